@@ -1,0 +1,3 @@
+"""bctlab: backward-compatible training of embedding models."""
+
+__version__ = "0.1.0"

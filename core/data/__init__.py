@@ -1,0 +1,1 @@
+"""Training data: record files, built-in data sets, samplers, loading and augmentation."""

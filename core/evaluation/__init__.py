@@ -1,0 +1,1 @@
+"""Protocols, compatibility scores and plots."""

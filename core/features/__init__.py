@@ -1,0 +1,1 @@
+"""Old features on disk, joined to training images by row, and the class statistics made from them."""
