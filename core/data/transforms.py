@@ -1,0 +1,78 @@
+"""From uint8 image batches to network input, on the device, a whole batch at a time.
+
+All randomness comes from the device's default generator, so that a checkpoint which restores that generator's state
+restores the augmentation too.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from core.errors import UserError
+
+__all__ = ["AUGMENTATIONS", "NORMALIZATIONS", "TrainTransform", "normalize"]
+
+Triple = tuple[float, float, float]
+
+NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
+    "face": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+"""Mean and standard deviation by channel (R, G, B) in units of 0 to 255."""
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in channels_last layout: (images - mean) / std by channel."""
+    mean_3 = torch.tensor(mean, dtype=torch.float32, device=images.device)
+    std_3 = torch.tensor(std, dtype=torch.float32, device=images.device)
+    return images.float().sub_(mean_3).div_(std_3).permute(0, 3, 1, 2)
+
+
+def flip(images: Tensor) -> Tensor:
+    """Mirror each image with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def affine(images: Tensor, angle: float = 0.17, scale: float = 0.1, shear: float = 0.1, shift: float = 0.08) -> Tensor:
+    """Rotate (radians), scale, shear and shift (share of half the side) each image by uniform random amounts."""
+
+    def draw(bound: float) -> Tensor:
+        return (torch.rand(len(images), device=images.device) * 2 - 1) * bound
+
+    turn, zoom, slant = draw(angle), 1 + draw(scale), draw(shear)
+    cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
+    rows = (torch.stack((cos, slant * cos - sin, draw(shift)), 1), torch.stack((sin, slant * sin + cos, draw(shift)), 1))
+    grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def noise(images: Tensor, strength: float = 0.1) -> Tensor:
+    """Add Gaussian noise whose deviation is uniform in [0, strength] for each image (normalised units)."""
+    deviation = torch.rand(len(images), 1, 1, 1, device=images.device) * strength
+    return images + torch.randn_like(images) * deviation
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {"flip": flip, "affine": affine, "noise": noise}
+"""Each takes and returns normalised float32 images (B, 3, H, W)."""
+
+
+class TrainTransform:
+    """Normalise a uint8 batch (B, H, W, 3) and augment it: float32 (B, 3, H, W) out, on the batch's device."""
+
+    def __init__(self, normalization: str, augmentations: Sequence[str]):
+        unknown = [name for name in augmentations if name not in AUGMENTATIONS]
+        if unknown:
+            raise UserError(f"unknown augmentation {unknown[0]!r}: the config's `augment` may name {list(AUGMENTATIONS)}")
+        if normalization not in NORMALIZATIONS:
+            raise UserError(f"unknown normalization {normalization!r}: choose one of {list(NORMALIZATIONS)}")
+        self.mean, self.std = NORMALIZATIONS[normalization]
+        self.steps = [AUGMENTATIONS[name] for name in augmentations]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = normalize(images, self.mean, self.std)
+        for step in self.steps:
+            images = step(images)
+        return images
