@@ -1,0 +1,119 @@
+"""Python EasyDict configs: defaults, inheritance, `key=value` overrides, and checks that catch misspelt keys.
+
+A config file assigns an EasyDict named `config`. Values come, later over earlier, from `configs/base.py`, from the
+program's own `configs/base.py` (a method's settings), from the file that `config.base` names, from the file itself, and
+from the overrides. Only keys that one of the two base files defines are accepted.
+"""
+
+import ast
+import difflib
+import runpy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from core.errors import UserError
+from core.files import ROOT, resolve
+
+__all__ = ["default_settings", "load_config"]
+
+BASE_FILE = ROOT / "configs" / "base.py"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), program_base: Path | None = None) -> EasyDict:
+    """The config at `path` (relative to the working directory) with `overrides` such as `lr=0.05`.
+
+    `program_base`: a program's own defaults. An unset `output` becomes `work_dirs/<name of the file>`. `UserError` for a missing or broken file, an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config not found: {path} (looked in {Path.cwd()})")
+    config = EasyDict()
+    for base in (BASE_FILE, program_base):
+        if base is not None and base.is_file():
+            config.update(_read(base))
+    known = EasyDict(config)
+    for source, values in _inheritance(path):
+        _merge(config, values.items(), known, str(source))
+    _merge(config, map(_parse_override, overrides), known, "the command line")
+    if config.output is None:
+        config.output = f"work_dirs/{path.stem}"
+    return config
+
+
+def default_settings(program_base: Path | None = None) -> str:
+    """The settings of the base files with their comments, as text for `--help`."""
+    files = [file for file in (BASE_FILE, program_base) if file is not None and file.is_file()]
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    return "\n".join(line.removeprefix("config.") for line in lines if line.startswith(("config.", "# ")))
+
+
+def _read(path: Path) -> EasyDict:
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:  # whatever a config file does wrong is the user's to mend
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"config {path}{line} cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"config {path} must assign an EasyDict named `config`")
+    return EasyDict(config)
+
+
+def _inheritance(path: Path) -> list[tuple[Path, EasyDict]]:
+    """The file and the files it inherits from, the most general first."""
+    chain: list[tuple[Path, EasyDict]] = []
+    while True:
+        if any(path == seen for seen, _ in chain):
+            raise UserError(f"config {path} inherits from itself")
+        values = _read(path)
+        parent = values.pop("base", None)
+        chain.append((path, values))
+        if parent is None:
+            return chain[::-1]
+        source, path = path, resolve(parent)
+        if not path.is_file():
+            raise UserError(f"config {source} names a base that does not exist: {path}")
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UserError(f"an override is written key=value, got {text!r}")
+    literal = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower(), value)
+    try:
+        return key, ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _merge(config: EasyDict, items: Iterable[tuple[str, Any]], known: EasyDict, source: str) -> None:
+    for key, value in items:
+        name, _, option = key.partition(".")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"unknown config key {name!r} in {source}{hint} (configs/base.py lists all keys)")
+        if option:
+            if not isinstance(config[name], dict):
+                raise UserError(f"config key {name!r} in {source} has no parts, got {key!r}")
+            config[name][option] = value
+        else:
+            config[name] = _checked(name, value, known[name], source)
+
+
+def _checked(name: str, value: Any, default: Any, source: str) -> Any:
+    """`value` if it has the type of `default` (a whole number may stand for a float, a list for a tuple)."""
+    if default is None or value is None:
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, list | tuple) and isinstance(value, str | list | tuple):
+        return (value,) if isinstance(value, str) else tuple(value)
+    if isinstance(default, dict) and isinstance(value, dict):
+        return EasyDict(value)
+    if type(value) is not type(default):
+        kind = type(default).__name__
+        raise UserError(f"config key {name!r} in {source} must be of type {kind} (default {default!r}), got {value!r}")
+    return value

@@ -1,0 +1,64 @@
+"""The processes of a run: torchrun's, or a plain python process as a group of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from core.errors import UserError
+
+__all__ = ["Ranks", "process_group"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of a run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes logs and models."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device: str = "auto") -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment, or make one of this process alone.
+
+    `device`: "auto", "cuda" or "cpu". On CUDA each local rank takes its own GPU, with nccl for device tensors and gloo
+    for host tensors; on the CPU gloo serves all. The group is taken down at the end unless an exception passes through.
+    """
+    if device not in ("auto", "cuda", "cpu"):
+        raise UserError(f"unknown device {device!r}: choose 'auto', 'cuda' or 'cpu'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda' but PyTorch sees no GPU here: choose 'auto' or 'cpu'")
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if device == "cpu" or not torch.cuda.is_available():
+        place, backend = torch.device("cpu"), "gloo"
+    else:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}, "
+                "start as many processes or set device=cpu"
+            )
+        place, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(place)
+    alone = "WORLD_SIZE" not in os.environ
+    distributed.init_process_group(
+        backend,
+        rank=rank,
+        world_size=world_size,
+        store=distributed.HashStore() if alone else None,
+        timeout=timedelta(minutes=60),  # the first rank may test or write while the others wait
+        device_id=place if place.type == "cuda" else None,
+    )
+    yield Ranks(rank, world_size, place)
+    distributed.destroy_process_group()

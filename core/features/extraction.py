@@ -1,0 +1,120 @@
+"""Embedding all images of a data set into a feature store, over any number of ranks, resumable."""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from torch import distributed
+
+from core.data.loader import load_batches
+from core.data.records import RecordDataset
+from core.data.samplers import evaluation_rows
+from core.encoder import Encoder
+from core.engine.distributed import Ranks
+from core.errors import UserError
+from core.features.store import FeatureStore, StoreInfo
+from core.files import ROOT
+from core.progress import Progress
+
+__all__ = ["default_store_path", "extract_features"]
+
+logger = logging.getLogger(__name__)
+BLOCK = 4096
+"""Rows that are embedded and marked as done together: what a killed extraction loses at the most for each rank."""
+
+
+def default_store_path(encoder: Encoder, data: RecordDataset) -> Path:
+    """`features/<model>_<data>_<fingerprints>` below the repository root: one folder for a model and data."""
+    name = f"{encoder.name}_{Path(data.prefix).name}_{encoder.fingerprint[:8]}_{data.fingerprint[:8]}"
+    return ROOT / "features" / name
+
+
+def extract_features(
+    encoder: Encoder, data: RecordDataset, path: Path, ranks: Ranks, batch_size: int = 128, num_workers: int = 0
+) -> FeatureStore:
+    """The store at `path` of `encoder`'s embeddings of `data`, made if it is not there; every rank must call this.
+
+    A finished store of the same model and data is opened as it is; one of another model or data is an error. Blocks of
+    4,096 rows are dealt to the ranks in turn and marked as done in `<path>.partial`, from where a killed extraction
+    goes on with any number of ranks. Memory: a few batches a rank; the array is written through a memory map.
+    """
+    if (path / "store.json").exists():
+        store = FeatureStore.open(path)
+        store.require_data(data)
+        store.require_model(encoder.name, encoder.fingerprint)
+        logger.info("old features: using the store %s", path)
+        return store
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path} exists and is no feature store: name an empty folder or a new one")
+    info = StoreInfo(
+        data.fingerprint, encoder.fingerprint, data.num_images, encoder.embedding_size, str(data.prefix), encoder.name
+    )
+    partial = path.with_name(path.name + ".partial")
+    num_blocks = -(-data.num_images // BLOCK)
+    if ranks.is_first:
+        _prepare_partial(partial, info, num_blocks)
+    distributed.barrier()
+    try:
+        _embed_missing_blocks(encoder, data, partial, ranks, batch_size, num_workers)
+    except UserError:  # an unreadable image: the data must be mended first, and is then other data
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    distributed.barrier()
+    if ranks.is_first:
+        (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
+        (partial / "done.npy").unlink()
+        (partial / "plan.json").unlink()
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    distributed.barrier()
+    return FeatureStore.open(path)
+
+
+def _embed_missing_blocks(
+    encoder: Encoder, data: RecordDataset, partial: Path, ranks: Ranks, batch_size: int, num_workers: int
+) -> None:
+    """Write the features and labels of this rank's blocks that no earlier run has done."""
+    features = np.load(partial / "features.npy", mmap_mode="r+")
+    labels = np.load(partial / "labels.npy", mmap_mode="r+")
+    done = np.load(partial / "done.npy", mmap_mode="r+")
+    mine = evaluation_rows(data.num_images, BLOCK, ranks.rank, ranks.world_size)
+    blocks = [block for block in mine if not done[block.start // BLOCK]]
+    batches = [block[start : start + batch_size] for block in blocks for start in range(0, len(block), batch_size)]
+    total = sum(map(len, blocks))
+    if total and ranks.is_first:
+        logger.info("embedding %d images of %s with %s", total, data.prefix, encoder.name)
+    with Progress("old features", total, quiet=not ranks.is_first) as progress:
+        for batch in load_batches(data, batches, num_workers, pin_memory=ranks.device.type == "cuda"):
+            rows = batch["row"].numpy()
+            features[rows[0] : rows[-1] + 1] = encoder(batch["image"].to(ranks.device, non_blocking=True)).cpu().numpy()
+            labels[rows[0] : rows[-1] + 1] = batch["label"].numpy()
+            if (rows[-1] + 1) % BLOCK == 0 or rows[-1] + 1 == data.num_images:
+                features.flush()
+                labels.flush()
+                done[rows[-1] // BLOCK] = True
+                done.flush()
+            progress.update(len(rows))
+
+
+def _prepare_partial(partial: Path, info: StoreInfo, num_blocks: int) -> None:
+    """Make the folder of an extraction under way, or keep the one that an earlier run of the same work left."""
+    plan = partial / "plan.json"
+    if plan.exists() and json.loads(plan.read_text()) == asdict(info):
+        return
+    if partial.exists():
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make the feature store's folder {partial}: {error.strerror}") from error
+    for name, dtype, shape in (
+        ("features", np.float32, (info.num_images, info.embedding_size)),
+        ("labels", np.int64, (info.num_images,)),
+        ("done", np.bool_, (num_blocks,)),
+    ):
+        np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+    plan.write_text(json.dumps(asdict(info)))

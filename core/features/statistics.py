@@ -1,0 +1,86 @@
+"""Class statistics of a feature store, streamed in blocks: class means and MixBCT's credible rows.
+
+Features are L2-normalised by row first, as in all methods. Memory is that of a (C, D) float64 table plus a few values a
+row and one block of rows; rows may come in any order of classes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from core.features.store import FeatureStore
+from core.files import replaced_atomically
+
+__all__ = ["class_means", "credible_mask", "credible_rows", "normalized_blocks", "per_class_rank"]
+
+BLOCK_ROWS = 16384
+
+
+def normalized_blocks(store: FeatureStore) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield (rows, float64 features (n, D) with unit rows, labels (n,)) over the store, 16,384 rows at a time."""
+    labels = store.labels()
+    for start in range(0, store.info.num_images, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, store.info.num_images))
+        block = store.features[rows].astype(np.float64)
+        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
+        yield rows, block, labels[rows]
+
+
+def class_means(store: FeatureStore, scale: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the normalised features of every class, float64 (C, D), and the images a class, int64 (C,).
+
+    C is the largest label + 1; a class without images has a zero mean. The means are not normalised again. `scale` (D,)
+    multiplies the features by dimension before the mean.
+    """
+    num_classes = int(store.labels().max()) + 1
+    sums = np.zeros((num_classes, store.info.embedding_size))
+    counts = np.bincount(store.labels(), minlength=num_classes)
+    for _, block, labels in normalized_blocks(store):
+        order = np.argsort(labels, kind="stable")
+        present, first = np.unique(labels[order], return_index=True)
+        sums[present] += np.add.reduceat(block[order], first, axis=0)
+    if scale is not None:
+        sums *= scale
+    return sums / np.maximum(counts, 1)[:, None], counts
+
+
+def dimension_scale(store: FeatureStore) -> np.ndarray:
+    """One over the L2 norm of each dimension of the normalised features over all rows, float64 (D,)."""
+    squares = sum((block**2).sum(axis=0) for _, block, _ in normalized_blocks(store))
+    return 1 / np.sqrt(np.maximum(squares, 1e-24))
+
+
+def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Place of each value among those of its class, ascending from 0; ties in row order. int64 (N,)."""
+    order = np.lexsort((values, labels))
+    first_of_class = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    sizes = np.diff(first_of_class, append=len(labels))
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[order] = np.arange(len(labels)) - np.repeat(first_of_class, sizes)
+    return ranks
+
+
+def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
+    """MixBCT's denoising (arXiv 2308.06948): True for the ceil(keep * k) rows nearest to the mean in a class of k. (N,).
+
+    `scale_dimensions` first divides every dimension by its norm over the whole data set, as the released tool does.
+    """
+    scale = dimension_scale(store) if scale_dimensions else None
+    means, counts = class_means(store, scale)
+    distances = np.empty(store.info.num_images)
+    for rows, block, labels in normalized_blocks(store):
+        distances[rows] = np.linalg.norm((block if scale is None else block * scale) - means[labels], axis=1)
+    labels = np.asarray(store.labels())
+    kept = np.ceil(np.round(keep * counts, 9)).astype(np.int64)  # rounded first: 0.7 * 10 is not quite 7
+    return per_class_rank(distances, labels) < kept[labels]
+
+
+def credible_rows(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
+    """Path of the mask beside the store, `credible_<keep>[_scaled].npy` (bool (N,)), computed if it is not there."""
+    path = store.path / f"credible_{keep:g}{'_scaled' if scale_dimensions else ''}.npy"
+    if not path.exists():
+        mask = credible_mask(store, keep, scale_dimensions)
+        with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, mask)
+    return path

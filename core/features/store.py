@@ -1,0 +1,87 @@
+"""The feature store: a model's embeddings of a data set's images on disk, one row an image in record order.
+
+A store is a folder with `features.npy` (float32 (N, D), not normalised), `labels.npy` (int64 (N,)) and `store.json`
+(`data_fingerprint`, `model_fingerprint`, `num_images`, `embedding_size`, and the names of both for people). The
+fingerprints tie each row to one image and one model: opening a store against others is an error that names both. Class
+statistics are kept beside, as arrays whose names say what they hold.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from core.data.records import RecordDataset
+from core.errors import UserError
+
+__all__ = ["FeatureStore", "StoreInfo"]
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """The contents of `store.json`."""
+
+    data_fingerprint: str
+    model_fingerprint: str
+    num_images: int
+    embedding_size: int
+    data_name: str
+    model_name: str
+
+
+@dataclass
+class FeatureStore:
+    """An opened store; `store[rows]` reads rows of features. Arrays are memory-mapped read-only, anew in each process."""
+
+    path: Path
+    info: StoreInfo
+    _features: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FeatureStore":
+        """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
+        path = Path(path)
+        try:
+            info = StoreInfo(**json.loads((path / "store.json").read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"no feature store in {path} (make one with tools/extract_features.py): {error}") from error
+        store = cls(path, info)
+        if store.features.shape != (info.num_images, info.embedding_size) or len(store.labels()) != info.num_images:
+            raise UserError(f"feature store {path} is damaged: its arrays are not as store.json says; extract it again")
+        return store
+
+    @property
+    def features(self) -> np.ndarray:
+        """float32 (N, D), memory-mapped."""
+        if self._features is None:
+            self._features = np.load(self.path / "features.npy", mmap_mode="r")
+        return self._features
+
+    def labels(self) -> np.ndarray:
+        """int64 (N,): class of each row, from the records."""
+        return np.load(self.path / "labels.npy", mmap_mode="r")
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.features[rows]
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "info": self.info, "_features": None}
+
+    def require_data(self, data: RecordDataset) -> None:
+        """`UserError` unless the store was made from just these records: rows would be joined to other images."""
+        if self.info.data_fingerprint != data.fingerprint:
+            raise UserError(
+                f"feature store {self.path} was made from other data ({self.info.data_name}, {self.info.num_images} "
+                f"images, fingerprint {self.info.data_fingerprint[:12]}) than {data.prefix} ({data.num_images} images, "
+                f"fingerprint {data.fingerprint[:12]}): extract the features of these records"
+            )
+
+    def require_model(self, name: str, fingerprint: str) -> None:
+        """`UserError` unless the store holds this model's embeddings."""
+        if self.info.model_fingerprint != fingerprint:
+            raise UserError(
+                f"feature store {self.path} was made with another model ({self.info.model_name}, fingerprint "
+                f"{self.info.model_fingerprint[:12]}) than {name} (fingerprint {fingerprint[:12]}): "
+                "extract that model's features"
+            )
