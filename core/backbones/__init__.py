@@ -1,0 +1,57 @@
+"""The networks: a name and an embedding size give an `nn.Module` from normalised images (B, 3, H, W) to (B, D) float32.
+
+A family is a module with `NETWORKS` (name -> constructor), `OPTIONS` (what its constructor takes beside the embedding
+size) and `read_layout` (what a state dict's shapes tell of the network).
+"""
+
+from difflib import get_close_matches
+
+from torch import nn
+
+from core.backbones import iresnet, mobilefacenet, vit
+from core.backbones.checks import Layout
+from core.errors import UserError
+
+__all__ = ["Layout", "build_backbone", "list_backbones", "read_layout", "require_backbone"]
+
+FAMILIES = (iresnet, mobilefacenet, vit)
+_FAMILY_OF = {name: family for family in FAMILIES for name in family.NETWORKS}
+
+
+def list_backbones() -> list[str]:
+    """All names that `build_backbone` knows, family by family."""
+    return list(_FAMILY_OF)
+
+
+def require_backbone(name: str) -> None:
+    """Raise `UserError` with the known names if there is no network `name`."""
+    if name not in _FAMILY_OF:
+        near = get_close_matches(str(name), _FAMILY_OF, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown network {name!r}: {hint}the known ones are {', '.join(_FAMILY_OF)}")
+
+
+def build_backbone(name: str, embedding_size: int = 512, **options: object) -> nn.Module:
+    """A new network with the reference's initialisation, on the current default device.
+
+    Options: `image_size=112` (all), and for IResNet `width=64`, `depth` (blocks a stage: one number or four) and
+    `dropout=0.0`. `UserError` for an unknown name (the known ones are listed), option or value.
+    """
+    require_backbone(name)
+    family = _FAMILY_OF[name]
+    unknown = sorted(set(options) - set(family.OPTIONS))
+    if unknown:
+        raise UserError(f"network {name} has no option {unknown[0]!r}: its options are {', '.join(family.OPTIONS)}")
+    return family.NETWORKS[name](embedding_size, **options)
+
+
+def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
+    """The network that a state dict of these shapes was made for, as far as shapes can tell; None if unknown."""
+    for family in FAMILIES:
+        try:
+            layout = family.read_layout(shapes)
+        except (KeyError, IndexError, ValueError, ZeroDivisionError):
+            continue
+        if layout is not None and layout.names:
+            return layout
+    return None

@@ -1,0 +1,24 @@
+"""What the network families share: the check of whole-number options, and what a state dict tells of its network."""
+
+from dataclasses import dataclass, field
+
+from core.errors import UserError
+
+__all__ = ["Layout", "require_positive"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A network read off the shapes of a state dict: the names that fit it, and the options to build it with."""
+
+    names: tuple[str, ...]
+    embedding_size: int
+    image_size: int
+    options: dict[str, object] = field(default_factory=dict)
+
+
+def require_positive(**values: object) -> None:
+    """Raise `UserError` for the first value that is not a whole number of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
