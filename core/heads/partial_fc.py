@@ -1,0 +1,264 @@
+"""Softmax cross-entropy over more classes than one device holds: partial FC, its classes sharded over the ranks.
+
+Embeddings `(B, D)` and labels `(B,)` of this rank give the mean loss `()` over the samples of all ranks.
+
+Shapes: B samples (of this rank, or of all ranks once gathered), D embedding size, C classes of this rank that take part
+in the step, W ranks.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
+
+from core.collectives import all_gather_rows, all_reduce_, broadcast_object, rank, row_counts, world_size
+from core.errors import UserError
+from core.heads.margins import Margin
+
+__all__ = ["PartialFC"]
+
+INIT_STD = 0.01
+"""Standard deviation of the first class weights of margins on cosines, as in arcface_torch."""
+ROWS_PER_BLOCK = 1024
+"""Rows of the global weight matrix that are drawn from one seed."""
+MIN_NORM = 1e-12
+"""Class weights shorter than this are divided by it, as `torch.nn.functional.normalize` does."""
+
+
+class _ShardedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of `margin(embeddings @ weight.T + bias)`, this rank holding C of the softmax's classes.
+
+    `targets` `(B,)` is the column of a sample's class, -1 where this rank does not hold it; samples outside `valid`
+    `(B,)` count nothing. For a margin on cosines the embeddings come normalised and the weights as they are: their
+    norms scale the columns of the logits, so that no normalised copy of the weights is made.
+
+    The one `(B, C)` buffer holds the logits, then the probabilities, then the gradient. The backward pass uses it up;
+    autograd's version check refuses a second one. The gradient of the embeddings is this rank's share, times W.
+    """
+
+    @staticmethod
+    def forward(ctx, embeddings, weight, bias, targets, valid, margin, group):
+        logits = embeddings @ weight.T if bias is None else torch.addmm(bias, embeddings, weight.T)
+        inverse_norms = None
+        if margin.normalized:
+            inverse_norms = torch.linalg.vector_norm(weight, dim=1).clamp_(min=MIN_NORM).reciprocal_()
+            logits *= margin.s * inverse_norms
+
+        needs_gradient = any(ctx.needs_input_grad)
+        held, columns = targets >= 0, targets.clamp(min=0).unsqueeze(1)
+        if weight.shape[0] > 0:
+            own = logits.gather(1, columns).squeeze(1)
+            with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, needs_gradient)
+            own = torch.where(held, with_margin, own)
+            logits.scatter_(1, columns, own.unsqueeze(1))
+            maxima = logits.amax(1)
+        else:
+            own = logits.new_zeros(len(logits))
+            maxima = torch.full_like(own, -math.inf)
+        all_reduce_(maxima, "max", group)
+        logits.sub_(maxima.unsqueeze(1)).exp_()
+        own = torch.where(held, own - maxima, 0.0)
+        sums, own = all_reduce_(torch.stack([logits.sum(1), own]), "sum", group)
+        num_valid = valid.sum().clamp(min=1)
+        loss = torch.where(valid, sums.log() - own, 0.0).sum() / num_valid
+
+        if needs_gradient:
+            logits *= torch.where(valid, 1.0 / (num_valid * sums), 0.0).unsqueeze(1)
+            if weight.shape[0] > 0:
+                own = logits.gather(1, columns).squeeze(1)
+                own = torch.where(held, (own - 1.0 / num_valid) * slopes / margin.s, own)
+                logits.scatter_(1, columns, own.unsqueeze(1))
+            ctx.save_for_backward(logits, embeddings, weight, inverse_norms)
+            ctx.margin_scale, ctx.num_ranks = margin.s, world_size(group)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, loss_gradient):
+        gradient, embeddings, weight, inverse_norms = ctx.saved_tensors
+        of_embeddings = of_weight = of_bias = None
+        with torch.autocast(loss_gradient.device.type, enabled=False):
+            gradient *= loss_gradient if inverse_norms is None else loss_gradient * ctx.margin_scale * inverse_norms
+            if ctx.needs_input_grad[0]:
+                of_embeddings = (gradient @ weight).mul_(ctx.num_ranks)
+            if ctx.needs_input_grad[1]:
+                of_weight = gradient.T @ embeddings
+                if inverse_norms is not None:
+                    along = torch.linalg.vecdot(of_weight, weight).mul_(inverse_norms.square())
+                    of_weight.addcmul_(weight, along.unsqueeze(1), value=-1.0)
+            if ctx.needs_input_grad[2]:
+                of_bias = gradient.sum(0)
+        return of_embeddings, of_weight, of_bias, None, None, None, None
+
+
+def _value_and_slope(function, points: torch.Tensor, needs_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`function(points)`, elementwise, and its derivative at each point."""
+    if not needs_slope:
+        return function(points), None
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        values = function(points)
+        (slopes,) = torch.autograd.grad(values.sum(), points)
+    return values.detach(), slopes
+
+
+class PartialFC(nn.Module):
+    """The classifier and its loss: embeddings `(B, D)` and labels `(B,)` of this rank to the global mean loss `()`.
+
+    Source: An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by
+    Partial FC", CVPR 2022, arXiv 2203.15565; margins as in `core.heads.margins`.
+
+    Sharded: the class weights `(num_classes, D)`, and the bias, along the classes, in the layout of `torch.chunk` and
+    DTensor's `Shard(0)`: every rank holds `ceil(num_classes / W)` rows until none are left, so that the last ranks may
+    hold fewer or none. `weight` `(num_local, D)` and `bias` `(num_local,)` or None are this rank's rows, those of the
+    classes from `class_start` on. Logits are never gathered.
+
+    Collectives, with more than one rank: forward 3 gathers (batch sizes, embeddings, labels) and 2 all-reduces (`(B,)`
+    and `(2, B)`), backward 1 reduce-scatter (gradient of the embeddings), constructor 1 broadcast of a seed.
+
+    Memory: one `(B, C)` buffer, B counting all ranks, for logits and gradient, and the gradient of the weights.
+
+    Gradients: those of `weight` and `bias` are the exact derivatives of the global mean and must not be averaged over
+    ranks (keep the head out of DistributedDataParallel). That of the embeddings is W times the derivative, so that the
+    average that DistributedDataParallel takes over the ranks is exact. One backward pass for one forward pass.
+
+    Dtype: all in the weights' dtype, float32 unless the module is converted, under autocast too.
+
+    Not done: labels are not changed, no optimiser is touched, the host does not wait for CUDA, except for the batch
+    sizes in a group of nccl alone (see `row_counts`) and for the number of positives where the batch of all ranks is
+    larger than `int(sample_rate * num_local)`.
+
+    Departures from arcface_torch: any batch size on any rank at any step; DTensor's layout of the classes; ignored
+    samples are not counted in the mean; log-sum-exp in place of the logarithm of a clamped probability; true
+    derivatives of the margins; first weights that do not depend on W.
+
+    The first weights come from one draw of the first rank's default CPU generator: normal with standard deviation 0.01
+    for margins on cosines, `nn.Linear`'s uniform +-1/sqrt(D), bias included, for the plain softmax.
+
+    Args:
+        margin: one of `core.heads.margins`.
+        embedding_size: D.
+        num_classes: classes of all ranks together.
+        sample_rate: below 1, a step uses the classes of the batch that this rank holds and, up to
+            `int(sample_rate * num_local)` together, others drawn at random from the device's default generator. The
+            weights of the classes that are not used get a gradient of 0.
+        bias: a bias for every class; plain softmax only.
+        group: process group of the ranks; None: the default one, or a single process if none is initialised.
+
+    Raises:
+        UserError: for a number of classes, a rate or a bias that makes no sense.
+
+    """
+
+    def __init__(
+        self,
+        margin: Margin,
+        embedding_size: int,
+        num_classes: int,
+        sample_rate: float = 1.0,
+        bias: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ):
+        super().__init__()
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}; a classifier needs at least 1 class")
+        if not 0.0 < sample_rate <= 1.0:
+            raise UserError(f"sample_rate is {sample_rate}; it must be above 0 and at most 1")
+        if bias and margin.normalized:
+            raise UserError(f"{margin} works on cosines, which take no bias: leave the bias out")
+        self.margin = margin
+        self.embedding_size = embedding_size
+        self.num_classes = num_classes
+        self.sample_rate = sample_rate
+        self.group = group
+        rows_per_rank = math.ceil(num_classes / world_size(group))
+        self.class_start = min(rank(group) * rows_per_rank, num_classes)
+        self.num_local = min(rows_per_rank, num_classes - self.class_start)
+        self.weight = nn.Parameter(torch.empty(self.num_local, embedding_size))
+        self.bias = nn.Parameter(torch.empty(self.num_local)) if bias else None
+        self._initialize()
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean loss `()` over the samples of all ranks, the same on every rank; 0 if all are ignored.
+
+        `embeddings` `(B, D)`, any floating dtype, not normalised; `labels` `(B,)` global class numbers, -1 for a sample
+        to ignore. B may differ between ranks and be 0. A label outside -1 ... num_classes - 1 raises `UserError` on
+        every rank; on CUDA it fails a device assertion. Other shapes raise `ValueError`.
+        """
+        if embeddings.shape[1:] != (self.embedding_size,) or labels.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"got embeddings {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; "
+                f"expected (B, {self.embedding_size}) and (B,)"
+            )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.to(self.weight.dtype)
+            if self.margin.normalized:
+                embeddings = normalize(embeddings)
+            counts = row_counts(len(labels), labels.device, self.group)
+            embeddings = all_gather_rows(embeddings, self.group, counts=counts)
+            labels = all_gather_rows(labels.long(), self.group, counts=counts)
+            self._check_labels(labels)
+
+            targets = labels - self.class_start
+            targets = torch.where((targets >= 0) & (targets < self.num_local), targets, -1)
+            weight, bias = self.weight, self.bias
+            if self.sample_rate < 1.0:
+                classes, targets = self._sample(targets)
+                weight = weight.index_select(0, classes)
+                bias = None if bias is None else bias.index_select(0, classes)
+            return _ShardedCrossEntropy.apply(embeddings, weight, bias, targets, labels >= 0, self.margin, self.group)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the head."""
+        return (
+            f"{self.margin}, embedding_size={self.embedding_size}, num_classes={self.num_classes} ({self.num_local} "
+            f"here from {self.class_start}), sample_rate={self.sample_rate}, bias={self.bias is not None}"
+        )
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Draw the rows of the global matrix in blocks with seeds of their own, as far as they are this rank's."""
+        seed = broadcast_object(torch.randint(2**62, (), device="cpu").item(), self.group)
+        generator = torch.Generator()
+        bound = 1.0 / math.sqrt(self.embedding_size)
+        end = self.class_start + self.num_local
+        for block in range(self.class_start // ROWS_PER_BLOCK, math.ceil(end / ROWS_PER_BLOCK)):
+            generator.manual_seed(seed + block)
+            rows = torch.empty(ROWS_PER_BLOCK, self.embedding_size + 1, device="cpu")
+            if self.margin.normalized:
+                rows.normal_(0.0, INIT_STD, generator=generator)
+            else:
+                rows.uniform_(-bound, bound, generator=generator)
+            start = block * ROWS_PER_BLOCK
+            first, last = max(start, self.class_start), min(start + ROWS_PER_BLOCK, end)
+            here, drawn = slice(first - self.class_start, last - self.class_start), rows[first - start : last - start]
+            self.weight[here] = drawn[:, :-1]
+            if self.bias is not None:
+                self.bias[here] = drawn[:, -1]
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        wrong = (labels < -1) | (labels >= self.num_classes)
+        if labels.is_cuda:
+            torch._assert_async(~wrong.any(), f"a label is outside -1 ... {self.num_classes - 1}")
+        elif wrong.any():
+            raise UserError(
+                f"a batch has the label {labels[wrong][0].item()}, but the head has num_classes = {self.num_classes}, "
+                f"labels -1 (ignored) to {self.num_classes - 1}: give the head this data set's number of classes"
+            )
+
+    @torch.no_grad()
+    def _sample(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This step's classes `(C,)`, local numbers in order, and the targets' `(B,)` positions in it (-1 stays)."""
+        held = targets >= 0
+        # The entry beyond the last class takes the targets that this rank does not hold.
+        priority = torch.rand(self.num_local + 1, device=targets.device)
+        priority[torch.where(held, targets, self.num_local)] = 2.0
+        priority = priority[:-1]
+        num_sampled = int(self.sample_rate * self.num_local)
+        if len(targets) > num_sampled:
+            num_sampled = max(num_sampled, int((priority == 2.0).sum()))
+        classes = priority.topk(num_sampled, sorted=False).indices.sort().values
+        return classes, torch.where(held, torch.searchsorted(classes, targets), -1)
