@@ -25,7 +25,8 @@ BASE_FILE = ROOT / "configs" / "base.py"
 def load_config(path: str | Path, overrides: Sequence[str] = (), program_base: Path | None = None) -> EasyDict:
     """The config at `path` (relative to the working directory) with `overrides` such as `lr=0.05`.
 
-    `program_base`: a program's own defaults. An unset `output` becomes `work_dirs/<name of the file>`. `UserError` for a missing or broken file, an unknown key (with the nearest known one), or a value of the wrong type.
+    `program_base`: a program's own defaults. An unset `output` becomes `work_dirs/<name of the file>`. Raises
+    `UserError` for a missing or broken file, an unknown key (with the nearest known one), or a value of the wrong type.
     """
     path = Path(path)
     if not path.is_file():

@@ -62,7 +62,7 @@ def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
-    """MixBCT's denoising (arXiv 2308.06948): True for the ceil(keep * k) rows nearest to the mean in a class of k. (N,).
+    """MixBCT's denoising (arXiv 2308.06948): True for the ceil(keep * k) rows of a class of k nearest its mean. (N,).
 
     `scale_dimensions` first divides every dimension by its norm over the whole data set, as the released tool does.
     """

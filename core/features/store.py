@@ -32,7 +32,7 @@ class StoreInfo:
 
 @dataclass
 class FeatureStore:
-    """An opened store; `store[rows]` reads rows of features. Arrays are memory-mapped read-only, anew in each process."""
+    """An opened store; `store[rows]` reads rows of features. Arrays are memory-mapped, anew in each process."""
 
     path: Path
     info: StoreInfo

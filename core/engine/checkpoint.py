@@ -1,0 +1,161 @@
+"""Checkpoints with torch.distributed.checkpoint: everything a run needs to go on, on any number of ranks.
+
+A checkpoint is a folder `checkpoints/step_<n>` that appears under its name only when it is whole. It holds tensors in
+torch's distributed format, head shards as row-sharded DTensors, so that they are cut anew for another number of ranks,
+and `position.json` with the place in the training. Random-number states are kept by rank; ranks that the saved run did
+not have draw theirs from the seed.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.optim import Optimizer
+
+from core.engine.distributed import Ranks
+from core.errors import UserError
+from core.heads import PartialFC
+
+__all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position"]
+
+logger = logging.getLogger(__name__)
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the training a checkpoint was taken."""
+
+    step: int
+    epoch: int
+    images_in_epoch: int
+    """Images of the current epoch already used, by all ranks together."""
+    world_size: int
+    identity: dict[str, Any]
+    """The settings that a resumed run must share, and its values."""
+    scaler: dict[str, Any]
+    """State of the loss scaler of fp16; empty without one."""
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step below `folder`, or None."""
+    found = [path for path in folder.glob("step_*") if path.suffix != ".tmp" and (path / "position.json").exists()]
+    return max(found, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+
+
+def read_position(path: Path) -> Position:
+    """The position saved in a checkpoint; `UserError` if it cannot be read."""
+    try:
+        return Position(**json.loads((path / "position.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"checkpoint {path} is damaged: delete it to go on from the one before ({error})") from error
+
+
+class TrainingState:
+    """The tensors of a training: backbone, method, optimiser and random-number generators."""
+
+    def __init__(self, backbone: nn.Module, method: nn.Module, optimizer: Optimizer, ranks: Ranks):
+        self.modules = {"backbone": backbone, "method": method}
+        self.optimizer, self.ranks = optimizer, ranks
+        self.mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+
+    def save(self, folder: Path, position: Position) -> Path:
+        """Write `folder/step_<n>`, whole or not at all, and remove all but the last two. Collective."""
+        path = folder / f"step_{position.step}"
+        temporary = path.with_suffix(".tmp")
+        if self.ranks.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        distributed.barrier()
+        state = self._tensors() | {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
+        dcp.save(state, checkpoint_id=temporary)  # writes with fsync
+        if self.ranks.is_first:
+            (temporary / "position.json").write_text(json.dumps(asdict(position), indent=2) + "\n")
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+            steps = sorted(folder.glob("step_*"), key=lambda p: int(p.stem.removeprefix("step_")))
+            for old in steps[:-KEPT]:
+                shutil.rmtree(old)
+        distributed.barrier()
+        return path
+
+    def load(self, path: Path, position: Position, seed: int) -> None:
+        """Read a checkpoint in place, cutting shards for the present ranks. Collective."""
+        self._make_optimizer_state()
+        state = self._tensors()
+        random = {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
+        known = self.ranks.rank < position.world_size
+        try:
+            dcp.load(state | (random if known else {}), checkpoint_id=path)
+        except Exception as error:  # the format's own errors name a tensor at best
+            raise UserError(
+                f"checkpoint {path} cannot be read ({type(error).__name__}: {error}): delete it to go on from the one "
+                "before, or start over with resume=false"
+            ) from error
+        if known:
+            _set_random_state(self.ranks, {key.rpartition(".")[2]: value for key, value in random.items()})
+        else:
+            torch.manual_seed(seed + 7919 * position.step + self.ranks.rank)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors by name. Shards come as DTensors that share the memory of the parameters."""
+        tensors: dict[str, Tensor] = {}
+        named: dict[nn.Parameter, str] = {}
+        sharded = self._sharded()
+        for side, module in self.modules.items():
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                tensors[f"{side}.{name}"] = self._shard(tensor, sharded)
+            named |= {parameter: f"{side}.{name}" for name, parameter in module.named_parameters()}
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    like = sharded.get(parameter) if value.shape == parameter.shape else None
+                    tensors[f"optimizer.{named[parameter]}.{key}"] = self._shard(value, {value: like} if like else {})
+        return tensors
+
+    def _sharded(self) -> dict[Tensor, int]:
+        """The parameters that are cut by rows over the ranks, with their rows on all ranks together."""
+        heads = [module for module in self.modules["method"].modules() if isinstance(module, PartialFC)]
+        return {parameter: head.num_classes for head in heads for parameter in head.parameters(recurse=False)}
+
+    def _shard(self, tensor: Tensor, sharded: dict[Tensor, int]) -> Tensor:
+        num_rows = sharded.get(tensor)
+        tensor = tensor.detach()
+        if num_rows is None:
+            return tensor
+        shape = torch.Size((num_rows, *tensor.shape[1:]))
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(tensor, self.mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+    def _make_optimizer_state(self) -> None:
+        """Let the optimiser allocate its buffers, to be loaded into, by a step that changes no parameter."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate
+
+
+def _random_state(ranks: Ranks) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(ranks.device)
+    return state
+
+
+def _set_random_state(ranks: Ranks, state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], ranks.device)

@@ -1,0 +1,97 @@
+"""The run folder: what a training leaves behind, in files that describe themselves.
+
+`model.pt` (the backbone's state dict alone), `config.json` (the config as run), `metrics.jsonl` (a line per logged
+step), `tensorboard/` and `checkpoints/`.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+import core
+from core.errors import UserError
+from core.files import ROOT, replaced_atomically
+
+__all__ = ["MetricsLog", "RunFolder", "code_version"]
+
+CREATED_HERE = ("config.json", "metrics.jsonl", "model.pt", "tensorboard", "checkpoints")
+
+
+def code_version() -> str:
+    """The package's version and, in a git checkout, the commit, with `+changes` if files differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return core.__version__
+    return f"{core.__version__} {commit.stdout.strip()}{'+changes' if changes.stdout.strip() else ''}"
+
+
+class RunFolder:
+    """Paths and files of one run. Only the first rank writes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def prepare(self, resume: bool) -> None:
+        """Make the folder; with `resume` false empty it of an earlier run's files."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output {self.path} is a file: name a folder")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the output folder {self.path}: {error.strerror}") from error
+        if not resume:
+            for name in CREATED_HERE:
+                target = self.path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Write `config.json`: a flat dict of the config and of what was derived from the data."""
+        with replaced_atomically(self.path / "config.json") as temporary:
+            temporary.write_text(json.dumps(values, indent=2, default=list) + "\n")
+
+    def write_model(self, backbone: nn.Module) -> None:
+        """Write `model.pt`, a plain float32 state dict on the CPU."""
+        with replaced_atomically(self.path / "model.pt") as temporary:
+            torch.save({name: tensor.detach().cpu() for name, tensor in backbone.state_dict().items()}, temporary)
+
+
+class MetricsLog:
+    """Scalars by step, to `metrics.jsonl` and TensorBoard. A resumed run drops what lies after its checkpoint."""
+
+    def __init__(self, folder: RunFolder, first_step: int):
+        path = folder.path / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
+            with replaced_atomically(path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
+        self.file = open(path, "a", buffering=1)
+        self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Log `values` under their names."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self.file.close()
+        self.board.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; a line cut by a kill counts as later than any."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

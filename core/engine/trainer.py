@@ -1,0 +1,322 @@
+"""The one training loop: data, backbone, a method's loss, optimisation, logs, checkpoints."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from easydict import EasyDict
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from core.backbones import build_backbone
+from core.data.loader import load_batches
+from core.data.records import RecordDataset
+from core.data.samplers import TrainSampler
+from core.data.transforms import TrainTransform
+from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
+from core.engine.distributed import Ranks
+from core.engine.method import Batch, Method, Run
+from core.engine.optimization import build_optimizer, learning_rate
+from core.engine.run_folder import MetricsLog, RunFolder, code_version
+from core.engine.validation import Validation
+from core.errors import UserError
+from core.features.preparation import prepare_old_features
+from core.files import resolve
+from core.heads import PartialFC
+from core.progress import Progress
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """Trains `config.network` with `method`'s loss on `config.rec`, in the run folder `config.output`.
+
+    Per step it exchanges: DDP's gradient buckets and buffers, what the method's loss gathers, the gradients of its small
+    parameters, and at log steps the logged terms. Everything that a resumed run needs is in its checkpoints, so that it
+    ends with the weights of an unbroken one.
+    """
+
+    def __init__(self, config: EasyDict, method: Method, method_name: str, ranks: Ranks):
+        self.config, self.method, self.method_name, self.ranks = config, method, method_name, ranks
+        if config.rec is None:
+            raise UserError(
+                "config key 'rec' is not set: name the training records, for example rec=datasets/glyphs/train"
+            )
+        self.data = RecordDataset(resolve(config.rec), config.image_size)
+        self.sampler = TrainSampler(
+            self.data.num_images, config.batch_size * config.gradient_acc, ranks.rank, ranks.world_size, config.seed
+        )
+        self.transform = TrainTransform(config.normalization, config.augment)
+        self.autocast_type = _autocast_type(config.precision, ranks.device)
+        self.validation = Validation(config, ranks)
+        self.folder = RunFolder(resolve(config.output))
+        self.checkpoint = self._open_folder()
+        logger.info("data: %s, %d images of %d classes", config.rec, self.data.num_images, self.data.num_classes)
+        store = prepare_old_features(config, self.data, ranks) if method.uses_old_model else None
+        self.old_features = store
+        self._build(Run(config, self.data, ranks, store))
+
+    def _open_folder(self):
+        """Make the run folder; the checkpoint to go on from, if any."""
+        if self.ranks.is_first:
+            self.folder.prepare(self.config.resume)
+        distributed.barrier()
+        checkpoint = latest_checkpoint(self.folder.checkpoints)
+        if checkpoint is None and (self.folder.path / "model.pt").exists():
+            raise UserError(
+                f"{self.folder.path} holds a trained model but no checkpoint to go on from: name another output, or "
+                "train over it with resume=false"
+            )
+        return checkpoint
+
+    def _build(self, run: Run) -> None:
+        config, ranks = self.config, self.ranks
+        torch.manual_seed(config.seed)  # the same first weights on every rank
+        self.backbone = build_backbone(
+            config.network, config.embedding_size, image_size=self.data.image_size, **config.network_options
+        ).to(ranks.device, memory_format=torch.channels_last)
+        self.method.setup(run)
+        self.method.to(ranks.device)
+        self.optimizer = build_optimizer(config, [*self.backbone.parameters(), *self.method.parameters()])
+        self.scaler = ShardedGradScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
+        self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
+        shards = {p for m in self.method.modules() if isinstance(m, PartialFC) for p in m.parameters(recurse=False)}
+        self.averaged = [p for p in self.method.parameters() if p.requires_grad and p not in shards]
+        torch.manual_seed(config.seed + 1 + ranks.rank)  # from here on every rank draws its own numbers
+        self.step, self.epoch, self.images_in_epoch = 0, 0, 0
+        if self.checkpoint is not None:
+            self._resume()
+        forward = torch.compile(self.backbone) if config.compile else self.backbone
+        device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+        self.model = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with the checkpoint that it goes on from."""
+        config = self.config
+        return {
+            "method": self.method_name,
+            "network": config.network,
+            "network_options": dict(config.network_options),
+            "embedding_size": config.embedding_size,
+            "image_size": self.data.image_size,
+            "optimizer": config.optimizer,
+            "rec": self.data.fingerprint,
+            "old_model": self.old_features.info.model_fingerprint if self.old_features else None,
+        }
+
+    def _resume(self) -> None:
+        position = read_position(self.checkpoint)
+        for key, value in self._identity().items():
+            saved = position.identity.get(key)
+            if saved != value:
+                raise UserError(
+                    f"{self.folder.path} holds a run with another {key} ({saved!r}, now {value!r}): name another output, "
+                    "or start over with resume=false"
+                )
+        self.state.load(self.checkpoint, position, self.config.seed)
+        if self.scaler.is_enabled() and position.scaler:
+            self.scaler.load_state_dict(position.scaler)
+        self.epoch, self.step = position.epoch, position.step
+        steps_done = position.images_in_epoch // self.sampler.images_per_step
+        self.images_in_epoch = steps_done * self.sampler.images_per_step
+        if self.images_in_epoch // self.sampler.images_per_step >= self.sampler.steps_per_epoch:
+            self.epoch, self.images_in_epoch = self.epoch + 1, 0
+        logger.info("going on from %s (epoch %d)", self.checkpoint, self.epoch)
+
+    def train(self) -> None:
+        """Train to the end of the last epoch, writing checkpoints and `model.pt` on the way."""
+        config = self.config
+        if self.epoch >= config.num_epoch:
+            logger.info("%s is trained to the end of epoch %d already", self.folder.path, config.num_epoch)
+            return
+        if self.ranks.is_first:
+            self.folder.write_config(self._description())
+        metrics = MetricsLog(self.folder, self.step) if self.ranks.is_first else None
+        steps, images = self.sampler.steps_per_epoch, self.sampler.images_per_step
+        done = self.epoch * steps * images + self.images_in_epoch
+        logger.info(
+            "training %s: %d epochs of %d steps of %d images", self.folder.path, config.num_epoch, steps, images
+        )
+        self._reset_window()
+        batches = self._batches()
+        with Progress(
+            "training", config.num_epoch * steps * images, quiet=not self.ranks.is_first, initial=done
+        ) as bar:
+            while self.epoch < config.num_epoch:
+                self._train_step([next(batches) for _ in range(config.gradient_acc)])
+                self.step += 1
+                self.images_in_epoch += images
+                epoch_ends = self.images_in_epoch >= steps * images
+                last = epoch_ends and self.epoch + 1 == config.num_epoch
+                if self.step % config.frequent == 0 or last:
+                    self._log(metrics, bar)
+                if epoch_ends:
+                    self.epoch, self.images_in_epoch = self.epoch + 1, 0
+                if epoch_ends or self.step % config.checkpoint_steps == 0:
+                    self._save(write_model=epoch_ends)
+                if self.validation.sets and (self.step % config.verbose == 0 or last):
+                    self._validate(metrics)
+        if metrics is not None:
+            metrics.close()
+        logger.info("trained: %s", self.folder.path / "model.pt")
+
+    def _description(self) -> dict[str, Any]:
+        derived = {
+            "method": self.method_name,
+            "image_size": self.data.image_size,
+            "num_images": self.data.num_images,
+            "num_classes": self.data.num_classes,
+            "data_fingerprint": self.data.fingerprint,
+            "old_model_fingerprint": self.old_features.info.model_fingerprint if self.old_features else None,
+            "world_size": self.ranks.world_size,
+            "version": code_version(),
+            "torch_version": torch.__version__,
+        }
+        return {**self.config, **derived}
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches from the present position to the end of the training, from one set of workers."""
+
+        def rows() -> Iterator[np.ndarray]:
+            first_step = self.images_in_epoch // self.sampler.images_per_step
+            for epoch in range(self.epoch, self.config.num_epoch):
+                for step_rows in self.sampler.epoch(epoch, first_step):
+                    yield from step_rows.reshape(self.config.gradient_acc, self.config.batch_size)
+                first_step = 0
+
+        columns = {"old_embedding": self.old_features} if self.old_features else {}
+        on_gpu = self.ranks.device.type == "cuda"
+        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu)
+
+    def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
+        config = self.config
+        epoch = self.epoch + self.images_in_epoch / (self.sampler.steps_per_epoch * self.sampler.images_per_step)
+        self.rate = learning_rate(config, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
+        for number, loaded in enumerate(micro_batches, 1):
+            with nullcontext() if number == len(micro_batches) else self.model.no_sync():
+                terms = self._forward(loaded, epoch)
+                total = torch.stack(list(terms.values())).sum() / config.gradient_acc
+                self.scaler.scale(total).backward()
+            finite &= torch.isfinite(total.detach())
+            for name, value in terms.items():
+                self.sums[name] = self.sums.get(name, 0) + value.detach() / config.gradient_acc
+        self._average_gradients()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), config.clip_norm)
+        if not self.scaler.is_enabled():  # with fp16 an overflow here is met by a skipped step and a smaller scale
+            finite &= torch.isfinite(norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sums["grad_norm"] = self.sums.get("grad_norm", 0) + norm
+        self.steps_in_window += 1
+        first_bad = torch.where(finite, 0, self.step + 1)
+        self.bad_step = torch.where(self.bad_step == 0, first_bad, self.bad_step)
+
+    def _forward(self, loaded: dict[str, Tensor], epoch: float) -> dict[str, Tensor]:
+        """The method's loss terms for one micro-batch from the loader."""
+        moved = {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in loaded.items()}
+        moved["image"] = self.transform(moved["image"])
+        batch = Batch(**moved, epoch=int(epoch), progress=epoch / self.config.num_epoch)
+        half = self.autocast_type is not None
+        with torch.autocast(self.ranks.device.type, self.autocast_type, enabled=half):
+            batch.embedding = self.model(batch.image)
+        batch.embedding = batch.embedding.float()
+        return self.method.loss(batch)
+
+    def _average_gradients(self) -> None:
+        """Mean over the ranks for the method's replicated parameters, as DDP does for the backbone's."""
+        if self.ranks.world_size == 1 or not self.averaged:
+            return
+        for parameter in self.averaged:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([parameter.grad.flatten() for parameter in self.averaged]) / self.ranks.world_size
+        distributed.all_reduce(flat)
+        for parameter, part in zip(self.averaged, flat.split([p.numel() for p in self.averaged])):
+            parameter.grad.copy_(part.view_as(parameter))
+
+    def _reset_window(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps_in_window = 0
+        self.window_started = time.monotonic()
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=self.ranks.device)
+
+    def _require_finite(self) -> None:
+        """`UserError` with the first step, on any rank, whose loss or gradient was not finite. Collective."""
+        bad = torch.where(self.bad_step == 0, torch.iinfo(torch.int64).max, self.bad_step)
+        distributed.all_reduce(bad, distributed.ReduceOp.MIN)
+        if bad.item() == torch.iinfo(torch.int64).max:
+            return
+        good = latest_checkpoint(self.folder.checkpoints)
+        raise UserError(
+            f"the loss or its gradient is not finite at step {bad.item()} of {self.folder.path}; the last good checkpoint "
+            f"is {good or 'none'}: lower lr or margin_scale, or set precision=fp32, and run again to go on from there"
+        )
+
+    def _log(self, metrics: MetricsLog | None, bar: Progress) -> None:
+        """Means since the last log line, over all ranks, to the progress display and the metrics files. Collective."""
+        self._require_finite()
+        names = list(self.sums)
+        means = torch.stack([self.sums[name] for name in names]) / (self.steps_in_window * self.ranks.world_size)
+        distributed.all_reduce(means)
+        values = dict(zip(names, means.tolist()))
+        images = self.steps_in_window * self.sampler.images_per_step
+        speed = images / (time.monotonic() - self.window_started)
+        if metrics is not None:
+            norm = values.pop("grad_norm")
+            loss = sum(values.values())
+            epoch = self.epoch + self.images_in_epoch / (self.sampler.steps_per_epoch * self.sampler.images_per_step)
+            logged = {"epoch": epoch, "loss": loss, **{f"loss/{name}": value for name, value in values.items()}}
+            logged |= {"lr": self.rate, "grad_norm": norm, "images_per_second": speed}
+            if self.scaler.is_enabled():
+                logged["loss_scale"] = self.scaler.get_scale()
+            metrics.write(self.step, logged)
+            bar.update(images, epoch=f"{epoch:.2f}", loss=f"{loss:.3f}", lr=f"{self.rate:.4f}")
+        self._reset_window()
+
+    def _save(self, write_model: bool) -> None:
+        """A checkpoint, and `model.pt` at the end of an epoch. Never of weights that a bad step has ruined. Collective."""
+        self._require_finite()
+        for buffer in [*self.backbone.buffers(), *self.method.buffers()]:
+            distributed.broadcast(buffer, 0)  # batch statistics differ by rank; DDP takes the first rank's, so do we
+        position = Position(
+            self.step,
+            self.epoch,
+            self.images_in_epoch,
+            self.ranks.world_size,
+            self._identity(),
+            self.scaler.state_dict(),
+        )
+        self.state.save(self.folder.checkpoints, position)
+        if write_model and self.ranks.is_first:
+            self.folder.write_model(self.backbone)
+
+    def _validate(self, metrics: MetricsLog | None) -> None:
+        accuracies = self.validation.accuracies(self.backbone)
+        for name, accuracy in accuracies.items():
+            logger.info("step %d: %s accuracy %.4f", self.step, name, accuracy)
+        if metrics is not None:
+            metrics.write(self.step, {f"accuracy/{name}": value for name, value in accuracies.items()})
+
+
+def _autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision, None for float32."""
+    if precision == "auto":
+        if device.type == "cpu":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}: choose 'auto', {', '.join(map(repr, PRECISIONS))}")
+    return PRECISIONS[precision]

@@ -1,0 +1,44 @@
+"""Verification sets during training."""
+
+from functools import partial
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, distributed, nn
+
+from core.data.transforms import NORMALIZATIONS, normalize
+from core.engine.distributed import Ranks
+from core.errors import UserError
+from core.evaluation.verification import verification_accuracy
+from core.files import require_file, resolve
+
+__all__ = ["Validation"]
+
+
+class Validation:
+    """The sets `config.val_targets` below `config.rec_val`, shared out over the ranks. Checked to exist at once."""
+
+    def __init__(self, config: EasyDict, ranks: Ranks):
+        if config.val_targets and config.rec_val is None:
+            raise UserError("config key 'val_targets' names verification sets but 'rec_val', their folder, is not set")
+        folder = resolve(config.rec_val) if config.val_targets else None
+        self.sets = {name: require_file(folder / f"{name}.bin", "verification set") for name in config.val_targets}
+        self.ranks, self.batch_size = ranks, config.batch_size
+        self.mean, self.std = NORMALIZATIONS[config.normalization]
+
+    def accuracies(self, backbone: nn.Module) -> dict[str, float]:
+        """Accuracy of each set, the same on every rank. Collective. Leaves the backbone in training mode."""
+        backbone.eval()
+        results = torch.zeros(len(self.sets), dtype=torch.float64, device=self.ranks.device)
+        for number, path in enumerate(self.sets.values()):
+            if number % self.ranks.world_size == self.ranks.rank:
+                embed = partial(self._embed, backbone)
+                results[number] = verification_accuracy(embed, path, self.batch_size).accuracy
+        distributed.all_reduce(results)
+        backbone.train()
+        return dict(zip(self.sets, results.tolist()))
+
+    @torch.no_grad()
+    def _embed(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        images = torch.as_tensor(images).to(self.ranks.device)
+        return backbone(normalize(images, self.mean, self.std)).float()

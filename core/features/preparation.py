@@ -1,0 +1,34 @@
+"""The old features of a training run: found, or made when they are missing."""
+
+import logging
+
+from easydict import EasyDict
+
+from core.data.records import RecordDataset
+from core.encoder import load_encoder
+from core.engine.distributed import Ranks
+from core.errors import UserError
+from core.features.extraction import default_store_path, extract_features
+from core.features.store import FeatureStore
+from core.files import resolve
+
+__all__ = ["prepare_old_features"]
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_old_features(config: EasyDict, data: RecordDataset, ranks: Ranks) -> FeatureStore:
+    """The store of `config.old_model`'s embeddings of `data`, extracted over all ranks if it is not there. Collective."""
+    if config.old_model is None:
+        raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
+    encoder = load_encoder(resolve(config.old_model), config.old_network, ranks.device)
+    if encoder.embedding_size != config.embedding_size:
+        raise UserError(
+            f"the old model {config.old_model} has embeddings of size {encoder.embedding_size}, the new one "
+            f"{config.embedding_size}: set embedding_size={encoder.embedding_size}, they must be comparable"
+        )
+    if encoder.image_size != data.image_size:
+        data = RecordDataset(data.prefix, encoder.image_size)
+    logger.info("old model: %s (%s, fingerprint %s)", config.old_model, encoder.network, encoder.fingerprint[:12])
+    path = default_store_path(encoder, data) if config.features is None else resolve(config.features)
+    return extract_features(encoder, data, path, ranks, config.batch_size, config.num_workers)
