@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 def train_program(method: Method, program: str, description: str) -> None:
     """Run the training that the command line asks for.
 
-    `program` is the path of the program's `train.py`: its folder's name is the method's, and `configs/base.py` beside it
-    holds the method's own settings.
+    `program` is the path of the program's `train.py`: its folder's name is the method's, and `configs/base.py` beside
+    it holds the method's own settings.
     """
     folder = Path(program).resolve().parent
     base = folder / "configs" / "base.py"

@@ -39,9 +39,9 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Trainer:
     """Trains `config.network` with `method`'s loss on `config.rec`, in the run folder `config.output`.
 
-    Per step it exchanges: DDP's gradient buckets and buffers, what the method's loss gathers, the gradients of its small
-    parameters, and at log steps the logged terms. Everything that a resumed run needs is in its checkpoints, so that it
-    ends with the weights of an unbroken one.
+    Per step it exchanges: DDP's gradient buckets and buffers, what the method's loss gathers, the gradients of its
+    small parameters, and at log steps the logged terms. Everything that a resumed run needs is in its checkpoints, so
+    that it ends with the weights of an unbroken one.
     """
 
     def __init__(self, config: EasyDict, method: Method, method_name: str, ranks: Ranks):
@@ -118,8 +118,8 @@ class Trainer:
             saved = position.identity.get(key)
             if saved != value:
                 raise UserError(
-                    f"{self.folder.path} holds a run with another {key} ({saved!r}, now {value!r}): name another output, "
-                    "or start over with resume=false"
+                    f"{self.folder.path} holds a run with another {key} ({saved!r}, now {value!r}): name another "
+                    "output, or start over with resume=false"
                 )
         self.state.load(self.checkpoint, position, self.config.seed)
         if self.scaler.is_enabled() and position.scaler:
@@ -261,8 +261,8 @@ class Trainer:
             return
         good = latest_checkpoint(self.folder.checkpoints)
         raise UserError(
-            f"the loss or its gradient is not finite at step {bad.item()} of {self.folder.path}; the last good checkpoint "
-            f"is {good or 'none'}: lower lr or margin_scale, or set precision=fp32, and run again to go on from there"
+            f"the loss or its gradient is not finite at step {bad.item()} of {self.folder.path}; the last good "
+            f"checkpoint is {good or 'none'}: lower lr or margin_scale, or set precision=fp32, and run again to go on"
         )
 
     def _log(self, metrics: MetricsLog | None, bar: Progress) -> None:
@@ -287,7 +287,7 @@ class Trainer:
         self._reset_window()
 
     def _save(self, write_model: bool) -> None:
-        """A checkpoint, and `model.pt` at the end of an epoch. Never of weights that a bad step has ruined. Collective."""
+        """A checkpoint, and `model.pt` if asked for; never of weights that a bad step has ruined. Collective."""
         self._require_finite()
         for buffer in [*self.backbone.buffers(), *self.method.buffers()]:
             distributed.broadcast(buffer, 0)  # batch statistics differ by rank; DDP takes the first rank's, so do we

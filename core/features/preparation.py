@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_old_features(config: EasyDict, data: RecordDataset, ranks: Ranks) -> FeatureStore:
-    """The store of `config.old_model`'s embeddings of `data`, extracted over all ranks if it is not there. Collective."""
+    """The store of `config.old_model`'s embeddings of `data`, extracted over all ranks if missing. Collective."""
     if config.old_model is None:
         raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
     encoder = load_encoder(resolve(config.old_model), config.old_network, ranks.device)

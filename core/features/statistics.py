@@ -4,15 +4,17 @@ Features are L2-normalised by row first, as in all methods. Memory is that of a 
 row and one block of rows; rows may come in any order of classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from torch import distributed
 
+from core.engine.distributed import Ranks
 from core.features.store import FeatureStore
 from core.files import replaced_atomically
 
-__all__ = ["class_means", "credible_mask", "credible_rows", "normalized_blocks", "per_class_rank"]
+__all__ = ["class_means", "credible_mask", "credible_mask_path", "prepare_credible_mask", "write_once"]
 
 BLOCK_ROWS = 16384
 
@@ -76,11 +78,23 @@ def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = Fal
     return per_class_rank(distances, labels) < kept[labels]
 
 
-def credible_rows(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
-    """Path of the mask beside the store, `credible_<keep>[_scaled].npy` (bool (N,)), computed if it is not there."""
-    path = store.path / f"credible_{keep:g}{'_scaled' if scale_dimensions else ''}.npy"
+def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:
+    """`credible_mask`, kept beside the store: computed by the first rank if it is not there yet. Collective."""
+    path = credible_mask_path(store, keep, scale_dimensions)
+    if ranks.is_first:
+        write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
+    distributed.barrier()
+    return np.load(path)
+
+
+def credible_mask_path(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
+    """Where the mask is kept: `credible_<keep>.npy` or `credible_<keep>_scaled.npy` beside the store, bool (N,)."""
+    return store.path / f"credible_{keep:g}{'_scaled' if scale_dimensions else ''}.npy"
+
+
+def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
+    """Compute an array and save it at `path`, unless it is there."""
     if not path.exists():
-        mask = credible_mask(store, keep, scale_dimensions)
+        array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, mask)
-    return path
+            np.save(file, array)

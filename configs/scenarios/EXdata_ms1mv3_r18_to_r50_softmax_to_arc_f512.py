@@ -1,0 +1,11 @@
+"""EXdata on MS1M-V3: the old r18 (softmax, D = 512) saw 30 % of the images of every class, the new r50 sees all images."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.base = "configs/datasets/ms1mv3.py"
+config.rec = "datasets/ms1m-retinaface-t1/train"
+config.network = "r50"
+config.embedding_size = 512
+config.old_model = "work_dirs/f512_r18_softmax_data30"

@@ -1,0 +1,69 @@
+"""MixBCT: Towards Self-Adapting Backward-Compatible Training (Liang et al., arXiv 2308.06948).
+
+One classification loss on a mixed batch: of the new embeddings n_i, floor(r * B) rows whose old embedding o_i is
+credible are replaced by o_i, and
+
+    L = L_cls(mixed batch),    L_cls = ArcFace over the new model's own head.
+
+A replaced row gives the backbone no gradient; it pulls the head's class weights toward the old distribution, and
+through them the new embeddings. Credible are, in a class of k images, the ceil(T * k) old embeddings nearest its mean.
+
+    torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_MixBCT_softmax_to_arc_f128.py
+    python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.engine.method import Batch, Method, Run
+from core.engine.program import train_program
+from core.errors import UserError, run_program
+from core.features.statistics import prepare_credible_mask
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+
+
+def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:
+    """The mixed batch (B, D): floor(ratio * B) rows of `new`, drawn among the `credible` (B,) ones, taken from `old`.
+
+    With fewer credible rows than that, all of them are replaced.
+    """
+    count = int(ratio * len(new) + 1e-9)  # 0.29 * 100 is not quite 29
+    draw = torch.rand(len(new), device=new.device).masked_fill(~credible, -1.0)
+    values, rows = draw.topk(count)
+    replaced = torch.zeros_like(credible).scatter(0, rows, values >= 0)
+    return torch.where(replaced[:, None], old, new)
+
+
+class MixBCT(Method):
+    """Holds the head and, for every training image, whether its old embedding is credible."""
+
+    def setup(self, run: Run) -> None:
+        """Make the head; compute the credible rows of the old features, or find them beside the store."""
+        config = run.config
+        if not 0 <= config.mix_ratio <= 1 or not 0 < config.credible_rate <= 1:
+            raise UserError(
+                f"mix_ratio must be in [0, 1] and credible_rate in (0, 1], got {config.mix_ratio} and "
+                f"{config.credible_rate}: set both as shares"
+            )
+        self.ratio = config.mix_ratio
+        self.head = PartialFC(
+            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
+        )
+        mask = prepare_credible_mask(run.old_features, config.credible_rate, config.scale_dimensions, run.ranks)
+        self.register_buffer("credible", torch.from_numpy(np.array(mask)), persistent=False)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`cls`: the margin softmax of the mixed batch."""
+        mixed = mix(batch.embedding, batch.old_embedding, self.credible[batch.row], self.ratio)
+        return {"cls": self.head(mixed, batch.label)}
+
+
+def main() -> None:
+    """Train a new model that stays compatible with an old one, by MixBCT."""
+    train_program(MixBCT(), __file__, main.__doc__)
+
+
+if __name__ == "__main__":
+    run_program(main)

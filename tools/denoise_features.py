@@ -1,0 +1,34 @@
+"""MixBCT's credible rows of a feature store: in each class the share nearest to the class mean.
+
+python tools/denoise_features.py features/glyphs_old_train_part_70_class_1f0c2a3b_9d8e7f60 --keep 0.9
+"""
+
+import numpy as np
+
+from core.errors import ArgumentParser, UserError, run_program
+from core.features.statistics import credible_mask, credible_mask_path, write_once
+from core.features.store import FeatureStore
+
+
+def main() -> None:
+    """Write the mask `credible_<keep>.npy` (bool (N,)) to the store."""
+    parser = ArgumentParser("Write the mask of credible rows beside a store's features.")
+    parser.add_argument("store", help="folder of the feature store")
+    parser.add_argument("--keep", type=float, default=0.9, help="share of each class that is credible (T)")
+    parser.add_argument(
+        "--scale-dimensions",
+        action="store_true",
+        help="first scale each dimension to unit norm, as the released tool does",
+    )
+    args = parser.parse_args()
+    if not 0 < args.keep <= 1:
+        raise UserError(f"--keep must be above 0 and at most 1, got {args.keep}")
+    store = FeatureStore.open(args.store)
+    path = credible_mask_path(store, args.keep, args.scale_dimensions)
+    write_once(path, lambda: credible_mask(store, args.keep, args.scale_dimensions))
+    mask = np.load(path)
+    print(f"{path}: {int(mask.sum())} of {len(mask)} rows are credible")
+
+
+if __name__ == "__main__":
+    run_program(main)

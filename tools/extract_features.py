@@ -1,0 +1,43 @@
+"""Embed training images with a model: one row an image, in record order.
+
+python tools/extract_features.py --model work_dirs/glyphs_old --rec datasets/glyphs/train_part_70_class
+torchrun --nproc_per_node=8 tools/extract_features.py --model old.pt --network r18 --rec datasets/ms1mv3/train
+"""
+
+from pathlib import Path
+
+from core.data.records import RecordDataset
+from core.encoder import load_encoder
+from core.engine.distributed import process_group
+from core.errors import ArgumentParser, run_program
+from core.features.extraction import default_store_path, extract_features
+from core.logs import set_up_logging
+
+
+def main() -> None:
+    """Make a feature store, or go on with one that was interrupted."""
+    parser = ArgumentParser(
+        "Embed the images of a record file into a feature store; resumable, over any number of ranks."
+    )
+    parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
+    parser.add_argument("-net", "--network", help="network of a .pt state dict")
+    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files")
+    parser.add_argument(
+        "--out", type=Path, help="the store's folder; without it one below features/ is named by content"
+    )
+    parser.add_argument("--batch-size", type=int, default=128, help="images a forward pass")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes a rank that read and decode")
+    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    args = parser.parse_args()
+    set_up_logging()
+    with process_group(args.device) as ranks:
+        encoder = load_encoder(args.model, args.network, ranks.device)
+        data = RecordDataset(args.rec, encoder.image_size)
+        path = args.out or default_store_path(encoder, data)
+        store = extract_features(encoder, data, path, ranks, args.batch_size, args.num_workers)
+        if ranks.is_first:
+            print(f"{store.path}: {store.info.num_images} x {store.info.embedding_size}")
+
+
+if __name__ == "__main__":
+    run_program(main)
