@@ -1,4 +1,8 @@
-"""EXclass on MS1M-V3: the old r18 (ArcFace, D = 512) saw the first 30 % of the classes, the new r50 sees all images."""
+"""EXclass on MS1M-V3.
+
+The old r18 (ArcFace, D = 512) saw the first 30 % of the classes.
+The new r50 (ArcFace) sees all images.
+"""
 
 from easydict import EasyDict as edict
 

@@ -1,4 +1,8 @@
-"""EXdata on MS1M-V3: the old r18 (softmax, D = 512) saw 30 % of the images of every class, the new r50 sees all images."""
+"""EXdata on MS1M-V3.
+
+The old r18 (softmax, D = 512) saw 30 % of the images of every class.
+The new r50 (ArcFace) sees all images.
+"""
 
 from easydict import EasyDict as edict
 

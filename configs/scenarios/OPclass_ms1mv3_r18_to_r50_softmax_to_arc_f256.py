@@ -1,4 +1,8 @@
-"""OPclass on MS1M-V3: the old r18 (softmax, D = 256) saw the first 30 % of the classes, the new r50 sees the other 70 % of the classes."""
+"""OPclass on MS1M-V3.
+
+The old r18 (softmax, D = 256) saw the first 30 % of the classes.
+The new r50 (ArcFace) sees the other 70 % of the classes.
+"""
 
 from easydict import EasyDict as edict
 

@@ -1,4 +1,8 @@
-"""OPdata on MS1M-V3: the old r18 (softmax, D = 512) saw 30 % of the images of every class, the new r50 sees the other 70 % of the images of every class."""
+"""OPdata on MS1M-V3.
+
+The old r18 (softmax, D = 512) saw 30 % of the images of every class.
+The new r50 (ArcFace) sees the other 70 % of the images of every class.
+"""
 
 from easydict import EasyDict as edict
 
