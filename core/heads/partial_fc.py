@@ -32,26 +32,26 @@ class _ShardedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of `margin(embeddings @ weight.T + bias)`, this rank holding C of the softmax's classes.
 
     `targets` `(B,)` is the column of a sample's class, -1 where this rank does not hold it; samples outside `valid`
-    `(B,)` count nothing. For a margin on cosines the embeddings come normalised and the weights as they are: their
-    norms scale the columns of the logits, so that no normalised copy of the weights is made.
+    `(B,)` count nothing; `with_gradient` says whether a backward pass may follow. For a margin on cosines the
+    embeddings come normalised and the weights as they are: their norms scale the columns of the logits, so that no
+    normalised copy of the weights is made.
 
     The one `(B, C)` buffer holds the logits, then the probabilities, then the gradient. The backward pass uses it up;
     autograd's version check refuses a second one. The gradient of the embeddings is this rank's share, times W.
     """
 
     @staticmethod
-    def forward(ctx, embeddings, weight, bias, targets, valid, margin, group):
+    def forward(ctx, embeddings, weight, bias, targets, valid, margin, group, with_gradient):
         logits = embeddings @ weight.T if bias is None else torch.addmm(bias, embeddings, weight.T)
         inverse_norms = None
         if margin.normalized:
             inverse_norms = torch.linalg.vector_norm(weight, dim=1).clamp_(min=MIN_NORM).reciprocal_()
             logits *= margin.s * inverse_norms
 
-        needs_gradient = any(ctx.needs_input_grad)
         held, columns = targets >= 0, targets.clamp(min=0).unsqueeze(1)
         if weight.shape[0] > 0:
             own = logits.gather(1, columns).squeeze(1)
-            with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, needs_gradient)
+            with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, with_gradient)
             own = torch.where(held, with_margin, own)
             logits.scatter_(1, columns, own.unsqueeze(1))
             maxima = logits.amax(1)
@@ -62,10 +62,10 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         logits.sub_(maxima.unsqueeze(1)).exp_()
         own = torch.where(held, own - maxima, 0.0)
         sums, own = all_reduce_(torch.stack([logits.sum(1), own]), "sum", group)
-        num_valid = valid.sum().clamp(min=1)
+        num_valid = valid.sum(dtype=logits.dtype).clamp(min=1.0)
         loss = torch.where(valid, sums.log() - own, 0.0).sum() / num_valid
 
-        if needs_gradient:
+        if with_gradient:
             logits *= torch.where(valid, 1.0 / (num_valid * sums), 0.0).unsqueeze(1)
             if weight.shape[0] > 0:
                 own = logits.gather(1, columns).squeeze(1)
@@ -91,7 +91,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
                     of_weight.addcmul_(weight, along.unsqueeze(1), value=-1.0)
             if ctx.needs_input_grad[2]:
                 of_bias = gradient.sum(0)
-        return of_embeddings, of_weight, of_bias, None, None, None, None
+        return of_embeddings, of_weight, of_bias, None, None, None, None, None
 
 
 def _value_and_slope(function, points: torch.Tensor, needs_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -209,7 +209,9 @@ class PartialFC(nn.Module):
                 classes, targets = self._sample(targets)
                 weight = weight.index_select(0, classes)
                 bias = None if bias is None else bias.index_select(0, classes)
-            return _ShardedCrossEntropy.apply(embeddings, weight, bias, targets, labels >= 0, self.margin, self.group)
+            return _ShardedCrossEntropy.apply(
+                embeddings, weight, bias, targets, labels >= 0, self.margin, self.group, torch.is_grad_enabled()
+            )
 
     def extra_repr(self) -> str:
         """What `print` shows of the head."""

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from plain_softmax import MARGINS, D, batch, make_head, reference, run_step
+
+from core.errors import UserError
+from core.heads import PartialFC
+from core.heads.margins import ArcFace, CosFace
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_embeddings_and_a_large_loss_scale_give_the_scaled_gradient(dtype):
+    head = make_head("arcface", 10, torch.float32)
+    embeddings, labels = batch(0, 10)
+    embeddings = embeddings.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head(embeddings, labels)
+        (loss * 2.0**10).backward()
+    expected = reference("arcface", embeddings.detach(), head.weight.detach(), None, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected["loss"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head.weight.grad.double() / 2**10, expected["weight"], atol=1e-6, rtol=1e-4)
+    assert embeddings.grad.dtype == dtype
+    relative = (embeddings.grad.double() / 2**10 - expected["embeddings"]).abs().max() / expected[
+        "embeddings"
+    ].abs().max()
+    assert relative < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_gradients_are_finite_where_embeddings_lie_on_their_class(name):
+    head = make_head(name, 4, torch.float32)
+    embeddings = torch.cat([head.weight.detach() * 30, -head.weight.detach()]).requires_grad_()
+    loss = head(embeddings, torch.arange(4).repeat(2))
+    loss.backward()
+    assert loss.isfinite()
+    assert embeddings.grad.isfinite().all()
+    assert head.weight.grad.isfinite().all()
+
+
+def test_without_gradient_the_loss_is_the_same():
+    head = make_head("arcface", 10, torch.float64)
+    embeddings, labels = batch(0, 10)
+    expected = head(embeddings, labels).item()
+    with torch.inference_mode():
+        assert head(embeddings, labels).item() == expected
+
+
+def test_the_random_draw_goes_on_from_a_saved_generator_state():
+    head = make_head("cosface", 200, torch.float32, 0.2)
+    state = torch.get_rng_state()
+    draws = [run_step(head, *batch(0, 200))["weight"] for _ in range(2)]
+    torch.set_rng_state(state)
+    again = [run_step(head, *batch(0, 200))["weight"] for _ in range(2)]
+    assert torch.equal(draws[0], again[0])
+    assert torch.equal(draws[1], again[1])
+    assert not torch.equal(draws[0] != 0, draws[1] != 0)
+
+
+def test_a_second_backward_pass_is_refused():
+    head = make_head("arcface", 10, torch.float32)
+    embeddings, labels = batch(0, 10)
+    loss = head(embeddings, labels)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(UserError, match="sample_rate is 0"):
+        PartialFC(ArcFace(), D, 10, sample_rate=0)
+    with pytest.raises(UserError, match="num_classes is 0"):
+        PartialFC(ArcFace(), D, 0)
+    with pytest.raises(UserError, match="no bias"):
+        PartialFC(CosFace(), D, 10, bias=True)
+    with pytest.raises(ValueError, match=r"expected \(B, 6\)"):
+        PartialFC(ArcFace(), D, 10)(torch.randn(3, D), torch.tensor([[0], [1], [2]]))
+    with pytest.raises(UserError, match="label -2"):
+        PartialFC(ArcFace(), D, 10)(torch.randn(1, D), torch.tensor([-2]))

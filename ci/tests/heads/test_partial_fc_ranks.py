@@ -1,0 +1,201 @@
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from plain_softmax import MARGINS, D, batch, make_head, reference, run_step
+from rank_processes import run_on_ranks
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from core.errors import UserError
+from core.heads import PartialFC
+
+# Two steps, the second a smaller last batch; B differs between the ranks, and some have nothing.
+STEPS = {1: [[7], [3]], 2: [[5, 2], [0, 3]], 3: [[4, 0, 3], [1, 1, 1]]}
+# On 3 ranks: 4 + 4 + 2 classes, 2 + 2 + 0, 1 + 1 + 0.
+NUM_CLASSES = [10, 4, 2]
+CASES = [
+    (name, classes, dtype) for name in MARGINS for classes in NUM_CLASSES for dtype in (torch.float64, torch.float32)
+]
+RATES = [0.5, 0.1, 1.0]
+
+
+def cut(tensor, sizes, rank):
+    return tensor.split(sizes)[rank]
+
+
+def parameters_of(head):
+    bias = None if head.bias is None else head.bias.detach().clone()
+    return {"weight": head.weight.detach().clone(), "bias": bias, "class_start": head.class_start}
+
+
+def worker(rank, num_ranks):
+    """Results by number of ranks: of all 3, and of the first 2 as a group of their own."""
+    pair = dist.new_group([0, 1])
+    return {2: look(rank, 2, pair) if rank < 2 else None, 3: look(rank, 3, None)}
+
+
+def look(rank, num_ranks, group):
+    """Everything that is compared between numbers of ranks, on one rank."""
+    results = {}
+    for case in CASES:
+        head = make_head(*case, group=group)
+        results[case] = parameters_of(head)
+        for step, sizes in enumerate(STEPS[num_ranks]):
+            parts = [cut(tensor, sizes, rank) for tensor in batch(step, case[1])]
+            results[(*case, step)] = run_step(head, *parts)
+    for name, (margin, bias) in MARGINS.items():
+        for rate in RATES:
+            head = make_head(name, 10, torch.float64, rate, group)
+            torch.manual_seed(rank)
+            parts = [cut(tensor, STEPS[num_ranks][0], rank) for tensor in batch(0, 10)]
+            results[name, rate] = run_step(head, *parts)
+            head, ignored = make_head(name, 10, torch.float32, rate, group), torch.full((rank + 1,), -1)
+            results[name, rate, "all ignored"] = run_step(head, torch.randn(rank + 1, D), ignored)
+        torch.manual_seed(7 + rank)
+        results[name, "first weights"] = parameters_of(PartialFC(margin, D, 2500, bias=bias, group=group))
+    results["data parallel"] = data_parallel_step(rank, num_ranks, group)
+    labels = torch.tensor([10 if rank == num_ranks - 1 else 0])
+    with pytest.raises(UserError) as caught:
+        make_head("arcface", 10, torch.float32, group=group)(torch.randn(1, D), labels)
+    results["error"] = str(caught.value)
+    return results
+
+
+def data_parallel_step(rank, num_ranks, group):
+    """Gradients of a small network under DistributedDataParallel, of the batch in equal parts."""
+    torch.manual_seed(3)
+    network = nn.Linear(4, D).double()
+    if num_ranks > 1:
+        network = DistributedDataParallel(network, process_group=group)
+    head = make_head("arcface", 10, torch.float64, group=group)
+    inputs, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 9, 3, 3, 5, 9])
+    part = slice(rank * 6 // num_ranks, (rank + 1) * 6 // num_ranks)
+    head(network(inputs[part]), labels[part]).backward()
+    return {"network": [p.grad for p in network.parameters()], "weight": head.weight.grad}
+
+
+def joined(results, key, what):
+    parts = [result[key][what] for result in results]
+    return None if parts[0] is None else torch.cat(parts)
+
+
+def assert_same_as_reference(results, key, expected, tolerance):
+    """Errors are measured against the largest entry of each quantity."""
+    num_ranks = len(results)
+    for result in results:
+        assert abs(result[key]["loss"] - expected["loss"]) <= tolerance * max(1.0, expected["loss"])
+        assert result[key]["labels kept"]
+    for what in ("embeddings", "weight", "bias"):
+        gradient = joined(results, key, what)
+        if gradient is not None:
+            gradient = gradient / num_ranks if what == "embeddings" else gradient
+            error = (gradient - expected[what]).abs().max() / expected[what].abs().max()
+            assert error <= tolerance, (what, error)
+
+
+@pytest.fixture(scope="module")
+def results_of(tmp_path_factory):
+    """Function of the number of ranks: the results of each."""
+    ranks = run_on_ranks(worker, 3, tmp_path_factory.mktemp("ranks"))
+    results = {1: [look(0, 1, None)]} | {size: [rank[size] for rank in ranks[:size]] for size in (2, 3)}
+    return results.__getitem__
+
+
+ON_RANKS = pytest.mark.parametrize("num_ranks", [1, 2, 3])
+BY_MARGIN = pytest.mark.parametrize("name", MARGINS)
+
+
+@ON_RANKS
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}")
+def test_loss_and_gradients_are_those_of_the_full_softmax(results_of, num_ranks, case):
+    results = results_of(num_ranks)
+    weight, bias = joined(results, case, "weight"), joined(results, case, "bias")
+    assert len(weight) == case[1]
+    tolerance = 1e-11 if case[2] == torch.float64 else 2e-5
+    for step in range(2):
+        embeddings, labels = batch(step, case[1])
+        expected = reference(case[0], embeddings.to(case[2]), weight, bias, labels)
+        assert_same_as_reference(results, (*case, step), expected, tolerance)
+
+
+@ON_RANKS
+@pytest.mark.parametrize("num_classes", NUM_CLASSES)
+def test_classes_are_laid_out_as_torch_chunk_does(results_of, num_ranks, num_classes):
+    chunks = [chunk.tolist() for chunk in torch.arange(num_classes).chunk(num_ranks)]
+    chunks += [[]] * (num_ranks - len(chunks))
+    for result, chunk in zip(results_of(num_ranks), chunks):
+        shard = result["arcface", num_classes, torch.float32]
+        assert len(shard["weight"]) == len(chunk)
+        assert shard["class_start"] == (chunk[0] if chunk else num_classes)
+
+
+@ON_RANKS
+@BY_MARGIN
+@pytest.mark.parametrize("rate", RATES[:2])
+def test_sampled_head_is_the_softmax_over_positives_and_some_others(results_of, num_ranks, name, rate):
+    results = results_of(num_ranks)
+    embeddings, labels = batch(0, 10)
+    gradient = joined(results, (name, rate), "weight")
+    sampled = (gradient != 0).any(1)
+    positives = torch.zeros(10, dtype=torch.bool)
+    positives[labels[labels >= 0]] = True
+    assert sampled[positives].all()
+    parts = zip(sampled.chunk(num_ranks), positives.chunk(num_ranks))
+    assert all(part.sum() == max(int(rate * len(part)), own.sum()) for part, own in parts)
+
+    full = (name, 10, torch.float64)
+    weight, bias = joined(results, full, "weight"), joined(results, full, "bias")
+    labels = torch.where(labels >= 0, (sampled.cumsum(0) - 1)[labels], -1)
+    expected = reference(name, embeddings, weight[sampled], None if bias is None else bias[sampled], labels)
+    for what in set(expected) - {"loss", "embeddings"}:
+        of_sampled = expected[what]
+        expected[what] = of_sampled.new_zeros(10, *of_sampled.shape[1:])
+        expected[what][sampled] = of_sampled
+    assert_same_as_reference(results, (name, rate), expected, 1e-11)
+
+
+@BY_MARGIN
+def test_first_weights_do_not_depend_on_the_number_of_ranks(results_of, name):
+    first = results_of(1)[0][name, "first weights"]
+    for num_ranks in (2, 3):
+        for what in ("weight", "bias"):
+            other = joined(results_of(num_ranks), (name, "first weights"), what)
+            assert other is None or torch.equal(other, first[what])
+    assert len(first["weight"].unique(dim=0)) == 2500
+    if name == "softmax":
+        bound = 1 / math.sqrt(D)
+        for values in (first["weight"], first["bias"]):
+            assert 0.98 * bound < values.abs().max() <= bound
+            assert abs(values.std() - bound / math.sqrt(3)) < 0.03 * bound
+    else:
+        assert abs(first["weight"].std() - 0.01) < 3e-4
+        assert abs(first["weight"].mean()) < 5e-4
+
+
+@ON_RANKS
+@BY_MARGIN
+@pytest.mark.parametrize("rate", RATES)
+def test_a_batch_of_ignored_samples_has_no_loss_and_no_gradient(results_of, num_ranks, name, rate):
+    for result in results_of(num_ranks):
+        assert result[name, rate, "all ignored"]["loss"] == 0
+        for what in ("embeddings", "weight", "bias"):
+            gradient = result[name, rate, "all ignored"][what]
+            assert gradient is None or (gradient == 0).all()
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_under_data_parallel_the_network_gets_the_gradient_of_one_process(results_of, num_ranks):
+    alone = results_of(1)[0]["data parallel"]
+    torch.testing.assert_close(joined(results_of(num_ranks), "data parallel", "weight"), alone["weight"])
+    for result in results_of(num_ranks):
+        for gradient, expected in zip(result["data parallel"]["network"], alone["network"]):
+            torch.testing.assert_close(gradient, expected)
+
+
+@ON_RANKS
+def test_a_label_beyond_the_classes_is_an_error_on_every_rank(results_of, num_ranks):
+    for result in results_of(num_ranks):
+        assert "label 10" in result["error"]
+        assert "num_classes = 10" in result["error"]
