@@ -51,6 +51,7 @@ def load_batches(
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # a loader draws a seed when it starts: not from the stream that a resume restores
     )
     for batch in batches:
         if isinstance(batch, UserError):

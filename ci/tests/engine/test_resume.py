@@ -1,0 +1,143 @@
+"""A run that is killed and started again ends as an unbroken one; checkpoints serve any number of ranks."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import checkpoint as dcp
+
+# Trains through the real program. KILL_AT makes rank 0 kill itself without warning in the loss of that step.
+PROGRAM = """
+import os, signal, sys, torch
+from core.engine.method import Method
+from core.engine.program import train_program
+from core.errors import run_program
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+
+torch.set_num_threads(1)
+
+class Killable(Method):
+    uses_old_model = False
+
+    def setup(self, run):
+        self.head = PartialFC(ArcFace(16.0, 0.2), run.config.embedding_size, run.data.num_classes, run.config.sample_rate)
+        self.calls = 0
+        self.kill_at = int(os.environ.get("KILL_AT", "0"))
+        self.poison_at = int(os.environ.get("POISON_AT", "0"))
+
+    def loss(self, batch):
+        self.calls += 1
+        if self.calls == self.kill_at and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        loss = self.head(batch.embedding, batch.label)
+        return {"cls": loss * float("nan") if self.calls == self.poison_at else loss}
+
+run_program(lambda: train_program(Killable(), __file__, "test"))
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, tiny_records, tiny_settings):
+    """Run the program on some ranks; returns the exit statuses and rank 0's stderr."""
+    (tmp_path / "train.py").write_text(PROGRAM)
+    (tmp_path / "config.py").write_text("from easydict import EasyDict\nconfig = EasyDict()\n")
+
+    def run(output: str, *overrides: str, ranks: int = 1, **environment: str) -> tuple[list[int], str]:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = str(listener.getsockname()[1])
+        command = [sys.executable, "train.py", "config.py", f"rec={tiny_records}", f"output={tmp_path / output}"]
+        command += [*tiny_settings, "checkpoint_steps=3", "augment=['flip','noise']", "sample_rate=0.7", *overrides]
+        processes = []
+        for rank in range(ranks):
+            group = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env = os.environ | (group if ranks > 1 else {}) | environment
+            processes.append(
+                subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            )
+        if "KILL_AT" in environment:  # torchrun ends the other ranks when one dies; here the test does
+            processes[0].wait(120)
+            for process in processes[1:]:
+                process.send_signal(signal.SIGKILL)
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+        return [process.returncode for process in processes], errors[0]
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def checkpoint_tensor(folder: Path, step: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    state = {name: torch.zeros(shape)}
+    dcp.load(state, checkpoint_id=folder / "checkpoints" / f"step_{step}", no_dist=True)
+    return state[name]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_run_ends_with_the_weights_of_an_unbroken_run(launch, tmp_path, ranks):
+    batch = f"batch_size={16 // ranks}"
+    assert launch("whole", batch, ranks=ranks)[0] == [0] * ranks
+    assert launch("broken", batch, ranks=ranks, KILL_AT="6")[0][0] == -signal.SIGKILL
+    assert sorted(p.name for p in (tmp_path / "broken" / "checkpoints").iterdir()) == ["step_3", "step_4"]
+    assert launch("broken", batch, ranks=ranks)[0] == [0] * ranks
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    heads = [checkpoint_tensor(tmp_path / run, 8, "method.head.weight", (6, 8)) for run in ("whole", "broken")]
+    assert torch.equal(*heads)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8]
+
+
+def test_checkpoint_of_two_ranks_goes_on_with_three_and_then_one(launch, tmp_path):
+    assert launch("run", "batch_size=8", "num_epoch=1", ranks=2)[0] == [0, 0]
+    head = checkpoint_tensor(tmp_path / "run", 4, "method.head.weight", (6, 8))
+    momentum = checkpoint_tensor(tmp_path / "run", 4, "optimizer.method.head.weight.momentum_buffer", (6, 8))
+    assert head.abs().sum() > 0 and momentum.abs().sum() > 0
+    # a learning rate of almost zero leaves the weights as they were loaded: what is saved again must be the same
+    still = ("lr=1e-30", "weight_decay=0.0", "momentum=1.0")
+    assert launch("run", "batch_size=8", "num_epoch=2", *still, ranks=3)[0] == [0, 0, 0]
+    assert torch.allclose(checkpoint_tensor(tmp_path / "run", 7, "method.head.weight", (6, 8)), head, atol=1e-6)
+    assert launch("run", "batch_size=16", "num_epoch=3", *still)[0] == [0]
+    assert torch.allclose(checkpoint_tensor(tmp_path / "run", 11, "method.head.weight", (6, 8)), head, atol=1e-6)
+
+
+def test_loss_that_is_not_a_number_stops_with_step_and_last_good_checkpoint(launch, tmp_path):
+    statuses, errors = launch("run", POISON_AT="6")
+    assert statuses == [2]
+    line = errors.strip().splitlines()[-1]
+    assert line.startswith("error: ") and "step 6" in line and "step_4" in line
+    assert not any("nan" in str(tensor.sum()) for tensor in weights(tmp_path / "run").values())
+
+
+def test_finished_run_started_again_changes_nothing(launch, tmp_path):
+    assert launch("run")[0] == [0]
+    before = (tmp_path / "run" / "model.pt").stat()
+    statuses, errors = launch("run")
+    assert statuses == [0] and "already" in errors
+    assert (tmp_path / "run" / "model.pt").stat() == before
+
+
+def test_resume_with_other_settings_is_refused_and_resume_false_starts_over(launch, tmp_path):
+    assert launch("run", "num_epoch=1")[0] == [0]
+    statuses, errors = launch("run", "embedding_size=4")
+    assert statuses == [2] and "embedding_size" in errors.strip().splitlines()[-1]
+    assert launch("run", "embedding_size=4", "resume=false", "num_epoch=1")[0] == [0]
+    assert weights(tmp_path / "run")["features.weight"].shape == (4,)
+
+
+def test_model_without_checkpoint_is_not_trained_over_by_accident(launch, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.pt").write_bytes(b"precious")
+    statuses, errors = launch("run")
+    assert statuses == [2] and "resume=false" in errors.strip().splitlines()[-1]
+    assert (tmp_path / "run" / "model.pt").read_bytes() == b"precious"
