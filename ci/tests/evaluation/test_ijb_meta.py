@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
+
+
+def open_tree(path, subset="IJBC", one_to_n=False):
+    return read_images(require_meta(path, subset, one_to_n), subset)
+
+
+def meta(tree, file):
+    return tree / "IJBC" / "meta" / f"ijbc_{file}"
+
+
+def test_images_members_and_media_are_those_of_the_files(tree):
+    images = open_tree(tree)
+    lines = [line.split() for line in meta(tree, "face_tid_mid.txt").read_text().splitlines()]
+    points = [line.split() for line in meta(tree, "name_5pts_score.txt").read_text().splitlines()]
+    assert images.names == [fields[0] for fields in points]
+    np.testing.assert_allclose(images.landmarks.reshape(-1, 10), np.array(points)[:, 1:11].astype(float))
+    assert [images.names[row] for row in images.member_image] == [fields[0] for fields in lines]
+    assert images.template_ids[images.member_template].tolist() == [int(fields[1]) for fields in lines]
+    media = [tuple(fields[1:]) for fields in lines]
+    assert images.media_size.tolist() == [media.count(key) for key in media]
+
+
+def test_files_in_another_order_are_joined_by_image_name(tree):
+    before = open_tree(tree)
+    path = meta(tree, "face_tid_mid.txt")
+    path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
+    after = open_tree(tree)
+    assert after.names == before.names
+    assert after.member_image.tolist() == before.member_image[::-1].tolist()
+
+
+def test_data_path_may_be_the_folder_itself_or_its_parent_and_ijbb_has_its_own_names(tmp_path, tree_writer):
+    tree = tree_writer(tmp_path / "b", "IJBB")
+    assert require_meta(tree, "IJBB", False) == require_meta(tree / "IJBB", "IJBB", True) == tree / "IJBB"
+    lists = read_identification(open_tree(tree, "IJBB", True))
+    assert set(lists.galleries) == {"g1", "g2"} and len(lists.galleries["g1"].templates) == 4
+    assert len(lists.probes.templates) == 24, "repeated lines of a template count once"
+
+
+@pytest.mark.parametrize(
+    ("file", "one_to_n"),
+    [
+        ("face_tid_mid.txt", False),
+        ("name_5pts_score.txt", True),
+        ("template_pair_label.txt", False),
+        ("1N_gallery_G1.csv", True),
+        ("1N_gallery_G2.csv", True),
+        ("1N_probe_mixed.csv", True),
+    ],
+)
+def test_missing_meta_file_is_named(tree, file, one_to_n):
+    meta(tree, file).unlink()
+    with pytest.raises(UserError, match=f"ijbc_{file}"):
+        require_meta(tree, "IJBC", one_to_n)
+
+
+def test_wrong_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        require_meta(tmp_path / "nowhere", "IJBC", False)
+    with pytest.raises(UserError, match="IJBC/meta/ijbc_face_tid_mid.txt"):
+        require_meta(tmp_path, "IJBC", False)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("face_tid_mid.txt", "3.jpg 10", "line 3: 2 fields, expected 3"),
+        ("face_tid_mid.txt", "3.jpg ten 2", "line 3: 'ten' is not"),
+        ("name_5pts_score.txt", "3.jpg 1 2 3 4 5 6 7 8 9 10 0.9 5", "line 3: 13 fields, expected 12"),
+        ("name_5pts_score.txt", "3.jpg 1 2 3 4 5 6 7 x 9 10 0.9", "line 3: 'x' is not"),
+        ("name_5pts_score.txt", "3.jpg 1 2 1 2 1 2 1 2 1 2 0.9", "landmarks of 3.jpg"),
+        ("name_5pts_score.txt", "3.jpg 1 2 3 4 5 6 7 nan 9 10 0.9", "landmarks of 3.jpg"),
+        ("name_5pts_score.txt", "2.jpg 1 2 3 4 5 6 7 8 9 10 0.9", "2.jpg twice"),
+        ("name_5pts_score.txt", "other.jpg 1 2 3 4 5 6 7 8 9 10 0.9", "image other.jpg"),
+        ("face_tid_mid.txt", "other.jpg 10 1", "image 3.jpg"),
+        ("template_pair_label.txt", "10 20 2", "line 3: the label must be 0 or 1"),
+        ("template_pair_label.txt", "10 20", "line 3: 2 fields, expected 3"),
+        ("template_pair_label.txt", "10 99999999999 1", "line 3: '99999999999' is not"),
+        ("template_pair_label.txt", "10 21 1", "template 21"),
+        ("1N_gallery_G1.csv", "ten,5,x", "line 3"),
+        ("1N_gallery_G1.csv", "11,5,x", "template 11"),
+        ("1N_probe_mixed.csv", "20,5,x", "template 20 to two subjects"),
+    ],
+)
+def test_malformed_or_contradicting_line_is_named_with_its_file(tree, file, line, message):
+    path = meta(tree, file)
+    lines = path.read_text().splitlines()
+    lines[2] = line
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=message) as caught:
+        images = open_tree(tree)
+        read_pairs(images)
+        read_identification(images)
+    assert str(path) in str(caught.value)
+
+
+def test_blank_lines_and_windows_line_ends_are_read_and_an_empty_file_is_not(tree):
+    images = open_tree(tree)
+    path = meta(tree, "template_pair_label.txt")
+    before = read_pairs(images)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    after = read_pairs(images)
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n\n"))
+    blank = read_pairs(images)
+    for field in ("first", "second", "same"):
+        np.testing.assert_array_equal(getattr(after, field), getattr(before, field))
+        np.testing.assert_array_equal(getattr(blank, field), getattr(before, field))
+    path.write_text("")
+    with pytest.raises(UserError, match="empty"):
+        read_pairs(images)
+
+
+def test_fingerprint_sees_a_changed_image_and_names_a_missing_one(tree):
+    before = open_tree(tree).fingerprint
+    assert open_tree(tree).fingerprint == before
+    image = tree / "IJBC" / "loose_crop" / "5.jpg"
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert open_tree(tree).fingerprint != before
+    image.unlink()
+    with pytest.raises(UserError, match="loose_crop/5.jpg"):
+        _ = open_tree(tree).fingerprint

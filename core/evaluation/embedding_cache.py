@@ -1,0 +1,165 @@
+"""Embeddings of the images of IJB-B or IJB-C and of their mirror images, made once for a model and a data set."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from core.encoder import Encoder
+from core.errors import UserError
+from core.evaluation.alignment import similarity_transforms, warp
+from core.evaluation.ijb_meta import IjbImages
+from core.files import ROOT, replaced_atomically
+from core.progress import Progress
+
+__all__ = ["CACHE", "ImageEmbeddings", "aligned_batches", "embed_images"]
+
+logger = logging.getLogger(__name__)
+CACHE = ROOT / "features" / "ijb"
+ALIGNMENT_VERSION = 1
+"""To be raised when alignment or decoding changes, so that older embeddings are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """Float32 (N, D) each, memory-mapped, as the model gives them (not normalised): of the images, and mirrored."""
+
+    plain: np.ndarray
+    mirrored: np.ndarray
+
+
+class _AlignedBatches(Dataset):
+    """Maps a range of image rows to the tensor of their aligned crops; runs in the loader's workers."""
+
+    def __init__(self, images: IjbImages, image_size: int):
+        self.images, self.image_size = images, image_size
+        self.transforms = similarity_transforms(images.landmarks, image_size)
+
+    def __getitem__(self, rows: range) -> Tensor | UserError:
+        batch = np.empty((len(rows), self.image_size, self.image_size, 3), dtype=np.uint8)
+        try:
+            for crop, row in zip(batch, rows):
+                image = _decode(self.images.path(row))
+                crop[:] = warp(image, self.transforms[row], self.image_size)[..., ::-1]
+        except UserError as error:
+            return error  # raised again in the main process; torch would bury the line in a worker's traceback
+        return torch.from_numpy(batch)
+
+
+def _decode(path: Path) -> np.ndarray:
+    """The image at `path`, uint8 (H, W, 3) BGR."""
+    try:
+        image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except OSError as error:
+        raise UserError(f"image not readable: {path} ({error.strerror})") from error
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"image cannot be decoded: {path} (damaged, or no image)")
+    return image
+
+
+def _use_one_thread(worker: int) -> None:
+    """OpenCV's own threads would fight with the other workers."""
+    cv2.setNumThreads(0)
+
+
+def aligned_batches(
+    images: IjbImages, image_size: int, batch_size: int, num_workers: int, pin_memory: bool = False
+) -> Iterator[Tensor]:
+    """Aligned crops of all images in order, uint8 (B, `image_size`, `image_size`, 3) RGB, read by worker processes.
+
+    `UserError` naming the file of an image that cannot be read. Memory: two batches a worker.
+    """
+    starts = range(0, len(images.names), batch_size)
+    loader = DataLoader(
+        _AlignedBatches(images, image_size),
+        sampler=[range(start, min(start + batch_size, len(images.names))) for start in starts],
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_use_one_thread,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def embed_images(
+    encoder: Encoder, images: IjbImages, batch_size: int = 128, num_workers: int = 2, cache: Path = CACHE
+) -> ImageEmbeddings:
+    """The embeddings of all images, from the cache below `cache` if this model has embedded this data before.
+
+    The cache's folder is named by the data's fingerprint and by the model's (weights, network, image size, mean and
+    std); it appears whole or not at all. Memory: some batches; disk: 8 N D bytes. `UserError` if an image cannot be
+    read or an embedding is not finite.
+    """
+    made_by = {
+        "model": encoder.fingerprint,
+        "network": str(encoder.network),
+        "image_size": encoder.image_size,
+        "mean": [float(value) for value in encoder.mean],
+        "std": [float(value) for value in encoder.std],
+        "alignment": ALIGNMENT_VERSION,
+    }
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+    folder = cache / images.subset.lower() / images.fingerprint[:16] / key[:16]
+    if (folder / "info.json").is_file():
+        logger.info("%s: embeddings from cache %s", encoder.name, folder)
+        return _open(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder of the embedding cache {folder.parent}: {error.strerror}") from error
+    with replaced_atomically(folder) as temporary:
+        temporary.mkdir()
+        shape = (len(images.names), encoder.embedding_size)
+        plain, mirrored = (
+            np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            for name in ("plain", "mirrored")
+        )
+        _embed(encoder, images, plain, mirrored, batch_size, num_workers)
+        plain.flush()
+        mirrored.flush()
+        info = {**made_by, "name": encoder.name, "data": images.fingerprint, "root": str(images.root)}
+        (temporary / "info.json").write_text(json.dumps(info, indent=2) + "\n")
+    return _open(folder)
+
+
+def _open(folder: Path) -> ImageEmbeddings:
+    return ImageEmbeddings(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("plain", "mirrored")))
+
+
+def _embed(
+    encoder: Encoder,
+    images: IjbImages,
+    plain: np.ndarray,
+    mirrored: np.ndarray,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    device = torch.device(encoder.device)
+    done = 0
+    batches = aligned_batches(images, encoder.image_size, batch_size, num_workers, device.type == "cuda")
+    with Progress(f"embedding with {encoder.name}", len(images.names)) as progress:
+        for batch in batches:
+            batch = batch.to(device, non_blocking=True)
+            rows = slice(done, done + len(batch))
+            plain[rows] = encoder(batch).cpu().numpy()
+            mirrored[rows] = encoder(batch.flip(2)).cpu().numpy()
+            if not (np.isfinite(plain[rows]).all() and np.isfinite(mirrored[rows]).all()):
+                raise UserError(
+                    f"the model {encoder.name} gives embeddings that are not finite for images from "
+                    f"{images.path(done)} on: its weights are damaged or its training diverged"
+                )
+            done += len(batch)
+            progress.update(len(batch))

@@ -1,0 +1,250 @@
+"""The meta files of IJB-B and IJB-C in InsightFace's layout: images, templates, pairs, galleries and probes."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from core.errors import UserError
+from core.files import require_file
+
+__all__ = ["SUBSETS", "IdentificationLists", "IjbImages", "Pairs", "Subjects", "read_identification", "read_images",
+           "read_pairs", "require_meta"]  # fmt: skip
+
+SUBSETS = {"IJBC": ("G1", "G2"), "IJBB": ("S1", "S2")}
+"""The two data sets and the names that their galleries have in file names."""
+
+
+@dataclass(frozen=True)
+class IjbImages:
+    """The N images of a data set, and the R memberships of images in the T templates.
+
+    `names` (N,) below `root`/loose_crop, `landmarks` (N, 5, 2) pixels x y, `detector_scores` (N,). Of membership r,
+    `member_image[r]` is a row of the images, `member_template[r]` of `template_ids` (T,) (ascending), and
+    `media_size[r]` the number of images of its media in its template.
+    """
+
+    root: Path
+    subset: str
+    names: list[str]
+    landmarks: np.ndarray
+    detector_scores: np.ndarray
+    member_image: np.ndarray
+    member_template: np.ndarray
+    media_size: np.ndarray
+    template_ids: np.ndarray
+
+    @property
+    def num_templates(self) -> int:
+        """T."""
+        return len(self.template_ids)
+
+    def path(self, row: int) -> Path:
+        """The file of image `row`."""
+        return self.root / "loose_crop" / self.names[row]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, landmarks, and the images' sizes and times of change: what embeddings depend on.
+
+        It reads no image. `UserError` naming the file if an image is missing.
+        """
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        digest.update(self.landmarks.tobytes())
+        stats = np.empty((len(self.names), 2), dtype=np.int64)
+        folder = str(self.root / "loose_crop")
+        for row, name in enumerate(self.names):
+            try:
+                stat = os.stat(f"{folder}/{name}")
+            except OSError as error:
+                listed_in = _meta_path(self.root, self.subset, "name_5pts_score.txt")
+                raise UserError(f"image not found: {self.path(row)}, which {listed_in} lists") from error
+            stats[row] = stat.st_size, stat.st_mtime_ns
+        digest.update(stats.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of templates: rows of the images' `template_ids`, int32 (P,) each, and whether they show one person."""
+
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Templates with their subjects: `templates` rows of the images' `template_ids` (K,), `subjects` ids (K,)."""
+
+    templates: np.ndarray
+    subjects: np.ndarray
+
+
+@dataclass(frozen=True)
+class IdentificationLists:
+    """The galleries `g1`, `g2` and the probes of the 1:N protocol."""
+
+    galleries: dict[str, Subjects]
+    probes: Subjects
+
+
+def require_meta(data_path: str | Path, subset: str, one_to_n: bool) -> Path:
+    """The data set's folder: `data_path`/`subset`, or `data_path` itself if it holds `meta/`.
+
+    `UserError` naming the first meta file of the protocol (1:1 or 1:N) that is missing, or the folder.
+    """
+    data_path = Path(data_path)
+    if not data_path.is_dir():
+        raise UserError(f"evaluation folder not found: {data_path}")
+    root = data_path if (data_path / "meta").is_dir() else data_path / subset
+    files = ["face_tid_mid.txt", "name_5pts_score.txt"]
+    if one_to_n:
+        files += [*(f"1N_gallery_{name}.csv" for name in SUBSETS[subset]), "1N_probe_mixed.csv"]
+    else:
+        files.append("template_pair_label.txt")
+    for file in files:
+        require_file(_meta_path(root, subset, file), f"meta file of {subset}")
+    if not (root / "loose_crop").is_dir():
+        raise UserError(f"folder of images not found: {root / 'loose_crop'}")
+    return root
+
+
+def read_images(root: Path, subset: str) -> IjbImages:
+    """Images and template memberships of the data set at `root` (see `require_meta`).
+
+    `UserError` naming file and line where a line is malformed, an image is listed twice, or only one of the two files
+    lists it. Memory: some 200 bytes an image.
+    """
+    name_path, media_path = (_meta_path(root, subset, f) for f in ("name_5pts_score.txt", "face_tid_mid.txt"))
+    numbers = [f"n{i}" for i in range(10)]
+    images = _read_table(name_path, {"name": pl.String, **dict.fromkeys([*numbers, "score"], pl.Float64)})
+    members = _read_table(media_path, {"name": pl.String, "template": pl.Int64, "media": pl.Int64})
+    twice = images["name"].is_duplicated()
+    if twice.any():
+        raise UserError(f"{name_path} lists the image {images['name'].filter(twice)[0]} twice")
+    for listed, path, other, other_path in (
+        (images, name_path, members, media_path), (members, media_path, images, name_path),
+    ):  # fmt: skip
+        missing = listed.join(other, on="name", how="anti")
+        if len(missing):
+            raise UserError(f"{path} lists the image {missing['name'][0]}, which {other_path} does not")
+    rows = members.select("name").join(images.select("name").with_row_index("row"), on="name", maintain_order="left")
+    template_ids, member_template = np.unique(members["template"].to_numpy(), return_inverse=True)
+    media_size = members.select(pl.len().over("template", "media")).to_series()
+    landmarks = images.select(numbers).to_numpy().reshape(-1, 5, 2)
+    degenerate = np.flatnonzero(
+        ~(np.isfinite(landmarks).all(axis=(1, 2)) & (np.ptp(landmarks, axis=1) > 0).any(axis=1))
+    )
+    if len(degenerate):
+        name = images["name"][int(degenerate[0])]
+        raise UserError(f"{name_path}: the five landmarks of {name} are one point or not finite: nothing to align")
+    return IjbImages(
+        root=root,
+        subset=subset,
+        names=images["name"].to_list(),
+        landmarks=landmarks,
+        detector_scores=images["score"].to_numpy(),
+        member_image=rows["row"].to_numpy().astype(np.int64),
+        member_template=member_template,
+        media_size=media_size.to_numpy(),
+        template_ids=template_ids,
+    )
+
+
+def read_pairs(images: IjbImages) -> Pairs:
+    """The template pairs of the 1:1 protocol. Memory at the peak about 40 bytes a pair, 9 after it returns.
+
+    `UserError` naming file and line where a line is malformed, and naming a template that no image belongs to.
+    """
+    path = _meta_path(images.root, images.subset, "template_pair_label.txt")
+    table = _read_table(path, {"first": pl.Int32, "second": pl.Int32, "same": pl.Int8})
+    if not table["same"].is_between(0, 1).all():
+        line = int((~table["same"].is_between(0, 1)).arg_true()[0]) + 1
+        raise UserError(f"{path}, line {line}: the label must be 0 or 1")
+    first, second = (_template_rows(images, table[side].to_numpy(), path) for side in ("first", "second"))
+    return Pairs(first, second, table["same"].to_numpy() == 1)
+
+
+def read_identification(images: IjbImages) -> IdentificationLists:
+    """Galleries and probes of the 1:N protocol; a template listed on several lines counts once.
+
+    `UserError` naming file and line where a line is malformed, naming a template that no image belongs to, or that is
+    given to two subjects in a file.
+    """
+    galleries = {
+        f"g{i}": _read_subjects(images, f"1N_gallery_{n}.csv") for i, n in enumerate(SUBSETS[images.subset], 1)
+    }
+    return IdentificationLists(galleries, _read_subjects(images, "1N_probe_mixed.csv"))
+
+
+def _meta_path(root: Path, subset: str, file: str) -> Path:
+    return root / "meta" / f"{subset.lower()}_{file}"
+
+
+def _read_table(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    """A file of lines with the fields of `schema`, separated by single blanks; empty lines are skipped."""
+    require_file(path, "meta file")
+    try:
+        table = pl.read_csv(path, has_header=False, separator=" ", quote_char=None, schema=schema)
+    except pl.exceptions.PolarsError as error:
+        raise _bad_line(path, schema) or UserError(f"{path} cannot be read as a table: {error}") from error
+    if any(table.null_count().row(0)):
+        table = table.filter(~pl.all_horizontal(pl.all().is_null()))
+        if any(table.null_count().row(0)):
+            raise _bad_line(path, schema) or UserError(f"{path}: a field is empty")
+    if not len(table):
+        raise UserError(f"{path} is empty")
+    return table
+
+
+def _bad_line(path: Path, schema: dict[str, type[pl.DataType]]) -> UserError | None:
+    """The error of the first line that does not fit the schema. Slow: only for a file that could not be read."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            fields = line.rstrip("\r\n").split(" ")
+            if fields == [""]:
+                continue
+            if len(fields) != len(schema):
+                return UserError(
+                    f"{path}, line {number}: {len(fields)} fields, expected {len(schema)} separated by single blanks"
+                )
+            for field, kind in zip(fields, schema.values()):
+                if not field or pl.Series([field]).cast(kind, strict=False).null_count():
+                    return UserError(f"{path}, line {number}: {field!r} is not a value of type {kind}")
+    return None
+
+
+def _read_subjects(images: IjbImages, file: str) -> Subjects:
+    path = _meta_path(images.root, images.subset, file)
+    try:
+        table = pl.read_csv(path, columns=[0, 1], infer_schema=False, truncate_ragged_lines=True)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} cannot be read: {error}; expected a header and lines template,subject") from error
+    table.columns = ["template", "subject"]
+    table = table.select(pl.all().str.strip_chars().cast(pl.Int64, strict=False))
+    bad = table.select(pl.any_horizontal(pl.all().is_null())).to_series().arg_true()
+    if len(bad):
+        raise UserError(f"{path}, line {int(bad[0]) + 2}: expected two whole numbers, template and subject")
+    table = table.unique()
+    if not len(table):
+        raise UserError(f"{path} lists no template")
+    table = table.sort("template")
+    twice = table["template"].is_duplicated()
+    if twice.any():
+        raise UserError(f"{path} gives the template {table['template'].filter(twice)[0]} to two subjects")
+    return Subjects(_template_rows(images, table["template"].to_numpy(), path), table["subject"].to_numpy())
+
+
+def _template_rows(images: IjbImages, ids: np.ndarray, path: Path) -> np.ndarray:
+    """Rows of `images.template_ids`, int32 (K,), that have these ids (K,)."""
+    rows = np.searchsorted(images.template_ids, ids).clip(max=images.num_templates - 1).astype(np.int32)
+    unknown = images.template_ids[rows] != ids
+    if unknown.any():
+        listed_in = _meta_path(images.root, images.subset, "face_tid_mid.txt")
+        raise UserError(f"{path} names the template {ids[unknown][0]}, which has no image in {listed_in}")
+    return rows

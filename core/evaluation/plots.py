@@ -1,0 +1,87 @@
+"""Pictures of evaluations, as PNG files: ROC curves, identification curves, grids of example images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from core.evaluation.ijb import SearchCurves
+from core.files import replaced_atomically
+
+__all__ = ["image_grid", "plot_identification", "plot_roc"]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+STYLES = ("-", "--", "-.", ":")
+
+
+def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, title: str = "1:1") -> None:
+    """Draw ROC curves, by name the arrays (fpr, tpr) with rates in [0, 1], over a logarithmic axis of false accepts."""
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, (fpr, tpr)), style in zip(curves.items(), _styles(len(curves))):
+        axes.plot(fpr, tpr, label=name, **style)
+    lowest = min((fpr[0] for fpr, _ in curves.values() if len(fpr)), default=1e-6)
+    _finish(axes, title, "false accept rate", "true accept rate")
+    axes.set_xscale("log")
+    axes.set_xlim(max(lowest, 1e-7), 1)
+    _save(figure, path)
+
+
+def plot_identification(curves: Mapping[str, SearchCurves], path: str | Path, title: str = "1:N") -> None:
+    """Draw, side by side, identification over false positives (DIR) and over ranks (CMC), a line a name."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    detection, ranking = figure.subplots(1, 2)
+    for (name, curve), style in zip(curves.items(), _styles(len(curves))):
+        detection.plot(curve.fpir, curve.tpir, label=name, **style)
+        ranking.plot(np.arange(1, len(curve.cmc) + 1), curve.cmc, label=name, **style)
+    _finish(detection, f"{title}: found and accepted (DIR)", "false positive identification rate", "found at rank 1")
+    detection.set_xscale("log")
+    drawn = [curve.fpir[np.isfinite(curve.tpir)] for curve in curves.values()]
+    detection.set_xlim(min((fpir[0] for fpir in drawn if len(fpir)), default=1e-4), 1)
+    _finish(ranking, f"{title}: found among the first (CMC)", "rank", "found up to this rank")
+    ranking.set_xscale("log")
+    ranks = [rank for rank in (1, 2, 5, 10, 20, 50) if rank <= max((len(c.cmc) for c in curves.values()), default=50)]
+    ranking.set_xticks(ranks, [str(rank) for rank in ranks], minor=False)
+    ranking.set_xticks([], minor=True)
+    ranking.set_xlim(1, ranks[-1])
+    _save(figure, path)
+
+
+def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> None:
+    """Draw uint8 images (H, W, 3) RGB with a title each (empty: none), `columns` in a row."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.25 * columns, 1.45 * rows), layout="constrained")
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if place < len(images):
+            axes.imshow(images[place], interpolation="nearest")
+            axes.set_title(titles[place], fontsize=8, pad=3)
+    _save(figure, path)
+
+
+def _styles(count: int) -> list[dict[str, object]]:
+    """A colour and a dash for each of `count` lines; lines that fall on each other stay visible."""
+    return [
+        {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "linewidth": 2} for i in range(count)
+    ]
+
+
+def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_ylim(-0.01, 1.01)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(which="major", color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=True, framealpha=0.9, fontsize=9, loc="best")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with replaced_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
