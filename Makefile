@@ -1,0 +1,25 @@
+# make demo [DATASET=orl] [SEED=n] [OUT=dir]   the whole way on built-in data
+# make test                                    the tests
+PYTHON ?= python3
+DATASET ?= glyphs
+SEED ?= 0
+OUT ?= work_dirs/demo
+
+.PHONY: demo test lint
+
+demo: .venv/demo
+	.venv/bin/python tools/demo.py --dataset $(DATASET) --seed $(SEED) --out $(OUT)
+
+test: .venv/dev
+	.venv/bin/python -m pytest
+
+lint: .venv/dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# A marker for each set of packages: the environment is made once and brought up to date when pyproject.toml changes.
+.venv/demo .venv/dev: pyproject.toml
+	@test -x .venv/bin/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing bctlab and its $(@F) packages into .venv (PyTorch is large: the first time takes minutes)"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,$(@F)]"
+	@touch $@

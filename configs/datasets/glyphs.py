@@ -1,0 +1,17 @@
+"""The built-in glyphs (tools/make_dataset.py glyphs --out datasets/glyphs): settings for minutes on a laptop."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.rec = "datasets/glyphs/train"
+config.network = "r18"
+config.network_options = edict(width=16, depth=2)
+config.embedding_size = 128
+config.augment = ("affine", "noise")
+config.num_workers = 0
+config.batch_size = 128
+config.num_epoch = 6
+config.lr = 0.1
+config.margin_scale = 32.0
+config.margin = 0.3

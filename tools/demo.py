@@ -1,0 +1,173 @@
+"""The whole way on built-in data: old model, MixBCT, an independent new model for contrast, cross-tests, report, ONNX.
+
+python tools/demo.py --dataset glyphs --seed 0 --out work_dirs/demo
+
+Each step is a command of this repository, printed before it runs. A demo that was interrupted goes on where it was.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from core.data.records import RecordDataset
+from core.encoder import load_encoder
+from core.errors import ArgumentParser, UserError, run_program
+from core.evaluation.embedding_cache import embed_images
+from core.evaluation.ijb import IdentificationResult, RocResult, evaluate_1_1, evaluate_1_n, template_features
+from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
+from core.evaluation.plots import image_grid, plot_identification, plot_roc
+from core.evaluation.tables import format_rate, format_table
+from core.files import ROOT, replaced_atomically
+from core.logs import set_up_logging
+from core.progress import format_seconds
+
+MODELS = ("old", "new", "independent")
+PAIRS = ("old/old", "new/new", "new/old", "independent/independent", "independent/old")
+"""Query model / gallery model."""
+SHOWN = {"1:N": ("top1", "top5", "tpir@fpir=0.1"), "1:1": ("tar@far=1e-03", "tar@far=1e-02", "auc")}
+
+
+def main() -> None:
+    """Run the steps that are not done yet, then evaluate, report and export."""
+    parser = ArgumentParser("Show on built-in data what backward-compatible training does.")
+    parser.add_argument("--dataset", choices=("glyphs", "orl"), default="glyphs", help="glyphs, or real faces (ORL)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and trainings")
+    parser.add_argument("--out", type=Path, default=ROOT / "work_dirs" / "demo", help="folder of all results")
+    args = parser.parse_args()
+    set_up_logging()
+    started = time.monotonic()
+    out = args.out.resolve()
+    start_folder(out, {"dataset": args.dataset, "seed": args.seed})
+    train_models(out, args.dataset, args.seed)
+    results = evaluate(out)
+    run("tools/export_onnx.py", "-m", out / "new", "-o", out / "new.onnx")
+    table = write_report(out, args.dataset, args.seed, results)
+    print(f"\n{table}\n\nreport: {out / 'report.md'}   (took {format_seconds(time.monotonic() - started)})")
+
+
+def start_folder(out: Path, demo: dict[str, object]) -> None:
+    """Make the folder; empty it of what an earlier demo with another data set or seed left there."""
+    marker = out / "demo.json"
+    if marker.exists() and json.loads(marker.read_text()) != demo:
+        print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")
+        for name in ("data", *MODELS):
+            shutil.rmtree(out / name, ignore_errors=True)
+    elif out.exists() and not marker.exists() and any(out.iterdir()):
+        raise UserError(f"{out} holds files that are not a demo's: name an empty folder with OUT= or --out")
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps(demo) + "\n")
+
+
+def run(program: str, *arguments: object) -> None:
+    """Print and run one command of this repository; its failure, which it has reported itself, ends the demo."""
+    print(f"\n$ python {program} {' '.join(map(str, arguments))}", flush=True)
+    status = subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT).returncode
+    if status:
+        sys.exit(status)
+
+
+def train_models(out: Path, dataset: str, seed: int) -> None:
+    """Data, split, and the three models, each in a folder of its name."""
+    if not (out / "data" / "dataset.json").exists():
+        run("tools/make_dataset.py", dataset, "--out", out / "data", "--seed", seed)
+    if not (out / "data" / "train_part_70_class.idx").exists():
+        run("tools/split_dataset.py", "--rec", out / "data" / "train", "--mode", "class", "--ratio", 0.3)
+    old_part, new_part = (f"rec={out / 'data' / f'train_part_{share}_class'}" for share in (30, 70))
+    common = f"seed={seed}"
+    run("old_model/train.py", f"old_model/configs/{dataset}.py", old_part, f"output={out / 'old'}", common)
+    independent = f"old_model/configs/{dataset}_independent.py"
+    run("old_model/train.py", independent, new_part, f"output={out / 'independent'}", common)
+    new = [
+        new_part,
+        f"old_model={out / 'old'}",
+        f"features={out / 'old' / 'features'}",
+        f"output={out / 'new'}",
+        common,
+    ]
+    run("methods/mixbct/train.py", f"methods/mixbct/configs/{dataset}.py", *new)
+
+
+def evaluate(out: Path) -> dict[str, dict[str, RocResult | IdentificationResult]]:
+    """Self- and cross-tests of the pairs, 1:1 and 1:N; each model embeds the test images once."""
+    images = read_images(require_meta(out / "data" / "eval", "IJBC", one_to_n=True), "IJBC")
+    pairs, lists = read_pairs(images), read_identification(images)
+    templates = {}
+    for name in MODELS:
+        embeddings = embed_images(load_encoder(out / name), images, 128, 0, out / name / "embeddings")
+        templates[name] = template_features(embeddings, images)
+    results = {}
+    for pair in PAIRS:
+        query, gallery = (templates[name] for name in pair.split("/"))
+        results[pair] = {"1:1": evaluate_1_1(query, gallery, pairs), "1:N": evaluate_1_n(query, gallery, lists)}
+    return results
+
+
+def write_report(out: Path, dataset: str, seed: int, results: dict[str, dict]) -> str:
+    """Write results.json, the pictures and report.md; returns the table."""
+    with replaced_atomically(out / "results.json") as temporary:
+        metrics = {pair: {task: result.metrics for task, result in tests.items()} for pair, tests in results.items()}
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    plot_roc({pair: (tests["1:1"].fpr, tests["1:1"].tpr) for pair, tests in results.items()}, out / "roc.png", "1:1")
+    plot_identification(
+        {pair: tests["1:N"].curves["g1"] for pair, tests in results.items()}, out / "identification.png"
+    )
+    draw_identities(out)
+    header = ["query/gallery", *(f"{task} {name}" for task, names in SHOWN.items() for name in names)]
+    rows = [
+        [pair, *(format_rate(tests[task].metrics[name]) for task, names in SHOWN.items() for name in names)]
+        for pair, tests in results.items()
+    ]
+    credit = json.loads((out / "data" / "dataset.json").read_text()).get("credit")
+    with replaced_atomically(out / "report.md") as temporary:
+        temporary.write_text(
+            REPORT.format(dataset=dataset, seed=seed, table=as_markdown(header, rows), credit=credit or "")
+        )
+    return format_table(header, rows)
+
+
+def draw_identities(out: Path) -> None:
+    """A picture of six images each of eight training identities."""
+    data = RecordDataset(out / "data" / "train")
+    labels = data.labels()
+    chosen = np.linspace(0, data.num_classes - 1, 8).astype(int)
+    rows = np.concatenate([np.resize(np.flatnonzero(labels == label), 6) for label in chosen])
+    images, _ = data.batch(rows)
+    titles = [f"identity {label}" if column == 0 else "" for label in chosen for column in range(6)]
+    image_grid(list(images), titles, out / "identities.png", columns=6)
+
+
+def as_markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+REPORT = """# Backward-compatible training on {dataset}, seed {seed}
+
+The old model was trained on 30 % of the identities, the two new ones, of a deeper network, on the other 70 %. All are
+tested on identities that none of them has seen. Rates in per cent; a name is query model / gallery model.
+
+{table}
+
+- **old/old** is the service before the update.
+- **new/old** is the update without backfilling: MixBCT queries in the old gallery. Above old/old it pays at once.
+- **independent/old** is the same without backward-compatible training: chance.
+- **new/new** and **independent/independent** are the galleries after backfilling: what compatibility costs.
+
+![ROC of the five pairs](roc.png)
+
+![Identification in gallery 1](identification.png)
+
+![Training identities, a row each](identities.png)
+
+The new encoder for a service: [new.onnx](new.onnx). {credit}
+"""
+
+
+if __name__ == "__main__":
+    run_program(main)
