@@ -1,0 +1,150 @@
+"""An evaluation set in the layout of IJB-C as InsightFace distributes it, made from any people's images.
+
+`loose_crop/N.jpg`, and under `meta/` the image list with template and media, the landmarks with detector scores, the
+1:1 pairs, two galleries of different subjects and the probes, some of whom are in neither gallery.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars
+
+from core.progress import track
+
+__all__ = ["Sample", "TreePeople", "frames_to_media", "template_of_media", "write_ijb_tree"]
+
+PROBE_MEDIA = np.array([1, 2])
+IN_A_GALLERY = 0.8
+NO_TEMPLATE = -1
+
+
+@dataclass
+class Sample:
+    """One loose crop: JPEG bytes, five landmarks (5, 2) in its pixels, detector score in [0, 1]."""
+
+    jpeg: bytes
+    landmarks: np.ndarray
+    score: float
+
+
+@dataclass
+class TreePeople:
+    """The images of an evaluation set. `subjects` (N,) 0 to S - 1 and `media` (N,) are integers, media unique over all
+    subjects, both in the order in which `samples` yields the N images; images of a subject and of a media adjoin.
+    """
+
+    subjects: np.ndarray
+    media: np.ndarray
+    samples: Iterable[Sample]
+
+
+def frames_to_media(counts: np.ndarray) -> np.ndarray:
+    """Group each subject's images into media of 2, 1, 2, 1, ... frames: media numbers (counts.sum(),) over all."""
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    within = place // 3 * 2 + (place % 3 == 2)
+    starts = (place == 0) | (np.diff(within, prepend=-1) != 0)
+    return np.cumsum(starts) - 1
+
+
+def template_of_media(subjects: np.ndarray, in_gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share out media (M,), sorted by subject, among templates: template numbers (M,) and whether each is a gallery's.
+
+    The first two media of a subject in a gallery make the gallery template, one if there are but two. The others make
+    probe templates of one and two media in turn.
+    """
+    first, counts = np.unique(subjects, return_index=True, return_counts=True)[1:]
+    place = np.arange(len(subjects)) - np.repeat(first, counts)
+    for_gallery = np.repeat(np.where(in_gallery[subjects[first]], np.minimum(2, np.maximum(counts - 1, 1)), 0), counts)
+    is_gallery = place < for_gallery
+    probe_place = place - for_gallery
+    step = PROBE_MEDIA.sum()
+    probe_number = probe_place // step * 2 + (probe_place % step >= PROBE_MEDIA[0])
+    number = np.where(is_gallery, 0, 1 + probe_number)
+    starts = (place == 0) | (np.diff(number, prepend=-1) != 0)
+    return np.cumsum(starts) - 1, is_gallery
+
+
+def write_ijb_tree(folder: Path, people: TreePeople, seed: int, num_pairs: int) -> dict[str, int]:
+    """Write `folder`/loose_crop and `folder`/meta; returns the counts of what was written.
+
+    Four fifths of the subjects with at least two media are shared between the two galleries, the rest are probes only.
+    Pairs are (gallery template, probe template), as in IJB-C: all genuine ones and random others, about `num_pairs`.
+    Deterministic in `seed`. Holds the meta data only; the images pass through one by one.
+    """
+    rng = np.random.default_rng(seed)
+    for name in ("loose_crop", "meta"):
+        (folder / name).mkdir(parents=True)
+    landmarks = np.empty((len(people.subjects), 11))
+    for i, sample in enumerate(track(people.samples, "Evaluation images", len(landmarks), "images")):
+        (folder / "loose_crop" / f"{i + 1}.jpg").write_bytes(sample.jpeg)
+        landmarks[i, :10], landmarks[i, 10] = np.ravel(sample.landmarks), sample.score
+
+    media, first_image, media_of_image = np.unique(people.media, return_index=True, return_inverse=True)
+    subject_of_media = people.subjects[first_image]
+    gallery_of_subject = _share_galleries(subject_of_media, rng)
+    template_of, is_gallery = template_of_media(subject_of_media, gallery_of_subject > 0)
+    first_media = np.unique(template_of, return_index=True)[1]
+    subject = subject_of_media[first_media]
+    gallery = np.where(is_gallery[first_media], gallery_of_subject[subject], 0)
+    pairs = _draw_pairs(subject, gallery > 0, num_pairs, rng)
+
+    template_of_image = template_of[media_of_image]
+    meta = folder / "meta"
+    names = [f"{i + 1}.jpg" for i in range(len(landmarks))]
+    tid_mid = {"image": names, "template": template_of_image + 1, "media": media_of_image + 1}
+    _write_table(meta / "ijbc_face_tid_mid.txt", tid_mid)
+    _write_table(meta / "ijbc_name_5pts_score.txt", {"image": names} | {str(k): landmarks[:, k] for k in range(11)})
+    _write_table(
+        meta / "ijbc_template_pair_label.txt",
+        {"first": pairs[0] + 1, "second": pairs[1] + 1, "label": (subject[pairs[0]] == subject[pairs[1]]).astype(int)},
+    )
+    for number, name in ((1, "gallery_G1"), (2, "gallery_G2"), (0, "probe_mixed")):
+        images = np.flatnonzero(gallery[template_of_image] == number)
+        columns = {
+            "TEMPLATE_ID": template_of_image[images] + 1,
+            "SUBJECT_ID": people.subjects[images] + 1,
+            "FILENAME": [names[i] for i in images],
+        }
+        _write_table(meta / f"ijbc_1N_{name}.csv", columns, separator=",", header=True)
+    return {
+        "images": len(landmarks),
+        "media": len(media),
+        "templates": len(subject),
+        "subjects": len(np.unique(subject)),
+        "subjects_in_g1": int((gallery == 1).sum()),
+        "subjects_in_g2": int((gallery == 2).sum()),
+        "probe_templates": int((gallery == 0).sum()),
+        "pairs": len(pairs[0]),
+        "genuine_pairs": int((subject[pairs[0]] == subject[pairs[1]]).sum()),
+    }
+
+
+def _share_galleries(subject_of_media: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each subject (S,) 1 or 2, the gallery that has it, or 0: only subjects with two media or more get one."""
+    counts = np.bincount(subject_of_media)
+    able = rng.permutation(np.flatnonzero(counts >= 2))
+    chosen = able[: max(2, round(IN_A_GALLERY * len(able)))]
+    gallery = np.zeros(len(counts), np.int64)
+    gallery[chosen] = 1 + np.arange(len(chosen)) % 2
+    return gallery
+
+
+def _draw_pairs(
+    subject: np.ndarray, is_gallery: np.ndarray, num_pairs: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gallery and probe templates of the pairs, sorted: all genuine ones, then random others without repetition."""
+    galleries, probes = np.flatnonzero(is_gallery), np.flatnonzero(~is_gallery)
+    gallery_of_subject = np.full(subject.max() + 1, NO_TEMPLATE)
+    gallery_of_subject[subject[galleries]] = np.arange(len(galleries))
+    mate = gallery_of_subject[subject[probes]]
+    genuine = (mate * len(probes) + np.arange(len(probes)))[mate != NO_TEMPLATE]
+    possible = len(galleries) * len(probes)
+    drawn = rng.choice(possible, min(max(0, num_pairs - len(genuine)), possible), replace=False)
+    codes = np.union1d(genuine, drawn)
+    return galleries[codes // len(probes)], probes[codes % len(probes)]
+
+
+def _write_table(path: Path, columns: dict[str, object], separator: str = " ", header: bool = False) -> None:
+    polars.DataFrame(columns).write_csv(path, separator=separator, include_header=header, float_precision=3)

@@ -1,0 +1,221 @@
+"""A training set in a record file: the image rows, their labels and decoded batches."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from core.data.recordio import HEADER, LENGTH_BITS, LENGTH_MASK, MAGIC, RecordReader, RecordWriter
+from core.errors import UserError
+
+__all__ = ["RecordDataset", "decode_image", "resize_image", "write_image_records"]
+
+JPEG_START = b"\xff\xd8"
+FOUR_INKS = ("CMYK", "YCCK")
+LABEL_BLOCK = 1 << 18
+FINGERPRINT_RECORDS = 64
+
+
+class RecordDataset:
+    """The image rows of a record file, in the order of its index.
+
+    InsightFace's files have a header record (key 0, no payload, labels (n + 1, x)): the rows are then the records with
+    keys 1 to n, and whatever follows (class ranges) is left out; x is the number of classes, or n + 1 + that number
+    where class ranges follow. Without a header, as `im2rec` writes them, every record is an image and the number of
+    classes is the largest label + 1. The label of an image is the first of its record.
+
+    Holds about 24 bytes an image, and 8 more once `labels()` was called; images stay on disk. Picklable, and safe with
+    forked and spawned workers.
+
+    Attributes: `prefix`, `num_images`, `num_classes`. With `image_size` given, images of another size are resized to
+    it; otherwise all must be as the first one, a square. Raises `UserError` naming file and record for damaged records,
+    wrong labels and undecodable images.
+    """
+
+    def __init__(self, prefix: str | Path, image_size: int | None = None):
+        self.prefix = str(prefix)
+        self._reader = RecordReader(prefix)
+        self._labels: np.ndarray | None = None
+        self._records, self._header_classes = self._find_images()
+        self.num_images = len(self._records)
+        if not self.num_images:
+            raise UserError(f"{self.prefix}.rec holds no images")
+        self.num_classes = self._header_classes or int(self.labels().max()) + 1
+        self._size = image_size
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def _find_images(self) -> tuple[np.ndarray, int | None]:
+        """Positions of the image records in the index, and the number of classes if there is a header record."""
+        reader = self._reader
+        everything = np.arange(len(reader))
+        header = np.flatnonzero(reader.keys == 0)[:1]
+        if not len(header):
+            return everything, None
+        labels, payload = reader.view(int(header[0]))
+        if len(labels) != 2 or len(payload):
+            return everything, None
+        end, classes = int(labels[0]), int(labels[1])
+        images = everything[(reader.keys > 0) & (reader.keys < end)]
+        if len(images) != end - 1:
+            raise UserError(
+                f"{self.prefix}.rec: its header, record {header[0]}, promises {end - 1} images, but {len(images)} are "
+                f"in {self.prefix}.idx; copy or make the files again"
+            )
+        return images, classes - end if classes > end else classes
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side of the decoded images in pixels: the given one, or that of the first image."""
+        if self._size is not None:
+            return self._size
+        record = int(self._records[0])
+        height, width = self._decode(record, self.payload(0)).shape[:2]
+        if height != width:
+            raise UserError(
+                f"{self.prefix}.rec: record {record} is an image of {width}x{height}, not a square; "
+                "give the size that images shall be resized to"
+            )
+        return height
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the index, the file's size and 64 records spread over it: of the content, not of its place."""
+        reader = self._reader
+        digest = hashlib.sha256(f"{len(reader.file)} {len(reader)}".encode())
+        digest.update(reader.keys.tobytes())
+        digest.update(reader.offsets.tobytes())
+        for i in np.unique(np.linspace(0, len(reader) - 1, FINGERPRINT_RECORDS).astype(np.int64)):
+            labels, payload = reader.view(int(i))
+            digest.update(np.array(labels, dtype="<f4").tobytes())
+            digest.update(payload)
+        return digest.hexdigest()
+
+    def labels(self) -> np.ndarray:
+        """Labels of all rows, int64 (N,), read from the record headers in blocks."""
+        if self._labels is None:
+            labels = np.empty(self.num_images, np.int64)
+            for start in range(0, self.num_images, LABEL_BLOCK):
+                records = self._records[start : start + LABEL_BLOCK]
+                labels[start : start + len(records)] = self._checked(self._read_labels(records), records)
+            self._labels = labels
+        return self._labels
+
+    def _read_labels(self, records: np.ndarray) -> np.ndarray:
+        """First labels (float32) of whole records by array code; damaged and split ones are left to the reader."""
+        reader = self._reader
+        view = reader.file
+        words = np.frombuffer(view[: len(view) // 4 * 4], "<u4")
+        places, size = reader.offsets[records] // 4, len(view)
+        whole = (reader.offsets[records] % 4 == 0) & (reader.offsets[records] + 8 + HEADER.size <= size)
+        places = np.where(whole, places, 0)
+        if len(words) < 2 + HEADER.size // 4:
+            whole[:] = False
+            labels = np.zeros(len(records), np.float32)
+        else:
+            lrec = words[places + 1]
+            length = (lrec & LENGTH_MASK).astype(np.int64)
+            flag = words[places + 2].astype(np.int64)
+            whole &= (words[places] == MAGIC) & (lrec >> LENGTH_BITS == 0)
+            whole &= (length >= HEADER.size + 4 * flag) & (places * 4 + 8 + length <= size)
+            at = np.where(flag > 0, places + 2 + HEADER.size // 4, places + 3)
+            labels = words[np.where(whole, at, 0)].view("<f4").astype(np.float32)
+        for i in np.flatnonzero(~whole):
+            labels[i] = reader.view(int(records[i]))[0][0]
+        return labels
+
+    def _checked(self, labels: np.ndarray, records: np.ndarray) -> np.ndarray:
+        """Labels as int64; `UserError` with the first record whose label is not a class."""
+        end = self._header_classes or np.inf
+        bad = np.flatnonzero(~((labels >= 0) & (labels < end) & (labels == np.floor(labels))))
+        if len(bad):
+            raise UserError(
+                f"{self.prefix}.rec: record {records[bad[0]]} has the label {labels[bad[0]]:g}; labels must be whole "
+                f"numbers from 0 on" + (f", below the header's {end} classes" if self._header_classes else "")
+            )
+        return labels.astype(np.int64)
+
+    def payload(self, row: int) -> bytes:
+        """The encoded image of a row, as stored."""
+        return self.record(row)[1]
+
+    def record(self, row: int) -> tuple[tuple[float, ...], bytes]:
+        """All labels and the encoded image of a row, as stored."""
+        return self._reader[int(self._records[row])]
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decoded images uint8 (B, H, W, 3) RGB and labels int64 (B,) of the given rows."""
+        records = self._records[np.asarray(rows, dtype=np.int64)]
+        size = self.image_size
+        images = np.empty((len(records), size, size, 3), np.uint8)
+        labels = np.empty(len(records), np.float32)
+        for i, record in enumerate(records.tolist()):
+            values, payload = self._reader.view(record)
+            labels[i] = values[0]
+            image = self._decode(record, payload, images[i])
+            if image.shape != images.shape[1:]:
+                images[i] = self._resized(record, image)
+        return images, self._checked(labels, records)
+
+    def _decode(self, record: int, payload: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
+        try:
+            return decode_image(payload, out)
+        except ValueError as error:
+            raise UserError(
+                f"{self.prefix}.rec: record {record} is not an image that can be decoded ({error}); make the file again"
+            ) from None
+
+    def _resized(self, record: int, image: np.ndarray) -> np.ndarray:
+        size, (height, width) = self.image_size, image.shape[:2]
+        if self._size is None:
+            raise UserError(
+                f"{self.prefix}.rec: record {record} is an image of {width}x{height}, the first one of {size}x{size}; "
+                "give the size that images shall be resized to"
+            )
+        return resize_image(image, size)
+
+
+def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
+    """Decode JPEG, PNG or what else OpenCV reads to uint8 (H, W, 3) RGB; `ValueError` if that is impossible.
+
+    Where `out` has the image's shape the pixels go there and the result has the same memory; otherwise it is a new
+    array. A JPEG that is cut short counts as undecodable.
+    """
+    if data[:2] == JPEG_START:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in FOUR_INKS:
+            fits = out is not None and out.shape == (height, width, 3)
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    if image is None:
+        raise ValueError("unknown format or damaged")
+    if out is not None and out.shape == image.shape:
+        out[:] = image
+    return image
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+    """An image (H, W, 3) as (size, size, 3): pixel areas averaged when it shrinks, bilinear when it grows."""
+    shrinks = min(image.shape[:2]) > size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def write_image_records(
+    prefix: str | Path, num_images: int, num_classes: int, images: Iterable[tuple[float | Sequence[float], bytes]]
+) -> None:
+    """Write images in InsightFace's layout, in a stream: record 0 is the header (n + 1, classes), then records 1 to n.
+
+    `images` yields label or labels, and the encoded image. `ValueError` if it does not yield `num_images` of them.
+    """
+    with RecordWriter(prefix) as writer:
+        writer.write(0, (num_images + 1, num_classes), b"")
+        index = 0
+        for index, (label, payload) in enumerate(images, start=1):
+            writer.write(index, label, payload)
+        if index != num_images:
+            raise ValueError(f"{index} images for {prefix}.rec, {num_images} announced")

@@ -1,0 +1,68 @@
+"""The old and the new side's share of a training set: splits of a record file by class and by image."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from core.data.records import RecordDataset, write_image_records
+from core.errors import UserError
+from core.progress import track
+
+__all__ = ["class_split", "data_split", "split_records"]
+
+
+def class_split(labels: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Old and new label of each image (two arrays (N,)), -1 where the image is not on that side.
+
+    The first floor(ratio * C) of the C identities, in label order, go to the old side; both sides are numbered from 0.
+    """
+    present, rank = np.unique(labels, return_inverse=True)
+    num_old = int(ratio * len(present) + 1e-9)
+    return np.where(rank < num_old, rank, -1), np.where(rank < num_old, -1, rank - num_old)
+
+
+def data_split(labels: np.ndarray, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Old and new label of each image (two arrays (N,)), -1 where the image is not on that side; labels stay.
+
+    Of a class with k images max(1, round(ratio * k)), though never all, drawn at random go to the old side and the
+    others to the new one; a single image goes to both.
+    """
+    rank, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    num_old = np.minimum(np.maximum(1, np.rint(ratio * counts)), np.maximum(counts - 1, 1))
+    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), rank))
+    place = np.empty(len(labels), np.int64)
+    place[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    old = place < num_old[rank]
+    new = ~old | (counts[rank] == 1)
+    return np.where(old, labels, -1), np.where(new, labels, -1)
+
+
+def split_records(prefix: str | Path, mode: str, ratio: float, seed: int = 0) -> dict[str, tuple[int, int]]:
+    """Split `prefix`.rec by "class" or "data" into `prefix`_part_30_class and `prefix`_part_70_class (for ratio 0.3).
+
+    Returns images and classes by output prefix. The outputs have InsightFace's header; payloads and further labels of
+    a record stay as they are. Works in a stream: about 60 bytes an image are held, no image but the one being copied.
+    """
+    if not 0 < ratio < 1:
+        raise UserError(f"the ratio {ratio} is not between 0 and 1: give the old side's share, such as 0.3")
+    dataset = RecordDataset(prefix)
+    labels = dataset.labels()
+    sides = class_split(labels, ratio) if mode == "class" else data_split(labels, ratio, seed)
+    if min(side.max() for side in sides) < 0:
+        raise UserError(f"{prefix}.rec: a ratio of {ratio:g} leaves one side without images; choose another ratio")
+    written = {}
+    for share, side in zip((ratio, 1 - ratio), sides):
+        rows = np.flatnonzero(side >= 0)
+        num_classes = int(side.max()) + 1 if mode == "class" else dataset.num_classes
+        output = f"{prefix}_part_{100 * share:g}_{mode}"
+        images = track(_copies(dataset, rows, side[rows]), Path(output).name, len(rows), "images")
+        write_image_records(output, len(rows), num_classes, images)
+        written[output] = (len(rows), num_classes)
+    return written
+
+
+def _copies(dataset: RecordDataset, rows: np.ndarray, labels: np.ndarray) -> Iterator[tuple[tuple[float, ...], bytes]]:
+    for row, label in zip(rows.tolist(), labels.tolist()):
+        stored, payload = dataset.record(row)
+        yield (label, *stored[1:]), payload
