@@ -61,7 +61,7 @@ def write_tree(parent: Path, subset: str = "IJBC", num_subjects: int = 12) -> Pa
                     shift, scale = rng.integers(0, 9, 2), rng.uniform(1.0, 1.6)
                     canvas = rng.integers(0, 256, (60, 60, 3)).astype(np.uint8)
                     side = int(SIZE * scale)
-                    noisy = np.clip(face + rng.normal(0, 25, face.shape), 0, 255).astype(np.uint8)
+                    noisy = np.clip(face + rng.normal(0, 70, face.shape), 0, 255).astype(np.uint8)
                     canvas[shift[1] : shift[1] + side, shift[0] : shift[0] + side] = cv2.resize(noisy, (side, side))
                     cv2.imwrite(str(crops / f"{image}.jpg"), canvas)
                     landmarks = REFERENCE_POINTS * (side / 112) + shift

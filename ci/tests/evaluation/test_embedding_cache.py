@@ -1,0 +1,70 @@
+import logging
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from core.evaluation.alignment import REFERENCE_POINTS
+from core.evaluation.embedding_cache import aligned_batches, embed_images
+from core.evaluation.ijb_meta import read_images
+
+
+@pytest.fixture
+def images(tree):
+    return read_images(tree / "IJBC", "IJBC")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_aligned_crops_in_order(images, num_workers):
+    crops = np.concatenate([b.numpy() for b in aligned_batches(images, 24, 10, num_workers)])
+    assert crops.shape == (len(images.names), 24, 24, 3) and crops.dtype == np.uint8
+    for row in (0, 7, len(crops) - 1):
+        photo = cv2.cvtColor(cv2.imread(str(images.path(row))), cv2.COLOR_BGR2RGB)
+        matrix, _ = cv2.estimateAffinePartial2D(images.landmarks[row], REFERENCE_POINTS * 24 / 112)
+        expected = cv2.warpAffine(photo, matrix, (24, 24))
+        assert np.abs(crops[row].astype(int) - expected).mean() < 1.5
+
+
+def test_embeddings_are_those_of_image_and_mirrored_image(images, pixel_model, tmp_path):
+    model = pixel_model()
+    result = embed_images(model, images, batch_size=16, num_workers=0, cache=tmp_path / "cache")
+    crops = np.concatenate([batch.numpy() for batch in aligned_batches(images, 24, 50, 0)])
+    np.testing.assert_allclose(result.plain, model(crops), atol=1e-5)
+    np.testing.assert_allclose(result.mirrored, model(crops[:, :, ::-1].copy()), atol=1e-5)
+    assert result.plain.dtype == np.float32
+
+
+def test_second_test_embeds_nothing_and_another_model_size_or_image_does(images, pixel_model, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    cache = tmp_path / "cache"
+    first = embed_images(pixel_model(), images, num_workers=0, cache=cache)
+    again = pixel_model()
+    result = embed_images(again, images, num_workers=0, cache=cache)
+    assert again.calls == 0 and "embeddings from cache" in caplog.text
+    np.testing.assert_array_equal(result.plain, first.plain)
+    for other in (pixel_model(seed=1), pixel_model(image_size=20), pixel_model(mean=(0.0, 0.0, 0.0))):
+        embed_images(other, images, num_workers=0, cache=cache)
+        assert other.calls == 2 * len(images.names)
+    image = images.path(3)
+    image.write_bytes(image.read_bytes() + b"\0")
+    changed = pixel_model()
+    embed_images(changed, replace(images), num_workers=0, cache=cache)
+    assert changed.calls == 2 * len(images.names)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_undecodable_image_is_named_and_leaves_no_cache(images, pixel_model, tmp_path, num_workers, content):
+    images.path(20).write_bytes(content)
+    with pytest.raises(UserError, match="loose_crop/21.jpg"):
+        embed_images(pixel_model(), images, batch_size=8, num_workers=num_workers, cache=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_embeddings_that_are_not_finite_stop_the_test(images, pixel_model, tmp_path):
+    model = pixel_model()
+    model.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="pixels0 gives embeddings that are not finite"):
+        embed_images(model, images, num_workers=0, cache=tmp_path / "cache")
