@@ -31,11 +31,11 @@ FONTS = (
 SOURCE = "characters of the DejaVu and STIX fonts that Matplotlib ships"
 CREDIT = "DejaVu fonts (Bitstream Vera licence) and STIX fonts (STIX font licence), distributed with Matplotlib"
 CELL = 64
-FONT_PIXELS, BASELINE = 42, 47
+FONT_PIXELS = 50
 CATEGORIES = "LNPS"
 BRAILLE = range(0x2800, 0x2900)
 MIN_FONTS = 8
-MIN_EXTENT = 18
+MIN_EXTENT = 20
 SIGNATURE = 16
 COINCIDENCE, COINCIDING_FONTS = 0.99, 0.5
 TEST_SHARE, MIN_IDENTITIES = 0.2, 20
@@ -107,7 +107,7 @@ def _characters() -> list[set[int]]:
 def _draw_masks(characters: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Coverage masks uint8 (C, fonts, CELL, CELL) of the characters in enough fonts, and which are there (C, fonts).
 
-    Size and place in the cell are those of the font, so that case and accents tell. Tiny characters are left out.
+    Centred, in the font's size, so that case tells. Tiny characters are left out.
     """
     points = np.array(sorted(set().union(*characters)))
     has = np.array([np.isin(points, list(in_font)) for in_font in characters]).T
@@ -117,8 +117,10 @@ def _draw_masks(characters: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
     for f, name in enumerate(FONTS):
         font = ImageFont.truetype(str(_font_path(name)), FONT_PIXELS, layout_engine=ImageFont.Layout.BASIC)
         for c in np.flatnonzero(has[:, f]):
+            left, top, right, bottom = font.getbbox(chr(points[c]), anchor="ls")
+            start = (round((CELL - left - right) / 2), round((CELL - top - bottom) / 2))
             cell = Image.new("L", (CELL, CELL))
-            ImageDraw.Draw(cell).text((CELL / 2, BASELINE), chr(points[c]), fill=255, font=font, anchor="ms")
+            ImageDraw.Draw(cell).text(start, chr(points[c]), fill=255, font=font, anchor="ls")
             masks[c, f] = np.asarray(cell)
     rows, columns = (masks.max(axis=axis) > 127 for axis in (3, 2))
     has &= np.maximum(rows.sum(axis=2), columns.sum(axis=2)) >= MIN_EXTENT
