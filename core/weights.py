@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,10 +44,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _load(path: Path) -> object:
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # not the zip format that can be mapped: the format before PyTorch 1.6, or damaged
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.load's remarks on files that it then refuses
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # not the zip format that can be mapped: the format before PyTorch 1.6, or damaged
+                return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         logger.debug("reading %s failed", path, exc_info=True)
         raise UserError(
@@ -93,7 +96,8 @@ def layout_of(state_dict: dict[str, Tensor], network: str, source: str | Path) -
     layout = read_layout(shapes_of(state_dict))
     if layout is not None and network in layout.names:
         return layout
-    expected = shapes_of(_unfilled(network, 512, {}).state_dict())
+    sizes = (512, {}) if layout is None else (layout.embedding_size, {"image_size": layout.image_size})
+    expected = shapes_of(_unfilled(network, *sizes).state_dict())
     raise UserError(_mismatch(shapes_of(state_dict), expected, network, source))
 
 
