@@ -5,6 +5,7 @@ that are equal share one threshold, and a mate that another subject equals is no
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FPIRS = (0.01, 0.1)
 RANKS = (1, 5, 10)
 CURVE_RANKS = 50
-MEMBER_BLOCK, PAIR_BLOCK, PROBE_BLOCK = 8192, 4096, 1024
+MEMBER_BLOCK, PAIR_BLOCK, PROBE_BLOCK = 512, 1024, 1024
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,19 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def pair_scores(first_templates: np.ndarray, second_templates: np.ndarray, pairs: Pairs) -> np.ndarray:
     """Cosines, float32 (P,), of template features (T, D) of the pairs' first and second templates.
 
-    Memory: 4 P bytes and two blocks of 4,096 rows, small enough to stay in the processor's cache.
+    Memory: 4 P bytes and two blocks of 1,024 rows a thread, small enough to stay in the processor's cache.
     """
-    first, second = torch.from_numpy(first_templates), torch.from_numpy(second_templates)
-    first_rows, second_rows = torch.from_numpy(pairs.first), torch.from_numpy(pairs.second)
-    scores = torch.empty(len(pairs.first))
-    for start in range(0, len(scores), PAIR_BLOCK):
+    scores = np.empty(len(pairs.first), dtype=np.float32)
+
+    def score(start: int) -> None:
         block = slice(start, start + PAIR_BLOCK)
-        products = first.index_select(0, first_rows[block])
-        scores[block] = products.mul_(second.index_select(0, second_rows[block])).sum(dim=1)
-    return scores.numpy()
+        first, second = first_templates[pairs.first[block]], second_templates[pairs.second[block]]
+        np.einsum("pd,pd->p", first, second, out=scores[block])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for _ in threads.map(score, range(0, len(scores), PAIR_BLOCK)):
+            pass
+    return scores
 
 
 def evaluate_1_1(query_templates: np.ndarray, gallery_templates: np.ndarray, pairs: Pairs) -> RocResult:
