@@ -35,6 +35,7 @@ FONT_PIXELS = 50
 CATEGORIES = "LNPS"
 BRAILLE = range(0x2800, 0x2900)
 MIN_FONTS = 8
+CANDIDATES = 3
 MIN_EXTENT = 20
 SIGNATURE = 16
 COINCIDENCE, COINCIDING_FONTS = 0.99, 0.5
@@ -58,12 +59,16 @@ def glyph_source(seed: int, image_size: int, identities: int | None) -> DataSour
 
     Training has an image for each font that has the character, in an order of characters drawn from the seed.
     """
-    masks, has = _draw_masks(_characters())
+    rng = np.random.default_rng([seed, 0])
+    points, has = _characters()
+    if identities is not None:
+        candidates = np.sort(rng.permutation(len(points))[: CANDIDATES * identities])
+        points, has = points[candidates], has[candidates]
+    masks, has = _draw_masks(points, has)
     distinct = _distinct(masks, has)
     masks, has = masks[distinct], has[distinct]
     if identities is not None and not MIN_IDENTITIES <= identities <= len(masks):
         raise UserError(f"--identities {identities}: the fonts give {MIN_IDENTITIES} to {len(masks)} identities")
-    rng = np.random.default_rng([seed, 0])
     chosen = rng.permutation(len(masks))[:identities]
     num_test = round(TEST_SHARE * len(chosen))
     train, test = chosen[num_test:], chosen[:num_test]
@@ -92,27 +97,24 @@ def _font_path(name: str) -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
 
 
-def _characters() -> list[set[int]]:
-    """For each font the code points of letters, numbers, punctuation and symbols that it has.
+def _characters() -> tuple[np.ndarray, np.ndarray]:
+    """Code points (C,) of the letters, numbers, punctuation and symbols in enough fonts; which fonts, bool (C, fonts).
 
     Braille is left out: its patterns differ from each other by shifts and reflections.
     """
-    found = []
-    for name in FONTS:
-        points = FT2Font(str(_font_path(name))).get_charmap()
-        found.append({c for c in points if unicodedata.category(chr(c))[0] in CATEGORIES and c not in BRAILLE})
-    return found
+    in_fonts = [set(FT2Font(str(_font_path(name))).get_charmap()) for name in FONTS]
+    points = sorted(set().union(*in_fonts))
+    points = np.array([c for c in points if unicodedata.category(chr(c))[0] in CATEGORIES and c not in BRAILLE])
+    has = np.array([np.isin(points, list(in_font)) for in_font in in_fonts]).T
+    enough = has.sum(axis=1) >= MIN_FONTS
+    return points[enough], has[enough]
 
 
-def _draw_masks(characters: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage masks uint8 (C, fonts, CELL, CELL) of the characters in enough fonts, and which are there (C, fonts).
+def _draw_masks(points: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage masks uint8 (C, fonts, CELL, CELL) of the characters (C,), and in which fonts (C, fonts) they are there.
 
     Centred, in the font's size, so that case tells. Tiny characters are left out.
     """
-    points = np.array(sorted(set().union(*characters)))
-    has = np.array([np.isin(points, list(in_font)) for in_font in characters]).T
-    enough = has.sum(axis=1) >= MIN_FONTS
-    points, has = points[enough], has[enough]
     masks = np.zeros((len(points), len(FONTS), CELL, CELL), np.uint8)
     for f, name in enumerate(FONTS):
         font = ImageFont.truetype(str(_font_path(name)), FONT_PIXELS, layout_engine=ImageFont.Layout.BASIC)
@@ -123,7 +125,7 @@ def _draw_masks(characters: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
             ImageDraw.Draw(cell).text(start, chr(points[c]), fill=255, font=font, anchor="ls")
             masks[c, f] = np.asarray(cell)
     rows, columns = (masks.max(axis=axis) > 127 for axis in (3, 2))
-    has &= np.maximum(rows.sum(axis=2), columns.sum(axis=2)) >= MIN_EXTENT
+    has = has & (np.maximum(rows.sum(axis=2), columns.sum(axis=2)) >= MIN_EXTENT)
     large = has.sum(axis=1) >= MIN_FONTS
     return masks[large], has[large]
 

@@ -41,9 +41,9 @@ class TreePeople:
 
 
 def frames_to_media(counts: np.ndarray) -> np.ndarray:
-    """Group each subject's images into media of 2, 1, 2, 1, ... frames: media numbers (counts.sum(),) over all."""
+    """Group each subject's images into media of 1, 2, 1, 2, ... frames: media numbers (counts.sum(),) over all."""
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    within = place // 3 * 2 + (place % 3 == 2)
+    within = place // 3 * 2 + (place % 3 > 0)
     starts = (place == 0) | (np.diff(within, prepend=-1) != 0)
     return np.cumsum(starts) - 1
 

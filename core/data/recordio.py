@@ -83,8 +83,9 @@ class RecordReader:
         """As `reader[i]`, but the payload is not copied: it lies in the mapped file unless the record is split."""
         if not 0 <= i < len(self.keys):
             raise IndexError(f"record {i} of {self.prefix}.rec, which has {len(self.keys)}")
+        file = self.file
         try:
-            return unpack(self._data(int(self.offsets[i])))
+            return unpack(_read_data(file, int(self.offsets[i])))
         except ValueError as error:
             raise self.damaged(i, str(error)) from None
 
@@ -104,35 +105,6 @@ class RecordReader:
                 self._view = memoryview(b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
         return self._view
 
-    def _data(self, offset: int) -> memoryview | bytes:
-        """The data of the record at `offset`, its parts joined by the magic words that split it."""
-        flag, data, offset = self._part(offset)
-        if flag == WHOLE:
-            return data
-        if flag != FIRST:
-            raise ValueError(f"it begins with a part of kind {flag}, where 0 or 1 is due")
-        parts = [data]
-        while flag != LAST:
-            flag, data, offset = self._part(offset)
-            if flag not in (MIDDLE, LAST):
-                raise ValueError(f"its part {len(parts)} is of kind {flag}, where 2 or 3 is due")
-            parts.append(data)
-        return MAGIC_BYTES.join(parts)
-
-    def _part(self, offset: int) -> tuple[int, memoryview, int]:
-        """Kind and data of the part at `offset`, and where the next one begins."""
-        view = self.file
-        begin = offset + FRAME.size
-        if begin > len(view):
-            raise ValueError(f"it begins at byte {offset}, but the file ends at {len(view)}")
-        magic, lrec = FRAME.unpack_from(view, offset)
-        if magic != MAGIC:
-            raise ValueError(f"no magic word at byte {offset}")
-        end = begin + (lrec & LENGTH_MASK)
-        if end > len(view):
-            raise ValueError(f"it reaches to byte {end}, but the file ends at {len(view)}")
-        return lrec >> LENGTH_BITS, view[begin:end], (end + 3) // 4 * 4
-
     def close(self) -> None:
         """Let go of the mapping; payload views handed out before stay valid."""
         self._view, self._closed = None, True
@@ -145,6 +117,36 @@ class RecordReader:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_view": None}
+
+
+def _read_data(file: memoryview, offset: int) -> memoryview | bytes:
+    """The data of the record at `offset`, parts joined by the magic words that split it; `ValueError` if damaged."""
+    flag, data, offset = _read_part(file, offset)
+    if flag == WHOLE:
+        return data
+    if flag != FIRST:
+        raise ValueError(f"it begins with a part of kind {flag}, where 0 or 1 is due")
+    parts = [data]
+    while flag != LAST:
+        flag, data, offset = _read_part(file, offset)
+        if flag not in (MIDDLE, LAST):
+            raise ValueError(f"its part {len(parts)} is of kind {flag}, where 2 or 3 is due")
+        parts.append(data)
+    return MAGIC_BYTES.join(parts)
+
+
+def _read_part(file: memoryview, offset: int) -> tuple[int, memoryview, int]:
+    """Kind and data of the part at `offset`, and where the next one begins."""
+    begin = offset + FRAME.size
+    if begin > len(file):
+        raise ValueError(f"it begins at byte {offset}, but the file ends at {len(file)}")
+    magic, lrec = FRAME.unpack_from(file, offset)
+    if magic != MAGIC:
+        raise ValueError(f"no magic word at byte {offset}")
+    end = begin + (lrec & LENGTH_MASK)
+    if end > len(file):
+        raise ValueError(f"it reaches to byte {end}, but the file ends at {len(file)}")
+    return lrec >> LENGTH_BITS, file[begin:end], (end + 3) // 4 * 4
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:

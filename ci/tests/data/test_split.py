@@ -1,0 +1,142 @@
+"""Class and data splits on hand-worked labels, as functions, as files and through the tool."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from core.data.recordio import MAGIC_BYTES, RecordReader, RecordWriter
+from core.data.records import RecordDataset
+from core.data.split import class_split, data_split, split_records
+from core.errors import UserError
+from core.files import ROOT
+
+
+def test_class_split_gives_the_first_identities_to_the_old_side_and_renumbers_the_others():
+    labels = np.repeat(np.arange(10), 2)
+    old, new = class_split(labels, 0.3)
+    assert old.tolist() == [0, 0, 1, 1, 2, 2] + [-1] * 14
+    assert new.tolist() == [-1] * 6 + np.repeat(np.arange(7), 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("classes", "ratio", "num_old"), [(93_431, 0.3, 28_029), (81_313, 0.3, 24_393), (100, 0.29, 29)]
+)
+def test_class_split_counts_are_the_published_ones(classes, ratio, num_old):
+    old, new = class_split(np.arange(classes), ratio)
+    assert ((old >= 0).sum(), (new >= 0).sum()) == (num_old, classes - num_old)
+
+
+def test_class_split_ignores_the_order_of_records_and_gaps_in_the_labels():
+    old, new = class_split(np.array([9, 4, 9, 2, 7, 2]), 0.5)
+    assert old.tolist() == [-1, 1, -1, 0, -1, 0]
+    assert new.tolist() == [1, -1, 1, -1, 0, -1]
+
+
+def test_data_split_counts_per_class():
+    counts = [1, 2, 3, 4, 5, 10, 15, 1]
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(8), counts))
+    old, new = data_split(labels, 0.3, seed=0)
+    assert np.bincount(old[old >= 0]).tolist() == [1, 1, 1, 1, 2, 3, 4, 1]
+    assert np.bincount(new[new >= 0]).tolist() == [1, 1, 2, 3, 3, 7, 11, 1]
+    both = (old >= 0) & (new >= 0)
+    assert sorted(labels[both]) == [0, 7]
+    assert ((old >= 0) | (new >= 0)).all()
+    assert (old[old >= 0] == labels[old >= 0]).all() and (new[new >= 0] == labels[new >= 0]).all()
+
+
+def test_data_split_never_gives_all_images_of_a_class_to_one_side():
+    old, new = data_split(np.repeat(np.arange(3), [2, 3, 4]), 0.99, seed=0)
+    assert np.bincount(old[old >= 0]).tolist() == [1, 2, 3]
+    assert np.bincount(new[new >= 0]).tolist() == [1, 1, 1]
+
+
+def test_data_split_is_drawn_from_the_seed():
+    labels = np.repeat(np.arange(50), 10)
+    assert (data_split(labels, 0.3, 1)[0] == data_split(labels, 0.3, 1)[0]).all()
+    assert (data_split(labels, 0.3, 1)[0] != data_split(labels, 0.3, 2)[0]).any()
+
+
+def make(prefix):
+    labels = np.repeat(np.arange(10), [1, 2, 3, 4, 1, 2, 3, 4, 5, 5])
+    payloads = [b"%d" % i + MAGIC_BYTES * (i % 2) for i in range(len(labels))]
+    with RecordWriter(prefix) as writer:
+        writer.write(0, (len(labels) + 1, 10), b"")
+        for i, (label, payload) in enumerate(zip(labels, payloads), start=1):
+            writer.write(i, (label, 5) if i % 3 else label, payload)
+    return labels, payloads
+
+
+def test_class_split_files_have_a_header_unchanged_payloads_and_new_labels(tmp_path):
+    labels, payloads = make(tmp_path / "train")
+    written = split_records(tmp_path / "train", "class", 0.3)
+    assert written == {
+        f"{tmp_path}/train_part_30_class": (6, 3),
+        f"{tmp_path}/train_part_70_class": (24, 7),
+    }
+    start = 0
+    for prefix, (num_images, num_classes) in written.items():
+        with RecordReader(prefix) as reader:
+            assert reader[0] == ((num_images + 1, num_classes), b"")
+            assert reader.keys.tolist() == list(range(num_images + 1))
+            for i in range(num_images):
+                label = labels[start + i] - labels[start]
+                expected = (label, 5) if (start + i + 1) % 3 else (label,)
+                assert reader[i + 1] == (expected, payloads[start + i])
+        start += num_images
+
+
+def test_data_split_files_keep_the_labels(tmp_path):
+    labels, payloads = make(tmp_path / "train")
+    split_records(tmp_path / "train", "data", 0.3, seed=4)
+    label_of = dict(zip(payloads, labels))
+    seen = []
+    for share in (30, 70):
+        data = RecordDataset(tmp_path / f"train_part_{share}_data")
+        assert data.num_classes == 10
+        part = [data.payload(i) for i in range(len(data))]
+        assert data.labels().tolist() == [label_of[p] for p in part]
+        seen += part
+    assert len(seen) == len(labels) + 2 and set(seen) == set(payloads)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.5, 30, 0.05])
+def test_ratio_that_leaves_a_side_empty_is_refused(tmp_path, ratio):
+    make(tmp_path / "train")
+    with pytest.raises(UserError, match="ratio"):
+        split_records(tmp_path / "train", "class", ratio)
+
+
+def run_tool(*arguments):
+    command = [sys.executable, "tools/split_dataset.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_tool_writes_both_sides_and_replaces_them(tmp_path):
+    make(tmp_path / "train")
+    for ratio in (0.4, 0.2, 0.4):
+        assert run_tool("--rec", tmp_path / "train", "--mode", "data", "--ratio", ratio).returncode == 0
+    parts = {f"train_part_{share}_data{suffix}" for share in (20, 40, 60, 80) for suffix in (".rec", ".idx")}
+    assert {p.name for p in tmp_path.iterdir()} == parts | {"train.rec", "train.idx"}
+
+
+@pytest.mark.parametrize("damage", ["record", "index", "missing"])
+def test_tool_names_damage_in_one_line_and_leaves_nothing(tmp_path, damage):
+    make(tmp_path / "train")
+    rec, idx = tmp_path / "train.rec", tmp_path / "train.idx"
+    if damage == "record":
+        rec.write_bytes(rec.read_bytes()[:-20])
+        what = ("train.rec: record 30 is damaged",)
+    elif damage == "index":
+        idx.write_text(idx.read_text().replace("\n7\t", "\nseven\t"))
+        what = ("train.idx", "record 7")
+    else:
+        idx.unlink()
+        what = ("train.idx",)
+    before = sorted(tmp_path.iterdir())
+    done = run_tool("--rec", tmp_path / "train", "--mode", "class")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and sum(line.startswith("error: ") for line in lines) == 1
+    assert lines[-1].startswith("error: ") and all(part in lines[-1] for part in what)
+    assert sorted(tmp_path.iterdir()) == before
