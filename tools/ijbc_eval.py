@@ -44,7 +44,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--subset", choices=sorted(SUBSETS, reverse=True), default="IJBC", help="data set")
     parser.add_argument("--batch-size", type=int, default=128, help="images embedded at a time")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that read and align images")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device of the models")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:1 and so on")
     parser.add_argument("--no-flip", action="store_true", help="leave out the mirrored images")
     parser.add_argument("--no-detector-score", action="store_true", help="do not weigh images by the detector's score")
     parser.add_argument(
@@ -59,7 +59,20 @@ def parse_arguments() -> Namespace:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
     if not args.out.parent.is_dir() or (args.out.exists() and not args.out.is_dir()):
         raise UserError(f"--out {args.out}: its parent is no folder, or it is a file; name a folder to make or to use")
+    args.device = choose_device(args.device)
     return args
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `UserError` if PyTorch does not know it or this machine does not have it."""
+    num_gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if num_gpus else "cpu")
+    except RuntimeError as error:
+        raise UserError(f"unknown --device {name!r}: name auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= num_gpus):
+        raise UserError(f"--device {name} is not here: PyTorch sees {num_gpus} GPUs; name auto or cpu")
+    return device
 
 
 def main() -> None:

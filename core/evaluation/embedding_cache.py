@@ -120,6 +120,7 @@ def embed_images(
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder of the embedding cache {folder.parent}: {error.strerror}") from error
+    logger.info("%s: embedding %d images of %s", encoder.name, len(images.names), images.root)
     with replaced_atomically(folder) as temporary:
         temporary.mkdir()
         shape = (len(images.names), encoder.embedding_size)

@@ -157,7 +157,7 @@ def read_images(root: Path, subset: str) -> IjbImages:
 
 
 def read_pairs(images: IjbImages) -> Pairs:
-    """The template pairs of the 1:1 protocol. Memory at the peak about 40 bytes a pair, 9 after it returns.
+    """The template pairs of the 1:1 protocol. Memory at the peak about 35 bytes a pair, 9 after it returns.
 
     `UserError` naming file and line where a line is malformed, and naming a template that no image belongs to.
     """

@@ -139,6 +139,8 @@ def test_state_dict_needs_and_takes_its_network_and_ijbb_is_another_task(evaluat
         (["-m", "old", "--out", "no/where"], "parent"),
         (["-m", "old", "--subset", "IJBA"], "IJBA"),
         (["-m", "old", "--batch-size", "0"], "--batch-size"),
+        (["-m", "old", "--device", "toaster"], "unknown --device 'toaster'"),
+        (["-m", "old", "--device", "cuda:99"], "cuda:99 is not here"),
         (["-m", "old", "--data-path", "old"], "IJBC/meta/ijbc_face_tid_mid.txt"),
     ],
 )
