@@ -8,6 +8,7 @@ from the overrides. Only keys that one of the two base files defines are accepte
 import ast
 import difflib
 import runpy
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,19 @@ from core.files import ROOT, resolve
 __all__ = ["default_settings", "load_config"]
 
 BASE_FILE = ROOT / "configs" / "base.py"
+WHOLE_NUMBERS_OR_NONE = ("image_size",)
+"""Of the keys whose default is None; the others take a string."""
+COUNTS = "image_size embedding_size batch_size gradient_acc num_epoch checkpoint_steps frequent verbose".split()
+"""Keys whose value is at least 1."""
+NOT_NEGATIVE = "num_workers seed lr momentum weight_decay warmup_epoch schedule_power".split()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), program_base: Path | None = None) -> EasyDict:
     """The config at `path` (relative to the working directory) with `overrides` such as `lr=0.05`.
 
     `program_base`: a program's own defaults. An unset `output` becomes `work_dirs/<name of the file>`. Raises
-    `UserError` for a missing or broken file, an unknown key (with the nearest known one), or a value of the wrong type.
+    `UserError` for a missing or broken file, an unknown key (with the nearest known one), or a value of the wrong
+    type or out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,6 +46,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), program_base: P
     for source, values in _inheritance(path):
         _merge(config, values.items(), known, str(source))
     _merge(config, map(_parse_override, overrides), known, "the command line")
+    for minimum, names in ((1, COUNTS), (0, NOT_NEGATIVE)):
+        for name in names:
+            if config[name] is not None and config[name] < minimum:
+                raise UserError(f"config key {name!r} must be at least {minimum}, got {config[name]!r}")
     if config.output is None:
         config.output = f"work_dirs/{path.stem}"
     return config
@@ -55,8 +66,9 @@ def _read(path: Path) -> EasyDict:
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:  # whatever a config file does wrong is the user's to mend
-        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"config {path}{line} cannot be read: {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "unknown"
+        raise UserError(f"config {path}, line {line}, cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"config {path} must assign an EasyDict named `config`")
     return EasyDict(config)
@@ -73,7 +85,7 @@ def _inheritance(path: Path) -> list[tuple[Path, EasyDict]]:
         chain.append((path, values))
         if parent is None:
             return chain[::-1]
-        source, path = path, resolve(parent)
+        source, path = path, resolve(str(parent))
         if not path.is_file():
             raise UserError(f"config {source} names a base that does not exist: {path}")
 
@@ -106,8 +118,10 @@ def _merge(config: EasyDict, items: Iterable[tuple[str, Any]], known: EasyDict, 
 
 def _checked(name: str, value: Any, default: Any, source: str) -> Any:
     """`value` if it has the type of `default` (a whole number may stand for a float, a list for a tuple)."""
-    if default is None or value is None:
-        return value
+    if default is None:
+        if value is None:
+            return None
+        default = 0 if name in WHOLE_NUMBERS_OR_NONE else ""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, list | tuple) and isinstance(value, str | list | tuple):
@@ -115,6 +129,5 @@ def _checked(name: str, value: Any, default: Any, source: str) -> Any:
     if isinstance(default, dict) and isinstance(value, dict):
         return EasyDict(value)
     if type(value) is not type(default):
-        kind = type(default).__name__
-        raise UserError(f"config key {name!r} in {source} must be of type {kind} (default {default!r}), got {value!r}")
+        raise UserError(f"config key {name!r} in {source} must be of type {type(default).__name__}, got {value!r}")
     return value

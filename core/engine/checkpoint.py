@@ -72,7 +72,8 @@ class TrainingState:
         path = folder / f"step_{position.step}"
         temporary = path.with_suffix(".tmp")
         if self.ranks.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for unfinished in folder.glob("*.tmp"):
+                shutil.rmtree(unfinished)
             temporary.mkdir(parents=True)
         distributed.barrier()
         state = self._tensors() | {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
@@ -81,7 +82,7 @@ class TrainingState:
             (temporary / "position.json").write_text(json.dumps(asdict(position), indent=2) + "\n")
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
-            steps = sorted(folder.glob("step_*"), key=lambda p: int(p.stem.removeprefix("step_")))
+            steps = sorted(folder.glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
             for old in steps[:-KEPT]:
                 shutil.rmtree(old)
         distributed.barrier()
@@ -89,7 +90,6 @@ class TrainingState:
 
     def load(self, path: Path, position: Position, seed: int) -> None:
         """Read a checkpoint in place, cutting shards for the present ranks. Collective."""
-        self._make_optimizer_state()
         state = self._tensors()
         random = {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
         known = self.ranks.rank < position.world_size
@@ -134,18 +134,6 @@ class TrainingState:
         shape = torch.Size((num_rows, *tensor.shape[1:]))
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(tensor, self.mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
-
-    def _make_optimizer_state(self) -> None:
-        """Let the optimiser allocate its buffers, to be loaded into, by a step that changes no parameter."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for group, rate in zip(self.optimizer.param_groups, rates):
-            group["lr"] = rate
 
 
 def _random_state(ranks: Ranks) -> dict[str, Tensor]:

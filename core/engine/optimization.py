@@ -5,24 +5,55 @@ from collections.abc import Iterable
 
 import torch
 from easydict import EasyDict
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.optim import Optimizer
 
 from core.errors import UserError
 
-__all__ = ["build_optimizer", "learning_rate"]
+__all__ = ["LossScaler", "build_optimizer", "learning_rate"]
 
 
 def build_optimizer(config: EasyDict, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """SGD with momentum or AdamW over all `parameters`, with fused kernels."""
+    """SGD with momentum or AdamW over all `parameters`, with fused kernels and with its state allocated, as zeros.
+
+    A checkpoint can then be read into that state, and fp16 may overflow in the first step: it is skipped, and PyTorch's
+    fused SGD would leave a momentum that it has just allocated as it found the memory.
+    """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        optimizer = torch.optim.SGD(
+            trained, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    raise UserError(f"unknown optimizer {config.optimizer!r}: choose 'sgd' or 'adamw'")
+    elif config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay, fused=True)
+    else:
+        raise UserError(f"unknown optimizer {config.optimizer!r}: choose 'sgd' or 'adamw'")
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr
+    return optimizer
+
+
+class LossScaler(ShardedGradScaler):
+    """Loss scaling for fp16: an overflow on one rank makes all ranks skip the step.
+
+    The base class adds the ranks' overflow flags up, but the fused optimisers skip a step only where the flag is 1.
+    """
+
+    def unscale_(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the scale and find out whether any rank has one that is not finite. Collective."""
+        super().unscale_(optimizer)
+        if self.is_enabled():
+            for flag in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+                flag.clamp_(max=1.0)
 
 
 def learning_rate(config: EasyDict, epoch: float) -> float:

@@ -5,6 +5,7 @@ step), `tensorboard/` and `checkpoints/`.
 """
 
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 import core
 from core.errors import UserError
 from core.files import ROOT, replaced_atomically
+from core.weights import fingerprint, read_state_dict
 
 __all__ = ["MetricsLog", "RunFolder", "code_version"]
 
@@ -38,13 +40,13 @@ class RunFolder:
     """Paths and files of one run. Only the first rank writes."""
 
     def __init__(self, path: Path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output {path} is a file: name a folder")
         self.path = path
         self.checkpoints = path / "checkpoints"
 
     def prepare(self, resume: bool) -> None:
         """Make the folder; with `resume` false empty it of an earlier run's files."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output {self.path} is a file: name a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -64,6 +66,11 @@ class RunFolder:
         with replaced_atomically(self.path / "model.pt") as temporary:
             torch.save({name: tensor.detach().cpu() for name, tensor in backbone.state_dict().items()}, temporary)
 
+    def holds_model(self, backbone: nn.Module) -> bool:
+        """True if `model.pt` is there and holds just these weights."""
+        path = self.path / "model.pt"
+        return path.exists() and fingerprint(read_state_dict(path)) == fingerprint(backbone.state_dict())
+
 
 class MetricsLog:
     """Scalars by step, to `metrics.jsonl` and TensorBoard. A resumed run drops what lies after its checkpoint."""
@@ -78,8 +85,9 @@ class MetricsLog:
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log `values` under their names."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        """Log `values` under their names. JSON gets null for what is not finite (a gradient's norm with fp16)."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 

@@ -1,16 +1,17 @@
 """The one training loop: data, backbone, a method's loss, optimisation, logs, checkpoints."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from easydict import EasyDict
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from core.backbones import build_backbone
@@ -21,7 +22,7 @@ from core.data.transforms import TrainTransform
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
 from core.engine.distributed import Ranks
 from core.engine.method import Batch, Method, Run
-from core.engine.optimization import build_optimizer, learning_rate
+from core.engine.optimization import LossScaler, build_optimizer, learning_rate
 from core.engine.run_folder import MetricsLog, RunFolder, code_version
 from core.engine.validation import Validation
 from core.errors import UserError
@@ -56,19 +57,20 @@ class Trainer:
         )
         self.transform = TrainTransform(config.normalization, config.augment)
         self.autocast_type = _autocast_type(config.precision, ranks.device)
-        self.validation = Validation(config, ranks)
+        learning_rate(config, config.num_epoch)  # tells an unknown schedule now
+        self.validation = Validation(config, self.data.image_size, ranks)
         self.folder = RunFolder(resolve(config.output))
-        self.checkpoint = self._open_folder()
+        self.checkpoint = self._find_checkpoint()
         logger.info("data: %s, %d images of %d classes", config.rec, self.data.num_images, self.data.num_classes)
+        self._build_backbone()
         store = prepare_old_features(config, self.data, ranks) if method.uses_old_model else None
         self.old_features = store
         self._build(Run(config, self.data, ranks, store))
 
-    def _open_folder(self):
-        """Make the run folder; the checkpoint to go on from, if any."""
-        if self.ranks.is_first:
-            self.folder.prepare(self.config.resume)
-        distributed.barrier()
+    def _find_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if any."""
+        if not self.config.resume:
+            return None
         checkpoint = latest_checkpoint(self.folder.checkpoints)
         if checkpoint is None and (self.folder.path / "model.pt").exists():
             raise UserError(
@@ -77,16 +79,21 @@ class Trainer:
             )
         return checkpoint
 
-    def _build(self, run: Run) -> None:
-        config, ranks = self.config, self.ranks
+    def _build_backbone(self) -> None:
+        config = self.config
+        if "image_size" in config.network_options:
+            raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
         torch.manual_seed(config.seed)  # the same first weights on every rank
         self.backbone = build_backbone(
             config.network, config.embedding_size, image_size=self.data.image_size, **config.network_options
-        ).to(ranks.device, memory_format=torch.channels_last)
+        ).to(self.ranks.device, memory_format=torch.channels_last)
+
+    def _build(self, run: Run) -> None:
+        config, ranks = self.config, self.ranks
         self.method.setup(run)
         self.method.to(ranks.device)
         self.optimizer = build_optimizer(config, [*self.backbone.parameters(), *self.method.parameters()])
-        self.scaler = ShardedGradScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
+        self.scaler = LossScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
         self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
         shards = {p for m in self.method.modules() if isinstance(m, PartialFC) for p in m.parameters(recurse=False)}
         self.averaged = [p for p in self.method.parameters() if p.requires_grad and p not in shards]
@@ -99,9 +106,9 @@ class Trainer:
         self.model = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with the checkpoint that it goes on from."""
+        """What a run must share with the checkpoint that it goes on from, as JSON keeps it."""
         config = self.config
-        return {
+        identity = {
             "method": self.method_name,
             "network": config.network,
             "network_options": dict(config.network_options),
@@ -111,6 +118,7 @@ class Trainer:
             "rec": self.data.fingerprint,
             "old_model": self.old_features.info.model_fingerprint if self.old_features else None,
         }
+        return json.loads(json.dumps(identity))
 
     def _resume(self) -> None:
         position = read_position(self.checkpoint)
@@ -136,8 +144,11 @@ class Trainer:
         config = self.config
         if self.epoch >= config.num_epoch:
             logger.info("%s is trained to the end of epoch %d already", self.folder.path, config.num_epoch)
+            if self.ranks.is_first and not self.folder.holds_model(self.backbone):  # killed just before it was written
+                self.folder.write_model(self.backbone)
             return
         if self.ranks.is_first:
+            self.folder.prepare(config.resume)
             self.folder.write_config(self._description())
         metrics = MetricsLog(self.folder, self.step) if self.ranks.is_first else None
         steps, images = self.sampler.steps_per_epoch, self.sampler.images_per_step
@@ -289,8 +300,8 @@ class Trainer:
     def _save(self, write_model: bool) -> None:
         """A checkpoint, and `model.pt` if asked for; never of weights that a bad step has ruined. Collective."""
         self._require_finite()
-        for buffer in [*self.backbone.buffers(), *self.method.buffers()]:
-            distributed.broadcast(buffer, 0)  # batch statistics differ by rank; DDP takes the first rank's, so do we
+        for module in (self.backbone, self.method):
+            _share_buffers(module)
         position = Position(
             self.step,
             self.epoch,
@@ -304,11 +315,18 @@ class Trainer:
             self.folder.write_model(self.backbone)
 
     def _validate(self, metrics: MetricsLog | None) -> None:
+        _share_buffers(self.backbone)
         accuracies = self.validation.accuracies(self.backbone)
         for name, accuracy in accuracies.items():
             logger.info("step %d: %s accuracy %.4f", self.step, name, accuracy)
         if metrics is not None:
             metrics.write(self.step, {f"accuracy/{name}": value for name, value in accuracies.items()})
+
+
+def _share_buffers(module: nn.Module) -> None:
+    """Give every rank the first one's batch statistics, as DDP does before its next forward pass. Collective."""
+    for buffer in module.buffers():
+        distributed.broadcast(buffer, 0)
 
 
 def _autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

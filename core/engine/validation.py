@@ -16,14 +16,17 @@ __all__ = ["Validation"]
 
 
 class Validation:
-    """The sets `config.val_targets` below `config.rec_val`, shared out over the ranks. Checked to exist at once."""
+    """The sets `config.val_targets` below `config.rec_val`, shared out over the ranks. Checked to exist at once.
 
-    def __init__(self, config: EasyDict, ranks: Ranks):
+    Images of another size than the network's `image_size` are resized.
+    """
+
+    def __init__(self, config: EasyDict, image_size: int, ranks: Ranks):
         if config.val_targets and config.rec_val is None:
             raise UserError("config key 'val_targets' names verification sets but 'rec_val', their folder, is not set")
         folder = resolve(config.rec_val) if config.val_targets else None
         self.sets = {name: require_file(folder / f"{name}.bin", "verification set") for name in config.val_targets}
-        self.ranks, self.batch_size = ranks, config.batch_size
+        self.ranks, self.batch_size, self.image_size = ranks, config.batch_size, image_size
         self.mean, self.std = NORMALIZATIONS[config.normalization]
 
     def accuracies(self, backbone: nn.Module) -> dict[str, float]:
@@ -33,7 +36,7 @@ class Validation:
         for number, path in enumerate(self.sets.values()):
             if number % self.ranks.world_size == self.ranks.rank:
                 embed = partial(self._embed, backbone)
-                results[number] = verification_accuracy(embed, path, self.batch_size).accuracy
+                results[number] = verification_accuracy(embed, path, self.batch_size, self.image_size).accuracy
         distributed.all_reduce(results)
         backbone.train()
         return dict(zip(self.sets, results.tolist()))

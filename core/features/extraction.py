@@ -47,7 +47,7 @@ def extract_features(
         store.require_model(encoder.name, encoder.fingerprint)
         logger.info("old features: using the store %s", path)
         return store
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is no feature store: name an empty folder or a new one")
     info = StoreInfo(
         data.fingerprint, encoder.fingerprint, data.num_images, encoder.embedding_size, str(data.prefix), encoder.name

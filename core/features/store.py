@@ -47,8 +47,14 @@ class FeatureStore:
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"no feature store in {path} (make one with tools/extract_features.py): {error}") from error
         store = cls(path, info)
-        if store.features.shape != (info.num_images, info.embedding_size) or len(store.labels()) != info.num_images:
-            raise UserError(f"feature store {path} is damaged: its arrays are not as store.json says; extract it again")
+        try:
+            shapes = store.features.shape, store.labels().shape
+        except (OSError, ValueError) as error:
+            raise UserError(f"feature store {path} is damaged: {error}; delete it, extract it again") from error
+        if shapes != ((info.num_images, info.embedding_size), (info.num_images,)):
+            raise UserError(
+                f"feature store {path} is damaged: its arrays are not as store.json says; delete it, extract it again"
+            )
         return store
 
     @property
