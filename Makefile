@@ -4,6 +4,7 @@ PYTHON ?= python3
 DATASET ?= glyphs
 SEED ?= 0
 OUT ?= work_dirs/demo
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint
 
@@ -21,5 +22,6 @@ lint: .venv/dev
 .venv/demo .venv/dev: pyproject.toml
 	@test -x .venv/bin/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing bctlab and its $(@F) packages into .venv (PyTorch is large: the first time takes minutes)"
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,$(@F)]"
+	@$(PIP) --editable ".[demo,$(@F)]"
+	@test $(@F) = demo || $(PIP) --no-deps insightface
 	@touch $@
