@@ -82,6 +82,15 @@ def write_tree(parent: Path, subset: str = "IJBC", num_subjects: int = 12) -> Pa
     return parent
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny networks gain nothing from threads, and threads that wait for each other on a busy machine take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def tree(tmp_path):
     return write_tree(tmp_path / "data")

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -57,7 +58,9 @@ def evaluate(models, tree, monkeypatch):
 
 def run_program(*arguments):
     command = [sys.executable, str(TOOL), "--device", "cpu", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def test_program_writes_table_results_and_curves_of_a_cross_test(models, tree):
