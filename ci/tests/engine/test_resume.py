@@ -1,15 +1,12 @@
 """A run that is killed and started again ends as an unbroken one; checkpoints serve any number of ranks."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import Launch
 from torch.distributed import checkpoint as dcp
 
 # Trains through the real program. KILL_AT makes rank 0 kill itself without warning in the loss of that step.
@@ -20,8 +17,6 @@ from core.engine.program import train_program
 from core.errors import run_program
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
-
-torch.set_num_threads(1)
 
 class Killable(Method):
     uses_old_model = False
@@ -44,30 +39,26 @@ run_program(lambda: train_program(Killable(), __file__, "test"))
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_records, tiny_settings):
-    """Run the program on some ranks; returns the exit statuses and rank 0's stderr."""
+def start(tmp_path, tiny_records, tiny_settings):
+    """Start the program on some ranks."""
     (tmp_path / "train.py").write_text(PROGRAM)
     (tmp_path / "config.py").write_text("from easydict import EasyDict\nconfig = EasyDict()\n")
 
-    def run(output: str, *overrides: str, ranks: int = 1, **environment: str) -> tuple[list[int], str]:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
-        command = [sys.executable, "train.py", "config.py", f"rec={tiny_records}", f"output={tmp_path / output}"]
-        command += [*tiny_settings, "checkpoint_steps=3", "augment=['flip','noise']", "sample_rate=0.7", *overrides]
-        processes = []
-        for rank in range(ranks):
-            group = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env = os.environ | (group if ranks > 1 else {}) | environment
-            processes.append(
-                subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
-            )
-        if "KILL_AT" in environment:  # torchrun ends the other ranks when one dies; here the test does
-            processes[0].wait(120)
-            for process in processes[1:]:
-                process.send_signal(signal.SIGKILL)
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-        return [process.returncode for process in processes], errors[0]
+    def run(output: str, *overrides: str, ranks: int = 1, **environment: str) -> Launch:
+        arguments = ["config.py", f"rec={tiny_records}", f"output={tmp_path / output}", *tiny_settings]
+        arguments += ["checkpoint_steps=3", "augment=['flip','noise']", "sample_rate=0.7", *overrides]
+        return Launch(tmp_path / "train.py", arguments, tmp_path / "logs" / output, ranks, environment)
+
+    return run
+
+
+@pytest.fixture
+def launch(start):
+    """Run the program on some ranks; returns the exit statuses and rank 0's output."""
+
+    def run(*arguments, **options) -> tuple[list[int], str]:
+        statuses, outputs = start(*arguments, **options).wait()
+        return statuses, outputs[0]
 
     return run
 
@@ -83,10 +74,12 @@ def checkpoint_tensor(folder: Path, step: int, name: str, shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_run_ends_with_the_weights_of_an_unbroken_run(launch, tmp_path, ranks):
+def test_killed_run_ends_with_the_weights_of_an_unbroken_run(start, launch, tmp_path, ranks):
     batch = f"batch_size={16 // ranks}"
-    assert launch("whole", batch, ranks=ranks)[0] == [0] * ranks
-    assert launch("broken", batch, ranks=ranks, KILL_AT="6")[0][0] == -signal.SIGKILL
+    whole = start("whole", batch, ranks=ranks)
+    broken = start("broken", batch, ranks=ranks, KILL_AT="6")
+    assert whole.wait()[0] == [0] * ranks
+    assert broken.wait(kill_others_after_first=True)[0][0] == -signal.SIGKILL
     assert sorted(p.name for p in (tmp_path / "broken" / "checkpoints").iterdir()) == ["step_3", "step_4"]
     assert launch("broken", batch, ranks=ranks)[0] == [0] * ranks
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
@@ -121,10 +114,10 @@ def test_loss_that_is_not_a_number_stops_with_step_and_last_good_checkpoint(laun
 
 def test_finished_run_started_again_changes_nothing(launch, tmp_path):
     assert launch("run")[0] == [0]
-    before = (tmp_path / "run" / "model.pt").stat()
+    before = (tmp_path / "run" / "model.pt").stat().st_mtime_ns
     statuses, errors = launch("run")
     assert statuses == [0] and "already" in errors
-    assert (tmp_path / "run" / "model.pt").stat() == before
+    assert (tmp_path / "run" / "model.pt").stat().st_mtime_ns == before
 
 
 def test_resume_with_other_settings_is_refused_and_resume_false_starts_over(launch, tmp_path):
