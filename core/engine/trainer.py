@@ -162,6 +162,8 @@ class Trainer:
             "training", config.num_epoch * steps * images, quiet=not self.ranks.is_first, initial=done
         ) as bar:
             while self.epoch < config.num_epoch:
+                if self.images_in_epoch == 0:
+                    self.method.start_epoch(self.epoch, self.backbone)
                 self._train_step([next(batches) for _ in range(config.gradient_acc)])
                 self.step += 1
                 self.images_in_epoch += images
