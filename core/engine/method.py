@@ -63,7 +63,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def start_epoch(self, epoch: int, backbone: nn.Module) -> None:
-        """Called on every rank before the first step of an epoch; again if a run resumes there. Must draw no numbers."""
+        """Called on every rank before the first step of an epoch; again if a run resumes there. Draws no numbers."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar terms of a micro-batch; their sum is minimised and each is logged under its name."""
