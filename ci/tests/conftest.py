@@ -1,26 +1,13 @@
 """Tiny data and settings that several rooms' tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import simplejpeg
+import torch
+from tiny import write_records
 
-from core.data.recordio import RecordWriter
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def write_records(prefix: Path, labels: list[int], image_size: int = 16, seed: int = 0) -> Path:
-    """Records in InsightFace's layout: one noisy image a label, alike within a class."""
-    rng = np.random.default_rng(seed)
-    prototypes = rng.integers(0, 256, (max(labels) + 1, image_size, image_size, 3))
-    with RecordWriter(str(prefix)) as writer:
-        writer.write(0, (float(len(labels) + 1), float(max(labels) + 1)), b"")
-        for index, label in enumerate(labels, 1):
-            image = np.clip(prototypes[label] + rng.normal(0, 20, prototypes[label].shape), 0, 255).astype(np.uint8)
-            writer.write(index, (float(label), 0.0), simplejpeg.encode_jpeg(image, quality=95))
-    return prefix
+from core.engine.distributed import Ranks, process_group
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +23,13 @@ def tiny_settings() -> list[str]:
         "network=r18", "network_options.width=4", "network_options.depth=1", "embedding_size=8", "batch_size=16",
         "num_epoch=2", "lr=0.02", "num_workers=0", "device=cpu", "frequent=2", "margin_scale=16",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    """A process group of this process alone, on the CPU, with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with process_group("cpu") as alone:
+        yield alone
+    torch.set_num_threads(threads)

@@ -1,11 +1,13 @@
-"""Programs as processes of their own, forked from a server that has imported torch: they start in a tenth of a second."""
+"""Programs in processes of their own, forked from a server that has imported torch: a start takes 0.1 seconds."""
 
+import importlib.util
 import multiprocessing
 import os
 import runpy
 import socket
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -17,7 +19,9 @@ CONTEXT.set_forkserver_preload(["core.engine.program", "torch._dynamo"])
 class Launch:
     """A program that is running on some ranks, each rank a process whose stdout and stderr go to a file."""
 
-    def __init__(self, program: Path, arguments: list[str], logs: Path, ranks: int = 1, environment: dict | None = None):
+    def __init__(
+        self, program: Path, arguments: list[str], logs: Path, ranks: int = 1, environment: dict | None = None
+    ):
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = [logs / f"rank{rank}.txt" for rank in range(ranks)]
         self.processes = []
@@ -56,3 +60,11 @@ def run_program_file(program: str, arguments: list[str], environment: dict[str, 
     torch.set_num_threads(1)
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
+
+
+def load_program(path: Path) -> ModuleType:
+    """A program file as a module, its main not run."""
+    spec = importlib.util.spec_from_file_location(path.parent.name + "_" + path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

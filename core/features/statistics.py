@@ -89,7 +89,7 @@ def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bo
 
 def credible_mask_path(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
     """Where the mask is kept: `credible_<keep>.npy` or `credible_<keep>_scaled.npy` beside the store, bool (N,)."""
-    return store.path / f"credible_{keep:g}{'_scaled' if scale_dimensions else ''}.npy"
+    return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
 
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:

@@ -49,7 +49,7 @@ class FeatureStore:
         store = cls(path, info)
         try:
             shapes = store.features.shape, store.labels().shape
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"feature store {path} is damaged: {error}; delete it, extract it again") from error
         if shapes != ((info.num_images, info.embedding_size), (info.num_images,)):
             raise UserError(

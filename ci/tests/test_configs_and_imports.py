@@ -1,0 +1,142 @@
+"""All configs of the repository load and say what their names say; all modules import without a trace."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.config import _read, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM_CONFIGS = sorted(
+    path for pattern in ("old_model/configs/*.py", "methods/*/configs/*.py") for path in ROOT.glob(pattern)
+)
+SHARED_CONFIGS = sorted(path for room in ("scenarios", "datasets") for path in (ROOT / "configs" / room).glob("*.py"))
+BASES = [ROOT / "configs" / "base.py", *(path for path in PROGRAM_CONFIGS if path.stem == "base")]
+CONTRACT_KEYS = """rec network embedding_size batch_size num_epoch warmup_epoch lr optimizer momentum weight_decay
+    sample_rate gradient_acc seed num_workers frequent verbose rec_val val_targets output resume old_model""".split()
+PARTS = {
+    "OPclass": "train_part_70_class", "OPdata": "train_part_70_data", "EXclass": "train", "EXdata": "train",
+    "class30": "train_part_30_class", "data30": "train_part_30_data", "data100": "train",
+}  # fmt: skip
+LOSSES = {"arc": "arcface", "softmax": "softmax"}
+
+
+def loaded(path: Path):
+    return load_config(path, program_base=path.with_name("base.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PROGRAM_CONFIGS + SHARED_CONFIGS, ids=name_of)
+def test_config_loads(path):
+    assert loaded(path).lr > 0
+
+
+def scenario_configs() -> list[Path]:
+    return [path for path in PROGRAM_CONFIGS + SHARED_CONFIGS if re.match("(OP|EX)(class|data)_", path.stem)]
+
+
+@pytest.mark.parametrize("path", scenario_configs(), ids=name_of)
+def test_scenario_config_is_what_its_name_says(path):
+    pattern = r"(OP|EX)(class|data)_ms1mv3_(r\d+)_to_(r\d+)_(?:(\w+?)_)?(arc|softmax)_to_arc_f(\d+)"
+    kind, split, old_network, network, method, old_loss, size = re.fullmatch(pattern, path.stem).groups()
+    config = loaded(path)
+    assert Path(config.rec).name == PARTS[kind + split]
+    assert config.network == network and config.embedding_size == int(size)
+    assert config.old_model == f"work_dirs/f{size}_{old_network}_{old_loss}_{split}30"
+    old = loaded(ROOT / "old_model" / "configs" / f"{Path(config.old_model).name}.py")
+    assert (old.network, old.embedding_size, old.loss) == (old_network, int(size), LOSSES[old_loss])
+    assert old.output == config.old_model and Path(old.rec).parent == Path(config.rec).parent
+    assert method is None or method.lower() == path.parents[1].name
+
+
+def test_every_method_has_the_nine_released_scenarios_and_the_built_in_data():
+    scenarios = {path.stem for path in SHARED_CONFIGS if path.parent.name == "scenarios"}
+    assert len(scenarios) == 9
+    for method in (path for path in (ROOT / "methods").iterdir() if (path / "train.py").exists()):
+        names = {path.stem for path in (method / "configs").glob("*.py")}
+        assert {"base", "glyphs", "orl"} <= names
+        released = {re.sub(r"(r\d+_to_r\d+)_[A-Za-z0-9]+_", r"\1_", name) for name in names if name[:2] in ("OP", "EX")}
+        assert released == scenarios
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "old_model" / "configs").glob("f*.py")), ids=lambda path: path.stem)
+def test_old_model_config_is_what_its_name_says(path):
+    size, network, loss, part = re.fullmatch(
+        r"f(\d+)_(r\d+)_(arc|softmax)_(class30|data30|data100)", path.stem
+    ).groups()
+    config = loaded(path)
+    assert (config.embedding_size, config.network, config.loss) == (int(size), network, LOSSES[loss])
+    assert Path(config.rec).name == PARTS[part] and config.output == f"work_dirs/{path.stem}"
+
+
+@pytest.mark.parametrize("data", ["glyphs", "orl"])
+def test_built_in_configs_train_old_and_new_on_the_two_parts_with_one_embedding_size(data):
+    old, alone = (loaded(ROOT / "old_model" / "configs" / f"{name}.py") for name in (data, f"{data}_independent"))
+    for path in (ROOT / "methods").glob(f"*/configs/{data}.py"):
+        new = loaded(path)
+        assert new.old_model == old.output and new.embedding_size == old.embedding_size == alone.embedding_size
+        assert (old.rec, new.rec) == (f"datasets/{data}/train_part_30_class", f"datasets/{data}/train_part_70_class")
+        assert alone.rec == new.rec and alone.network_options == new.network_options and alone.lr == new.lr
+
+
+def test_keys_of_the_contract_exist():
+    assert set(CONTRACT_KEYS) <= set(_read(BASES[0]))
+
+
+@pytest.mark.parametrize("base", BASES, ids=name_of)
+def test_every_key_is_read_by_some_code(base):
+    rooms = [ROOT / "core"] if base == BASES[0] else [base.parents[1]]
+    rooms += [ROOT / "old_model", ROOT / "methods"] if base == BASES[0] else []
+    code = "".join(path.read_text() for room in rooms for path in room.rglob("*.py") if "configs" not in path.parts)
+    assert [key for key in _read(base) if not re.search(rf"\bconfig\.{key}\b", code)] == []
+
+
+def test_every_key_that_code_reads_exists():
+    keys = {key for base in BASES for key in _read(base)}
+    for path in [*ROOT.glob("core/*/*.py"), *ROOT.glob("old_model/*.py"), *ROOT.glob("methods/*/*.py")]:
+        code = path.read_text()
+        if "EasyDict" in code or "run.config" in code:
+            assert set(re.findall(r"\bconfig\.(\w+)", code)) <= keys, path
+
+
+IMPORT_ALL = """
+import importlib, importlib.util, os, pathlib, random, sys
+import numpy, torch
+def surroundings():
+    return {"files": sorted(pathlib.Path().iterdir()), "sys.path": list(sys.path), "folder": os.getcwd(),
+            "random": random.getstate(), "numpy": numpy.random.get_state()[1].tolist(), "torch": torch.initial_seed(),
+            "threads": torch.get_num_threads()}
+
+before = surroundings()
+root = pathlib.Path(sys.argv[1])
+for path in sorted(root.glob("core/**/*.py")):
+    name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    importlib.import_module(name)
+for number, path in enumerate([*root.glob("tools/*.py"), *root.glob("old_model/*.py"), *root.glob("methods/*/*.py")]):
+    spec = importlib.util.spec_from_file_location(f"program_{number}", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+assert not torch.distributed.is_initialized(), "a process group was made"
+after = surroundings()
+assert before == after, [name for name in before if before[name] != after[name]]
+print("imported", number + 1)
+"""
+
+
+def test_every_module_imports_without_output_files_seeds_or_process_group(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"imported \d+\n", result.stdout) and result.stderr == ""
+
+
+def test_methods_import_neither_each_other_nor_tools_and_core_imports_no_program():
+    for room, forbidden in (("core", "methods|old_model|tools"), ("methods", "methods|old_model|tools")):
+        for path in (ROOT / room).rglob("*.py"):
+            assert not re.search(rf"^\s*(from|import) ({forbidden})\b", path.read_text(), re.MULTILINE), path

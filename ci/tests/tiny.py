@@ -1,0 +1,66 @@
+"""Data and models so small that a test of the whole way takes a second."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import nn
+
+from core.backbones import build_backbone
+from core.data.recordio import RecordWriter
+from core.encoder import Encoder
+from core.weights import fingerprint
+
+FACE = (127.5, 127.5, 127.5)
+
+
+def write_records(prefix: Path, labels: list[int], image_size: int = 16, seed: int = 0) -> Path:
+    """Records in InsightFace's layout: one noisy image a label, alike within a class."""
+    rng = np.random.default_rng(seed)
+    prototypes = rng.integers(0, 256, (max(labels) + 1, image_size, image_size, 3))
+    with RecordWriter(str(prefix)) as writer:
+        writer.write(0, (float(len(labels) + 1), float(max(labels) + 1)), b"")
+        for index, label in enumerate(labels, 1):
+            image = np.clip(prototypes[label] + rng.normal(0, 20, prototypes[label].shape), 0, 255).astype(np.uint8)
+            writer.write(index, (float(label), 0.0), simplejpeg.encode_jpeg(image, quality=95))
+    return prefix
+
+
+class CountingProjection(nn.Module):
+    """A fixed random projection of the pixels that counts the images it is shown and can fail at one of its calls."""
+
+    def __init__(self, image_size: int, embedding_size: int, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("weight", torch.randn(3 * image_size**2, embedding_size, generator=generator))
+        self.images = self.calls = self.fail_at = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.images += len(images)
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        return images.flatten(1) @ self.weight
+
+
+def projection_encoder(seed: int = 0, image_size: int = 16, embedding_size: int = 8) -> Encoder:
+    """An encoder around `CountingProjection`."""
+    module = CountingProjection(image_size, embedding_size, seed)
+    return Encoder(
+        f"projection{seed}", "projection", embedding_size, image_size, FACE, FACE, fingerprint(module.state_dict()),
+        torch.device("cpu"), module,
+    )  # fmt: skip
+
+
+def write_run_folder(path: Path, seed: int = 0, embedding_size: int = 8, image_size: int = 16) -> Path:
+    """An untrained old model as a run folder."""
+    options = {"width": 4, "depth": 1}
+    torch.manual_seed(seed)
+    module = build_backbone("r18", embedding_size, image_size=image_size, **options)
+    path.mkdir()
+    torch.save(module.state_dict(), path / "model.pt")
+    config = {"network": "r18", "network_options": options, "embedding_size": embedding_size, "image_size": image_size}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
