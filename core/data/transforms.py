@@ -44,7 +44,10 @@ def affine(images: Tensor, angle: float = 0.17, scale: float = 0.1, shear: float
 
     turn, zoom, slant = draw(angle), 1 + draw(scale), draw(shear)
     cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
-    rows = (torch.stack((cos, slant * cos - sin, draw(shift)), 1), torch.stack((sin, slant * sin + cos, draw(shift)), 1))
+    rows = (
+        torch.stack((cos, slant * cos - sin, draw(shift)), 1),
+        torch.stack((sin, slant * sin + cos, draw(shift)), 1),
+    )
     grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
@@ -65,7 +68,9 @@ class TrainTransform:
     def __init__(self, normalization: str, augmentations: Sequence[str]):
         unknown = [name for name in augmentations if name not in AUGMENTATIONS]
         if unknown:
-            raise UserError(f"unknown augmentation {unknown[0]!r}: the config's `augment` may name {list(AUGMENTATIONS)}")
+            raise UserError(
+                f"unknown augmentation {unknown[0]!r}: the config's `augment` may name {list(AUGMENTATIONS)}"
+            )
         if normalization not in NORMALIZATIONS:
             raise UserError(f"unknown normalization {normalization!r}: choose one of {list(NORMALIZATIONS)}")
         self.mean, self.std = NORMALIZATIONS[normalization]
