@@ -1,7 +1,7 @@
 """Class statistics of a feature store, streamed in blocks: class means and MixBCT's credible rows.
 
-Features are L2-normalised by row first, as in all methods. Memory is that of a (C, D) float64 table plus a few values a
-row and one block of rows; rows may come in any order of classes.
+Features are L2-normalised by row first, unless a function says otherwise. Memory is that of a (C, D) float64 table plus
+a few values a row and one block of rows; rows may come in any order of classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,37 +14,63 @@ from core.engine.distributed import Ranks
 from core.features.store import FeatureStore
 from core.files import replaced_atomically
 
-__all__ = ["class_means", "credible_mask", "credible_mask_path", "prepare_credible_mask", "write_once"]
+__all__ = [
+    "class_means",
+    "credible_mask",
+    "credible_mask_path",
+    "normalized_blocks",
+    "prepare_class_means",
+    "prepare_credible_mask",
+    "write_once",
+]
 
 BLOCK_ROWS = 16384
 
 
-def normalized_blocks(store: FeatureStore) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield (rows, float64 features (n, D) with unit rows, labels (n,)) over the store, 16,384 rows at a time."""
+def normalized_blocks(store: FeatureStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield (rows, float64 features (n, D), labels (n,)) over the store, 16,384 rows at a time; rows of unit length.
+
+    `normalized=False` gives the features as they are stored.
+    """
     labels = store.labels()
     for start in range(0, store.info.num_images, BLOCK_ROWS):
         rows = slice(start, min(start + BLOCK_ROWS, store.info.num_images))
         block = store.features[rows].astype(np.float64)
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
+        if normalized:
+            block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
         yield rows, block, labels[rows]
 
 
-def class_means(store: FeatureStore, scale: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def class_means(
+    store: FeatureStore, scale: np.ndarray | None = None, normalized: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the normalised features of every class, float64 (C, D), and the images a class, int64 (C,).
 
     C is the largest label + 1; a class without images has a zero mean. The means are not normalised again. `scale` (D,)
-    multiplies the features by dimension before the mean.
+    multiplies the features by dimension before the mean. `normalized=False` takes the features as they are stored.
     """
     num_classes = int(store.labels().max()) + 1
     sums = np.zeros((num_classes, store.info.embedding_size))
     counts = np.bincount(store.labels(), minlength=num_classes)
-    for _, block, labels in normalized_blocks(store):
+    for _, block, labels in normalized_blocks(store, normalized):
         order = np.argsort(labels, kind="stable")
         present, first = np.unique(labels[order], return_index=True)
         sums[present] += np.add.reduceat(block[order], first, axis=0)
     if scale is not None:
         sums *= scale
     return sums / np.maximum(counts, 1)[:, None], counts
+
+
+def prepare_class_means(store: FeatureStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
+    """`class_means`, float32 (C, D), memory-mapped: computed by the first rank if not there yet. Collective.
+
+    Kept as `class_means.npy`, or `class_means_raw.npy` for features as they are stored, beside the store.
+    """
+    path = store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
+    if ranks.is_first:
+        write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
+    distributed.barrier()
+    return np.load(path, mmap_mode="r")
 
 
 def dimension_scale(store: FeatureStore) -> np.ndarray:
