@@ -1,6 +1,7 @@
 """Data and models so small that a test of the whole way takes a second."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -63,4 +64,21 @@ def write_run_folder(path: Path, seed: int = 0, embedding_size: int = 8, image_s
     torch.save(module.state_dict(), path / "model.pt")
     config = {"network": "r18", "network_options": options, "embedding_size": embedding_size, "image_size": image_size}
     (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def build_linear(name: str, embedding_size: int, image_size: int, **options: object) -> nn.Module:
+    """In place of `build_backbone`: a network without batch statistics, which no change of batch size can touch."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, embedding_size))
+
+
+def write_verification_set(path: Path, image_size: int = 16, num_pairs: int = 20) -> Path:
+    """Noise images, every second pair of one and the same image."""
+    rng = np.random.default_rng(0)
+    payloads, same = [], []
+    for pair in range(num_pairs):
+        images = rng.integers(0, 256, (2, image_size, image_size, 3)).astype(np.uint8)
+        same.append(pair % 2 == 0)
+        payloads += [simplejpeg.encode_jpeg(images[0]), simplejpeg.encode_jpeg(images[0 if same[-1] else 1])]
+    path.write_bytes(pickle.dumps((payloads, same)))
     return path

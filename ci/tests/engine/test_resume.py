@@ -9,6 +9,10 @@ import torch
 from launching import Launch
 from torch.distributed import checkpoint as dcp
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled"
+)  # reading a checkpoint in the test itself
+
 # Trains through the real program. KILL_AT makes rank 0 kill itself without warning in the loss of that step.
 PROGRAM = """
 import os, signal, sys, torch
@@ -22,7 +26,8 @@ class Killable(Method):
     uses_old_model = False
 
     def setup(self, run):
-        self.head = PartialFC(ArcFace(16.0, 0.2), run.config.embedding_size, run.data.num_classes, run.config.sample_rate)
+        size, rate = run.config.embedding_size, run.config.sample_rate
+        self.head = PartialFC(ArcFace(16.0, 0.2), size, run.data.num_classes, rate)
         self.calls = 0
         self.kill_at = int(os.environ.get("KILL_AT", "0"))
         self.poison_at = int(os.environ.get("POISON_AT", "0"))
