@@ -1,0 +1,130 @@
+"""UniBCT's structural prototype refinement: class prototypes of old features, weighted by the new features' structure.
+
+Source: Zhang et al., "Towards Universal Backward-Compatible Representation Learning", IJCAI 2022, arXiv 2203.01583.
+For a class of k images with new features N (k, D), normalised, and old features O (k, D):
+
+    E = softmax(N N^T / tau), diagonal at -inf;   A = (1 - lambda) (I - lambda E)^-1;   prototype = mean of A O's rows
+
+The mean of A O's rows is v^T O with (I - lambda E)^T v = (1 - lambda) / k: one right-hand side a class, solved once.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from core.data.transforms import NORMALIZATIONS
+from core.encoder import Encoder
+from core.engine.method import Run
+from core.features.extraction import extract_features
+from core.features.store import FeatureStore
+from core.files import resolve
+from core.progress import Progress
+from core.weights import fingerprint
+
+__all__ = ["EdgeSoftmax", "current_features", "refined_prototypes", "structural_weights"]
+
+EdgeSoftmax = Literal["columns", "rows"]
+BLOCK_ELEMENTS = 2**23
+"""Numbers in the features and matrices of the classes that are solved together."""
+
+
+def structural_weights(new: Tensor, propagation: float, temperature: float, edge_softmax: EdgeSoftmax) -> Tensor:
+    """The weights v (n, k) of the images of n classes in their prototypes; `new` (n, k, D) need not be normalised.
+
+    `propagation` is lambda, `temperature` tau. `edge_softmax` says what of E sums to 1: its columns, as in the released
+    code, or its rows. With columns, 1^T E = 1^T and so 1^T A = 1^T: every image then has the weight 1 / k, whatever the
+    new features are. Each row of v sums to 1 either way. An image alone in its class has no edge and the weight 1.
+    """
+    n, k, _ = new.shape
+    if k == 1:
+        return new.new_ones(n, 1)
+    edges = new @ new.mT
+    inverse_norms = edges.diagonal(dim1=1, dim2=2).clamp(min=1e-24).rsqrt()
+    edges *= inverse_norms[:, :, None] / temperature
+    edges *= inverse_norms[:, None, :]
+    edges.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    edges = torch.softmax(edges, dim=1 if edge_softmax == "columns" else 2)
+    system = torch.eye(k, dtype=new.dtype, device=new.device) - propagation * edges.mT
+    return torch.linalg.solve(system, new.new_full((n, k), (1 - propagation) / k))
+
+
+def refined_prototypes(
+    new: FeatureStore,
+    old: FeatureStore,
+    classes: range,
+    propagation: float,
+    temperature: float,
+    edge_softmax: EdgeSoftmax = "columns",
+    device: torch.device | str = "cpu",
+    quiet: bool = True,
+) -> Tensor:
+    """Refined prototypes of `classes`: float32 (len(classes), D) on `device`, not normalised; 0 for one without images.
+
+    `new` and `old` are both models' features of the same images, in the same rows, of which only those of `classes`
+    are read: ranks that share the classes out share out the work. Old features are taken as they are stored.
+
+    Classes of one size are solved together, as many as have 8.4 million numbers: memory is about 100 MB (or three times
+    what the largest class takes), a few numbers an image, and the answer.
+    """
+    labels = np.asarray(old.labels())
+    order = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels, np.arange(classes.start, classes.stop + 1), sorter=order)
+    sizes = np.diff(first)
+    prototypes = torch.zeros(len(classes), old.info.embedding_size, device=device)
+    with Progress("refining prototypes", len(classes), "classes", quiet) as progress:
+        for size in np.unique(sizes[sizes > 0]):
+            members = np.flatnonzero(sizes == size)
+            step = max(1, BLOCK_ELEMENTS // int(2 * size * (new.info.embedding_size + size)))
+            for start in range(0, len(members), step):
+                chosen = members[start : start + step]
+                rows = order[first[chosen][:, None] + np.arange(size)]
+                weights = structural_weights(
+                    torch.from_numpy(new[rows]).to(device), propagation, temperature, edge_softmax
+                )
+                prototypes[chosen] = (weights[:, None] @ torch.from_numpy(old[rows]).to(device)).squeeze(1)
+                progress.update(len(chosen))
+    return prototypes
+
+
+@contextmanager
+def current_features(run: Run, backbone: nn.Module) -> Iterator[FeatureStore]:
+    """The features that a model in training has for all its training images, for as long as the context lasts.
+
+    Embedded in evaluation mode, shared out over the ranks, into the folder `new_features` of the run folder (N x D x 4
+    bytes; a file system that all ranks see), which is removed at the end. Batch statistics, training mode and the
+    streams of random numbers are as before afterwards. Collective.
+    """
+    config = run.config
+    path = resolve(config.output) / "new_features"
+    mean, std = NORMALIZATIONS[config.normalization]
+    encoder = Encoder(
+        name="the model in training",
+        network=config.network,
+        embedding_size=config.embedding_size,
+        image_size=run.data.image_size,
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(backbone.state_dict()),
+        device=run.device,
+        module=backbone,
+    )
+    _remove(path, run)
+    training = backbone.training
+    backbone.eval()
+    yield extract_features(encoder, run.data, path, run.ranks, config.batch_size, config.num_workers)
+    backbone.train(training)
+    _remove(path, run)
+
+
+def _remove(path: Path, run: Run) -> None:
+    """Remove a folder, when all ranks are done with it and before any goes on."""
+    distributed.barrier()
+    if run.ranks.is_first:
+        shutil.rmtree(path, ignore_errors=True)
+    distributed.barrier()

@@ -1,0 +1,77 @@
+"""Hot-refresh: Hot-Refresh Model Upgrades with Regression-Alleviating Compatible Training (Zhang et al., ICLR 2022).
+
+RACT asks the new and old embedding of an image to be more alike than the new embedding is with the old *and* the new
+embedding of any image of another class. With n_i, o_i the new and old embedding of image i, a hat for L2 normalisation,
+and j over the samples of another class in the batch of all ranks:
+
+    L_comp = - mean_i log softmax([n^_i . o^_i | n^_i . o^_j for all j | n^_i . n^_j for all j] / tau)_first
+    L      = L_cls + L_comp,    L_cls = ArcFace over the new model's own head
+
+The embeddings n^_j and o^_j that n^_i is compared with have no gradient.
+
+    torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_Hot_refresh_softmax_to_arc_f128.py
+    python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from core.collectives import all_gather_rows
+from core.engine.method import Batch, Method, Run
+from core.engine.program import train_program
+from core.errors import UserError, run_program
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+
+
+def negatives(new: Tensor, others: Tensor, same_class: Tensor, hardest: int) -> Tensor:
+    """Cosines of `new` (B, D) with `others` (M, D), -inf where `same_class` (B, M): (B, M), or the `hardest` a row."""
+    cosines = (new @ others.T).masked_fill(same_class, -torch.inf)
+    return cosines.topk(min(hardest, len(others)), dim=1).values if hardest else cosines
+
+
+def compatible_contrast(positive: Tensor, blocks: list[Tensor], temperature: float) -> Tensor:
+    """Mean cross-entropy of `positive` (B,) against the cosines in `blocks`, (B, any) each; -inf entries are absent."""
+    logits = torch.cat([positive[:, None], *blocks], dim=1) / temperature
+    return (logits.logsumexp(1) - logits[:, 0]).mean()
+
+
+class HotRefresh(Method):
+    """Holds the head."""
+
+    def setup(self, run: Run) -> None:
+        """Make the head."""
+        config = run.config
+        if config.temperature <= 0 or config.hardest_negatives < 0:
+            raise UserError(
+                f"temperature must be above 0 and hardest_negatives 0 (all) or more, got {config.temperature} and "
+                f"{config.hardest_negatives}"
+            )
+        self.temperature, self.hardest = config.temperature, config.hardest_negatives
+        self.new_to_new = config.new_to_new
+        self.head = PartialFC(
+            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
+        )
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`cls`: ArcFace; `compatible`: the contrast with old and, unless it is left out, new embeddings."""
+        new, old = normalize(batch.embedding), normalize(batch.old_embedding)
+        same_class = batch.label[:, None] == all_gather_rows(batch.label)
+        blocks = [negatives(new, all_gather_rows(old), same_class, self.hardest)]
+        if self.new_to_new:
+            blocks.append(negatives(new, all_gather_rows(new.detach()), same_class, self.hardest))
+        positive = torch.linalg.vecdot(new, old)
+        return {
+            "cls": self.head(batch.embedding, batch.label),
+            "compatible": compatible_contrast(positive, blocks, self.temperature),
+        }
+
+
+def main() -> None:
+    """Train a new model that stays compatible with an old one, by Hot-refresh (RACT)."""
+    train_program(HotRefresh(), __file__, main.__doc__)
+
+
+if __name__ == "__main__":
+    run_program(main)

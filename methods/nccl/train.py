@@ -1,0 +1,109 @@
+"""NCCL: Neighborhood Consensus Contrastive Learning for Backward-Compatible Representation (Wu et al., AAAI 2022).
+
+A queue holds the old embeddings o_j of the last images of all ranks, the current batch among them. For an image i with
+new embedding n_i, P(i) are the entries of its class; a hat is L2 normalisation, W the new head's weights, one row a
+class:
+
+    w_ij = (1 + o^_i . o^_j) / 2
+    L1   = - mean_i 1/|P(i)| sum_{j in P(i)} w_ij log softmax_j(n^_i . o^_j / tau)             over the whole queue
+    L2   = the same with (W^ n^_i) . (W^ o^_j) in place of n^_i . o^_j
+    L    = L_cls + alpha L1 + beta L2,    L_cls = ArcFace over W
+
+L2 compares vectors of C logits. As (W^ n) . (W^ o) = n . (W^T W^) o, the D x D matrix W^T W^, summed over the ranks,
+is all that is needed: no Q x C queue of logits, and none of them stale.
+
+    torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_NCCL_softmax_to_arc_f128.py
+    python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from core.collectives import all_gather_rows, world_size
+from core.engine.method import Batch, Method, Run
+from core.engine.program import train_program
+from core.errors import UserError, run_program
+from core.features.credibility import prepare_entropy_credible_mask
+from core.features.embedding_queue import EmbeddingQueue
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+from core.losses import scale_gradient
+
+
+def neighbour_weights(old: Tensor, label: Tensor, queue: Tensor, queue_label: Tensor) -> Tensor:
+    """w_ij / |P(i)| where entry j of the queue is in P(i), else 0: (B, Q). Rows without a neighbour are 0.
+
+    `old` (B, D) and `queue` (Q, D) are normalised; labels below 0 match nothing.
+    """
+    neighbours = (label[:, None] == queue_label) & (queue_label >= 0)
+    weights = torch.where(neighbours, (1 + old @ queue.T) / 2, 0.0)
+    return weights / neighbours.sum(1, keepdim=True).clamp(min=1)
+
+
+def soft_contrast(similarity: Tensor, weights: Tensor, queue_label: Tensor, temperature: float) -> Tensor:
+    """- mean_i sum_j weights_ij log softmax_j(similarity_ij / temperature), over the queue's entries with a label.
+
+    `similarity` and `weights` (B, Q); the softmax passes over entries whose label is below 0.
+    """
+    logits = (similarity / temperature).masked_fill(queue_label < 0, torch.finfo(similarity.dtype).min)
+    return cross_entropy(logits, weights)
+
+
+def logit_products(weight: Tensor) -> Tensor:
+    """W^T W^ (D, D) of the class weights of all ranks, of which `weight` (C, D) are this rank's.
+
+    The left factor, which makes the new logits, has its gradient; the right one, which makes the old logits, is part of
+    the queue and has none. The gradient is that of the mean of the ranks' losses. One gather of (D, D) a rank.
+    """
+    weight = normalize(weight)
+    gathered = all_gather_rows(weight.T @ weight.detach()).unflatten(0, (world_size(), -1)).sum(0)
+    return scale_gradient(gathered, 1 / world_size())
+
+
+class NCCL(Method):
+    """Holds the head, the queue of old embeddings and, if asked for, which old embeddings are highly credible."""
+
+    def setup(self, run: Run) -> None:
+        """Make head and queue; find the credible rows of the old features if only those are to be used."""
+        config = run.config
+        images = config.batch_size * run.ranks.world_size
+        if config.queue_size < images:
+            raise UserError(f"queue_size is {config.queue_size}, but a batch of all ranks has {images}: set it larger")
+        if config.temperature <= 0:
+            raise UserError(f"temperature must be above 0, got {config.temperature}")
+        self.temperature, self.alpha, self.beta = config.temperature, config.alpha, config.beta
+        self.head = PartialFC(
+            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
+        )
+        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
+        mask = None
+        if config.credible_only:
+            mask = torch.from_numpy(np.array(prepare_entropy_credible_mask(run.old_features, run.ranks)))
+        self.register_buffer("credible", mask, persistent=False)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`cls`: ArcFace; `embedding`: alpha L1; `logit`: beta L2."""
+        new, old, label = normalize(batch.embedding), normalize(batch.old_embedding), batch.label
+        if self.credible is not None:
+            label = torch.where(self.credible[batch.row], label, -1)
+        self.queue.push(old, label)
+        queue, queue_label = self.queue.embedding, self.queue.label
+        weights = neighbour_weights(old, label, queue, queue_label)
+        of_embeddings = soft_contrast(new @ queue.T, weights, queue_label, self.temperature)
+        of_logits = new @ logit_products(self.head.weight) @ queue.T
+        return {
+            "cls": self.head(batch.embedding, batch.label),
+            "embedding": self.alpha * of_embeddings,
+            "logit": self.beta * soft_contrast(of_logits, weights, queue_label, self.temperature),
+        }
+
+
+def main() -> None:
+    """Train a new model that stays compatible with an old one, by NCCL."""
+    train_program(NCCL(), __file__, main.__doc__)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,100 @@
+"""UniBCT: Towards Universal Backward-Compatible Representation Learning (Zhang et al., IJCAI 2022, arXiv 2203.01583).
+
+BCT with structurally refined prototypes. From some epoch on the new embeddings n_i are also classified against frozen
+prototypes P of the old embeddings, one a class, a hat being L2 normalisation:
+
+    L = L_cls + CE(s n^_i . P^_c over all classes c, y_i),    L_cls = ArcFace over the new model's own head
+
+At the epochs t_1, t_2, ... the prototypes are computed from the old embeddings O (k, D) of a class and from the ones
+that the new model has for it by then, N (k, D), normalised:
+
+    E = softmax(N N^T / tau), diagonal at -inf;   A = (1 - lambda) (I - lambda E)^-1;   P_c = mean of the rows of A O
+
+Before t_1 the loss is L_cls alone.
+
+    torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_UniBCT_softmax_to_arc_f128.py
+    python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
+"""
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.engine.method import Batch, Method, Run
+from core.engine.program import train_program
+from core.errors import UserError, run_program
+from core.features.refinement import current_features, refined_prototypes
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+from core.heads.prototype_softmax import PrototypeSoftmax
+
+logger = logging.getLogger(__name__)
+
+
+def require_settings(config) -> None:
+    """`UserError` for settings that make no sense together."""
+    epochs = config.refine_epochs
+    if not epochs or not all(isinstance(epoch, int) and 0 <= epoch < config.num_epoch for epoch in epochs):
+        raise UserError(
+            f"refine_epochs is {epochs}, but num_epoch is {config.num_epoch}: name epochs from 0 to num_epoch - 1, the "
+            "first of which starts the compatible training"
+        )
+    if not 0 <= config.propagation < 1 or config.temperature <= 0:
+        raise UserError(
+            f"propagation must be in [0, 1) and temperature above 0, got {config.propagation} and {config.temperature}"
+        )
+    if config.edge_softmax not in ("columns", "rows"):
+        raise UserError(f"unknown edge_softmax {config.edge_softmax!r}: choose 'columns' or 'rows'")
+
+
+class UniBCT(Method):
+    """Holds the head and the frozen prototypes, both sharded over the classes. Checkpoints have both."""
+
+    def setup(self, run: Run) -> None:
+        """Make head and prototypes; the latter get their values in the first of the epochs that refine them."""
+        config = run.config
+        require_settings(config)
+        self.run, self.refine_epochs = run, tuple(config.refine_epochs)
+        self.head = PartialFC(
+            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
+        )
+        nothing = np.broadcast_to(np.float32(0), (run.data.num_classes, config.embedding_size))
+        self.prototypes = PrototypeSoftmax(nothing, config.compat_scale)
+
+    @torch.no_grad()
+    def start_epoch(self, epoch: int, backbone: nn.Module) -> None:
+        """In the epochs that are named for it, refine this rank's prototypes with the new model as it is now."""
+        if epoch not in self.refine_epochs:
+            return
+        config, first = self.run.config, self.prototypes.class_start
+        logger.info("epoch %d: refining the prototypes with the new model", epoch)
+        with current_features(self.run, backbone) as new:
+            refined = refined_prototypes(
+                new,
+                self.run.old_features,
+                range(first, first + self.prototypes.num_local),
+                config.propagation,
+                config.temperature,
+                config.edge_softmax,
+                self.run.device,
+                quiet=not self.run.ranks.is_first,
+            )
+        self.prototypes.weight.copy_(refined)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`cls`: ArcFace; `bct`, from the first refinement on: the classification against the prototypes."""
+        terms = {"cls": self.head(batch.embedding, batch.label)}
+        if batch.epoch >= min(self.refine_epochs):
+            terms["bct"] = self.prototypes(batch.embedding, batch.label)
+        return terms
+
+
+def main() -> None:
+    """Train a new model that stays compatible with an old one, by UniBCT."""
+    train_program(UniBCT(), __file__, main.__doc__)
+
+
+if __name__ == "__main__":
+    run_program(main)
