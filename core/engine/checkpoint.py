@@ -95,9 +95,10 @@ class TrainingState:
         known = self.ranks.rank < position.world_size
         try:
             dcp.load(state | (random if known else {}), checkpoint_id=path)
-        except Exception as error:  # the format's own errors name a tensor at best
+        except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception, and is full of tracebacks
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
             raise UserError(
-                f"checkpoint {path} cannot be read ({type(error).__name__}: {error}): delete it to go on from the one "
+                f"checkpoint {path} cannot be read ({type(cause).__name__} {cause}): delete it to go on from the one "
                 "before, or start over with resume=false"
             ) from error
         if known:
