@@ -52,7 +52,6 @@ def entropy_credible_mask(store: FeatureStore, ranks: Ranks) -> np.ndarray:
     device, num_classes = ranks.device, len(centres)
     spreads = torch.from_numpy(variances + MIN_SPREAD).float().to(device)
     centres = torch.from_numpy(centres).float().to(device)
-    squares = centres.square().sum(1)
     labels = np.asarray(store.labels())
     share = np.array_split(np.arange(store.info.num_images), ranks.world_size)[ranks.rank]
     credible = torch.empty(len(share), dtype=torch.uint8, device=device)
@@ -60,8 +59,8 @@ def entropy_credible_mask(store: FeatureStore, ranks: Ranks) -> np.ndarray:
     for start in range(0, len(share), step):
         rows = share[start : start + step]
         old = torch.nn.functional.normalize(torch.from_numpy(store[rows]).to(device))
-        distances = (1 + squares - 2 * old @ centres.T).clamp_(min=0).sqrt_()
-        columns = torch.from_numpy(labels[rows]).to(device)[:, None]  # near 0 the line above is not exact
+        distances = torch.cdist(old, centres)
+        columns = torch.from_numpy(labels[rows]).to(device)[:, None]  # near 0 the distances above are not exact
         distances.scatter_(1, columns, torch.from_numpy(own[rows]).float().to(device)[:, None])
         credible[start : start + len(rows)] = spread_entropy(distances, spreads) <= math.log(num_classes) / 2
     return all_gather_rows(credible).bool().cpu().numpy()

@@ -57,14 +57,14 @@ def structural_weights(new: Tensor, propagation: float, temperature: float, edge
 def refined_prototypes(
     new: FeatureStore,
     old: FeatureStore,
-    classes: range,
+    classes: np.ndarray,
     propagation: float,
     temperature: float,
     edge_softmax: EdgeSoftmax = "columns",
     device: torch.device | str = "cpu",
     quiet: bool = True,
 ) -> Tensor:
-    """Refined prototypes of `classes`: float32 (len(classes), D) on `device`, not normalised; 0 for one without images.
+    """Refined prototypes of `classes` (M,): float32 (M, D) on `device`, not normalised; 0 for a class without images.
 
     `new` and `old` are both models' features of the same images, in the same rows, of which only those of `classes`
     are read: ranks that share the classes out share out the work. Old features are taken as they are stored.
@@ -74,8 +74,8 @@ def refined_prototypes(
     """
     labels = np.asarray(old.labels())
     order = np.argsort(labels, kind="stable")
-    first = np.searchsorted(labels, np.arange(classes.start, classes.stop + 1), sorter=order)
-    sizes = np.diff(first)
+    first, end = (np.searchsorted(labels, classes, side, order) for side in ("left", "right"))
+    sizes = end - first
     prototypes = torch.zeros(len(classes), old.info.embedding_size, device=device)
     with Progress("refining prototypes", len(classes), "classes", quiet) as progress:
         for size in np.unique(sizes[sizes > 0]):

@@ -41,6 +41,8 @@ def require_settings(config) -> None:
             f"refine_epochs is {epochs}, but num_epoch is {config.num_epoch}: name epochs from 0 to num_epoch - 1, the "
             "first of which starts the compatible training"
         )
+    if config.compat_scale <= 0:
+        raise UserError(f"compat_scale must be above 0, got {config.compat_scale}: the release has 1")
     if not 0 <= config.propagation < 1 or config.temperature <= 0:
         raise UserError(
             f"propagation must be in [0, 1) and temperature above 0, got {config.propagation} and {config.temperature}"
@@ -50,7 +52,10 @@ def require_settings(config) -> None:
 
 
 class UniBCT(Method):
-    """Holds the head and the frozen prototypes, both sharded over the classes. Checkpoints have both."""
+    """Holds the head and the frozen prototypes, both sharded over the classes, and each class's place among the latter.
+
+    Checkpoints have head and prototypes.
+    """
 
     def setup(self, run: Run) -> None:
         """Make head and prototypes; the latter get their values in the first of the epochs that refine them."""
@@ -60,8 +65,12 @@ class UniBCT(Method):
         self.head = PartialFC(
             ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
         )
-        nothing = np.broadcast_to(np.float32(0), (run.data.num_classes, config.embedding_size))
+        known = np.bincount(run.old_features.labels(), minlength=run.data.num_classes) > 0
+        self.classes = np.flatnonzero(known)
+        nothing = np.broadcast_to(np.float32(0), (len(self.classes), config.embedding_size))
         self.prototypes = PrototypeSoftmax(nothing, config.compat_scale)
+        position = torch.from_numpy(np.where(known, known.cumsum() - 1, -1))
+        self.register_buffer("position", position, persistent=False)
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, backbone: nn.Module) -> None:
@@ -74,7 +83,7 @@ class UniBCT(Method):
             refined = refined_prototypes(
                 new,
                 self.run.old_features,
-                range(first, first + self.prototypes.num_local),
+                self.classes[first : first + self.prototypes.num_local],
                 config.propagation,
                 config.temperature,
                 config.edge_softmax,
@@ -87,7 +96,7 @@ class UniBCT(Method):
         """`cls`: ArcFace; `bct`, from the first refinement on: the classification against the prototypes."""
         terms = {"cls": self.head(batch.embedding, batch.label)}
         if batch.epoch >= min(self.refine_epochs):
-            terms["bct"] = self.prototypes(batch.embedding, batch.label)
+            terms["bct"] = self.prototypes(batch.embedding, self.position[batch.label])
         return terms
 
 
