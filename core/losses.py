@@ -11,8 +11,8 @@ __all__ = ["mean_of_selected", "scale_gradient"]
 def mean_of_selected(values: Tensor, selected: Tensor) -> Tensor:
     """This rank's share, `()`, of the mean of those of all ranks' `values` `(B,)` that are `selected` `(B,)`.
 
-    The average of the shares over the ranks is that mean, in value and gradient, however the selected samples are spread
-    over the ranks: the sum over this rank's samples is divided by the number selected a rank. 0 if none is selected
+    The average of the shares over the ranks is that mean, in value and gradient, however the selected samples are
+    spread: the sum over this rank's samples is divided by the mean number of them a rank. 0 if none is selected
     anywhere. One all-reduce of a number.
     """
     total = torch.where(selected, values, 0).sum()

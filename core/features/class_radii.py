@@ -1,8 +1,8 @@
 """How far the features of a class lie from its mean: the class boundaries of AdvBCT (distances) and LCE (angles).
 
 Boundary of a class of k rows (released code of AdvBCT, Pan et al., CVPR 2023): the largest of its sorted distances
-d_0 <= ... <= d_(k-1), outliers left out. For k >= 4 an outlier is farther than q_3 + 1.5 (q_3 - q_1), with the quartiles
-q_1 = d_(floor(k / 4)) and q_3 = d_(floor(3 k / 4)). A class of fewer than two rows has no boundary.
+d_0 <= ... <= d_(k-1), outliers left out. For k >= 4 an outlier is farther than q_3 + 1.5 (q_3 - q_1), the quartiles
+being q_1 = d_(floor(k / 4)) and q_3 = d_(floor(3 k / 4)). A class of fewer than two rows has no boundary.
 
 Features are L2-normalised by row; the mean is not normalised again for distances, and of no consequence for angles.
 Memory: one block of rows and a few values a row.

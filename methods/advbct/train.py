@@ -1,0 +1,110 @@
+"""AdvBCT: Boundary-Aware Backward-Compatible Representation via Adversarial Learning in Image Retrieval.
+
+Pan et al., CVPR 2023, arXiv 2305.02610. With new embeddings n_i and old ones o_i of the same images, all normalised, at
+epoch e (from 0) of E epochs,
+
+    L = L_cls + lambda_p L_p2s + lambda_a (E - e + 1) / E L_adv,    L_cls = ArcFace over the new model's own head.
+
+L_adv: a discriminator learns to tell new embeddings from old ones, and the backbone, through gradient reversal of
+strength 2 / (1 + exp(-10 p)) - 1 at the share p of the training, to make them alike.
+
+L_p2s: class c has the mean m_c of its old embeddings (not normalised again) and the radius r_c, the largest distance
+of one of them to it, outliers left out. Its elastic radius lies between r_c and theta, where a learned w_c says:
+r_c + (theta - r_c) sigmoid(w_c). L_p2s is the mean of max(0, ||n_i - m_{y_i}|| - elastic radius of y_i) over the
+samples for which it is not 0; classes with fewer than two old embeddings are left out.
+
+    torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_AdvBCT_softmax_to_arc_f128.py
+    python train.py configs/glyphs.py
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+from torch.nn.functional import log_softmax, normalize
+
+from core.collectives import all_gather_rows
+from core.engine.method import Batch, Method, Run
+from core.engine.program import train_program
+from core.errors import UserError, run_program
+from core.features.class_radii import prepare_class_radii
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+from core.losses import mean_of_selected, scale_gradient
+
+
+def point_to_set_loss(new: Tensor, centres: Tensor, radii: Tensor, known: Tensor) -> Tensor:
+    """Mean distance of the unit `new` (B, D) beyond the `radii` (B,) around their `centres` (B, D).
+
+    Over the `known` (B,) samples that are beyond; 0 if there are none. This rank's share: its average over the ranks is
+    the mean over the samples of all ranks.
+    """
+    beyond = vector_norm(new - centres, dim=1) - radii
+    return mean_of_selected(beyond, known & (beyond > 0))
+
+
+def adversarial_loss(discriminator: nn.Module, new: Tensor, old: Tensor, reversal: float) -> Tensor:
+    """The discriminator's loss on the unit `new` and `old` (B, D) of all ranks, its classes 0 and 1.
+
+    The gradient of `new` is multiplied by -`reversal`. The two kinds pass one after the other, each normalised by its
+    own batch statistics.
+    """
+    new, old = all_gather_rows(torch.cat([scale_gradient(new, -reversal), old], dim=1)).chunk(2, dim=1)
+    of_new, of_old = log_softmax(discriminator(new), 1), log_softmax(discriminator(old), 1)
+    return -of_new[:, 0].mean() - of_old[:, 1].mean()
+
+
+def reversal_strength(progress: float) -> float:
+    """Of the gradient reversal: from 0 at the start of the training to 1."""
+    return 2 / (1 + math.exp(-10 * progress)) - 1
+
+
+class AdvBCT(Method):
+    """Holds the head, the discriminator, and by class the old centre, the old radius and the learned w_c."""
+
+    def setup(self, run: Run) -> None:
+        """Make the head and the discriminator; compute the old centres and radii, or find them beside the store."""
+        config = run.config
+        if min(config.threshold, config.p2s_weight, config.adv_weight) < 0:
+            raise UserError(
+                f"threshold, p2s_weight and adv_weight must be at least 0, got {config.threshold}, "
+                f"{config.p2s_weight} and {config.adv_weight}"
+            )
+        self.threshold, self.num_epoch = config.threshold, config.num_epoch
+        self.p2s_weight, self.adv_weight = config.p2s_weight, config.adv_weight
+        self.head = PartialFC(
+            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
+        )
+        self.discriminator = nn.Sequential(
+            nn.Linear(config.embedding_size, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
+        )
+        means, radii = prepare_class_radii(run.old_features, "distance", run.ranks)
+        self.elastic = nn.Parameter(torch.empty(len(radii)).uniform_(-1, 1))
+        self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)
+        self.register_buffer("radius", torch.from_numpy(radii), persistent=False)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`cls`: the margin softmax; `p2s`: beyond the elastic radii; `adv`: the discriminator's; all weighed."""
+        label = batch.label
+        new, old = normalize(batch.embedding), normalize(batch.old_embedding)
+        radius = self.radius[label]
+        elastic_radius = torch.lerp(radius, torch.full_like(radius, self.threshold), self.elastic[label].sigmoid())
+        p2s = point_to_set_loss(new, self.centre[label], elastic_radius, radius >= 0)
+        adv = adversarial_loss(self.discriminator, new, old, reversal_strength(batch.progress))
+        decay = (self.num_epoch - batch.epoch + 1) / self.num_epoch
+        return {
+            "cls": self.head(batch.embedding, label),
+            "p2s": self.p2s_weight * p2s,
+            "adv": self.adv_weight * decay * adv,
+        }
+
+
+def main() -> None:
+    """Train a new model that stays compatible with an old one, by AdvBCT."""
+    train_program(AdvBCT(), __file__, main.__doc__)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,6 @@
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.base = "configs/scenarios/EXclass_ms1mv3_r18_to_r50_softmax_to_arc_f128.py"
+config.threshold = 0.2

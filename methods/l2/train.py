@@ -1,0 +1,60 @@
+"""L2 and weakened L2: the baselines of MixBCT (Liang et al., arXiv 2308.06948).
+
+Every new embedding n_i is drawn to the old embedding o_i of the same image, both normalised, down to a distance t:
+
+    L = w_1 L_cls + w_2 mean_i max(0, ||n_i / |n_i| - o_i / |o_i||| - t),    L_cls = ArcFace over the new model's head.
+
+L2 has t = 0, weakened L2 has t = 0.2. The norm is not squared.
+
+    torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_weakenedL2_softmax_to_arc_f128.py
+    python train.py configs/glyphs.py threshold=0.2 output=work_dirs/glyphs_weakened_l2
+"""
+
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.nn.functional import normalize
+
+from core.engine.method import Batch, Method, Run
+from core.engine.program import train_program
+from core.errors import UserError, run_program
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+
+
+def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:
+    """Mean, `()`, of how far the normalised `new` (B, D) are from the normalised `old` (B, D), beyond the threshold."""
+    distances = vector_norm(normalize(new) - normalize(old), dim=1)
+    return (distances - threshold).relu().mean()
+
+
+class L2(Method):
+    """Holds the head."""
+
+    def setup(self, run: Run) -> None:
+        """Make the head."""
+        config = run.config
+        if len(config.loss_weight) != 2 or min(config.loss_weight) < 0 or config.threshold < 0:
+            raise UserError(
+                f"loss_weight must be two numbers and threshold one, all at least 0, got {config.loss_weight} and "
+                f"{config.threshold}: set both, as loss_weight=(1,10) threshold=0.2"
+            )
+        self.weights, self.threshold = config.loss_weight, config.threshold
+        self.head = PartialFC(
+            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
+        )
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`cls`: the margin softmax; `l2`: the distance to the old embeddings; both with their weights."""
+        return {
+            "cls": self.weights[0] * self.head(batch.embedding, batch.label),
+            "l2": self.weights[1] * distance_beyond(batch.embedding, batch.old_embedding, self.threshold),
+        }
+
+
+def main() -> None:
+    """Train a new model that stays compatible with an old one, by L2 or weakened L2."""
+    train_program(L2(), __file__, main.__doc__)
+
+
+if __name__ == "__main__":
+    run_program(main)

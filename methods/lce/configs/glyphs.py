@@ -1,0 +1,10 @@
+"""The new model on the other part of the glyphs data, compatible with old_model/configs/glyphs.py."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.base = "configs/datasets/glyphs.py"
+config.rec = "datasets/glyphs/train_part_70_class"
+config.old_model = "work_dirs/glyphs_old"
+config.output = "work_dirs/glyphs_lce"

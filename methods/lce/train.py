@@ -1,0 +1,110 @@
+"""LCE: Learning Compatible Embeddings (Meng et al., ICCV 2021, arXiv 2108.01958).
+
+Class c has a centre m_c, the normalised mean of its normalised old embeddings, and a boundary theta_c, the largest
+angle of one of them to it, outliers left out. New embeddings n_i stay within the boundary of their class, and the new
+head's class weights W_c lie in the direction of the old centres (all normalised):
+
+    L = L_cls + L_boundary + L_align,    L_cls = ArcFace over the new model's own head,
+    L_boundary = mean_i max(0, angle(m_{y_i}, n_i) - theta_{y_i}),    L_align = mean_i (1 - m_{y_i} . W_{y_i}),
+
+both means over the samples of classes with at least two old embeddings. Optionally the old space is transformed by K
+residual blocks, and m_c is the transformed centre.
+
+    torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_LCE_softmax_to_arc_f128.py
+    python train.py configs/glyphs.py
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.linalg import vecdot, vector_norm
+from torch.nn.functional import normalize
+
+from core.collectives import all_gather_rows, rank, world_size
+from core.engine.method import Batch, Method, Run
+from core.engine.program import train_program
+from core.errors import UserError, run_program
+from core.features.class_radii import prepare_class_radii
+from core.heads import PartialFC
+from core.heads.margins import ArcFace
+from core.losses import mean_of_selected, scale_gradient
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Angles, (B,), between unit rows (B, D): exact and with finite gradient at 0 and pi too, unlike the arc cosine."""
+    return 2 * torch.atan2(vector_norm(a - b, dim=1), vector_norm(a + b, dim=1))
+
+
+def boundary_loss(new: Tensor, centres: Tensor, boundaries: Tensor, known: Tensor) -> Tensor:
+    """Mean angle of the unit `new` (B, D) beyond the `boundaries` (B,) around their unit `centres` (B, D), if `known`.
+
+    This rank's share: its average over the ranks is the mean over the samples of all ranks.
+    """
+    return mean_of_selected((angle(centres, new) - boundaries).relu(), known)
+
+
+def alignment_loss(weight: Tensor, columns: Tensor, centres: Tensor, known: Tensor) -> Tensor:
+    """One minus the mean cosine of the `known` (N,) samples' centres (N, D), of unit length, and class weights.
+
+    N counts the samples of all ranks; `weight` (C, D) are this rank's rows, and sample i has row `columns[i]` if that
+    is in 0 ... C - 1. The average over the ranks is the mean over all; the gradient of `weight` is exact, as a shard's
+    must be, and that of the centres the one whose average over the ranks is exact.
+    """
+    held = known & (columns >= 0) & (columns < len(weight))
+    rows = weight[torch.where(held, columns, 0)] if len(weight) else torch.zeros_like(centres)
+    cosines = vecdot(normalize(rows), scale_gradient(centres, world_size()))
+    share = torch.where(held, 1 - cosines, 0).sum() / known.sum().clamp(min=1)
+    return scale_gradient(world_size() * share, 1 / world_size())
+
+
+class ResidualBlock(nn.Sequential):
+    """One block of the transformation of the old space, (B, D) to (B, D)."""
+
+    def __init__(self, size: int, width: int = 16):
+        layers = [(size, width), (width, width), (width, size)]
+        super().__init__(*[m for i, o in layers for m in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input and what the layers make of it, added."""
+        return x + super().forward(x)
+
+
+class LCE(Method):
+    """Holds the head, the old centres and boundaries by class, and the transformation of the old space."""
+
+    def setup(self, run: Run) -> None:
+        """Make the head; compute the old centres and boundaries, or find them beside the store."""
+        config = run.config
+        if config.transform_blocks < 0:
+            raise UserError(f"transform_blocks must be at least 0, got {config.transform_blocks}")
+        self.head = PartialFC(
+            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
+        )
+        self.transformation = nn.Sequential(
+            *[ResidualBlock(config.embedding_size) for _ in range(config.transform_blocks)]
+        )
+        means, radii = prepare_class_radii(run.old_features, "angle", run.ranks)
+        self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)
+        self.register_buffer("boundary", torch.from_numpy(radii), persistent=False)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`cls`: the margin softmax; `boundary`: the angles beyond the old boundaries; `align`: of class weights."""
+        labels = all_gather_rows(batch.label)
+        centres = normalize(self.transformation(self.centre[labels]))
+        own = centres.chunk(world_size())[rank()]
+        boundaries = self.boundary[batch.label]
+        columns = labels - self.head.class_start
+        return {
+            "cls": self.head(batch.embedding, batch.label),
+            "boundary": boundary_loss(normalize(batch.embedding), own, boundaries, boundaries >= 0),
+            "align": alignment_loss(self.head.weight, columns, centres, self.boundary[labels] >= 0),
+        }
+
+
+def main() -> None:
+    """Train a new model that stays compatible with an old one, by LCE."""
+    train_program(LCE(), __file__, main.__doc__)
+
+
+if __name__ == "__main__":
+    run_program(main)
