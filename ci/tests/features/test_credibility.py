@@ -8,6 +8,7 @@ import torch
 from test_statistics import write_store
 
 import core.features.credibility as credibility
+from core.engine.distributed import Ranks
 from core.features.credibility import entropy_credible_mask, prepare_entropy_credible_mask, spread_entropy
 
 
@@ -56,6 +57,11 @@ def test_entropy_of_even_and_of_certain_probabilities():
 
 def test_class_of_one_image_is_credible(wide_store, ranks):
     assert entropy_credible_mask(wide_store, ranks)[wide_store.labels() == 7].all()
+
+
+def test_ranks_share_the_rows_out(wide_store, ranks):
+    shares = [entropy_credible_mask(wide_store, Ranks(rank, 3, ranks.device)) for rank in range(3)]
+    assert np.array_equal(np.concatenate(shares), entropy_credible_mask(wide_store, ranks))
 
 
 def test_mask_is_kept_beside_the_store(wide_store, ranks):
