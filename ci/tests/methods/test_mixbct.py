@@ -111,15 +111,11 @@ def weights(folder):
     return torch.load(folder / "model.pt", weights_only=True)
 
 
-def test_programs_train_old_then_new_on_plain_python_and_torchrun_and_leave_the_files_of_the_contract(
-    arguments, tmp_path
-):
+def test_old_model_and_then_mixbct_under_torchrun_leave_the_files_of_the_contract(arguments, tmp_path):
+    old = [*arguments, f"output={tmp_path / 'old'}", "loss=softmax"]
+    statuses, outputs = Launch(ROOT / "old_model" / "train.py", old, tmp_path / "logs").wait()
+    assert statuses == [0], outputs
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "train.py", *arguments, f"output={tmp_path / 'old'}", "loss=softmax"]
-    result = subprocess.run(
-        command, cwd=ROOT / "old_model", capture_output=True, text=True, timeout=120, env=environment
-    )
-    assert result.returncode == 0, result.stderr
     new = [f"output={tmp_path / 'new'}", f"old_model={tmp_path / 'old'}", f"features={tmp_path / 'features'}"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, "train.py", *arguments, *new, "batch_size=8", "augment=('flip','affine','noise')"]
