@@ -30,8 +30,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or 2 after one `error: ` line on stderr if it raised `UserError`.
 
-    Under torchrun the ranks that fail agree through torchrun's own store on the one that prints; a rank whose collective
-    broke because another rank had already reported its error leaves quietly.
+    Under torchrun the ranks that fail agree through torchrun's own store on the one that prints; a rank whose
+    collective broke because another rank had already reported its error leaves quietly.
     """
     try:
         main()
@@ -50,12 +50,10 @@ def run_program(main: Callable[[], None]) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """End at once: other ranks may be stuck in a collective, and tearing a process group down would wait for them."""
+    """End at once: tearing a process group down would wait for other ranks, and may write after the error's line."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        os._exit(status)
-    sys.exit(status)
+    os._exit(status)
 
 
 def _launcher_store():

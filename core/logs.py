@@ -8,7 +8,7 @@ __all__ = ["set_up_logging"]
 
 
 def set_up_logging() -> None:
-    """Send log records to stderr; ranks other than the first are silent below WARNING. Called once, by a program's main."""
+    """Send log records to stderr; ranks but the first are silent below WARNING. Called once, by a program's main."""
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,

@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts units of work done. On a terminal a tqdm bar, otherwise a log line every 10 seconds; `quiet` shows nothing."""
+    """Counts units of work done: a tqdm bar on a terminal, else a log line every 10 seconds; `quiet` shows nothing."""
 
     def __init__(self, description: str, total: int, unit: str = "images", quiet: bool = False, initial: int = 0):
         self.description, self.total, self.unit, self.quiet = description, total, unit, quiet

@@ -23,8 +23,8 @@ class TrainSampler:
         self.steps_per_epoch = num_images // self.images_per_step
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"one step takes {self.images_per_step} images ({batch_size} a rank) but the data has only {num_images}: "
-                "set a smaller batch_size"
+                f"one step takes {self.images_per_step} images ({batch_size} a rank) but the data has only "
+                f"{num_images}: set a smaller batch_size"
             )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[np.ndarray]:

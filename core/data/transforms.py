@@ -77,6 +77,7 @@ class TrainTransform:
         self.steps = [AUGMENTATIONS[name] for name in augmentations]
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
         images = normalize(images, self.mean, self.std)
         for step in self.steps:
             images = step(images)
