@@ -75,8 +75,12 @@ class LCE(Method):
     def setup(self, run: Run) -> None:
         """Make the head; compute the old centres and boundaries, or find them beside the store."""
         config = run.config
-        if config.transform_blocks < 0:
-            raise UserError(f"transform_blocks must be at least 0, got {config.transform_blocks}")
+        if min(config.transform_blocks, config.boundary_weight, config.align_weight) < 0:
+            raise UserError(
+                f"transform_blocks, boundary_weight and align_weight must be at least 0, got "
+                f"{config.transform_blocks}, {config.boundary_weight} and {config.align_weight}"
+            )
+        self.boundary_weight, self.align_weight = config.boundary_weight, config.align_weight
         self.head = PartialFC(
             ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
         )
@@ -88,16 +92,17 @@ class LCE(Method):
         self.register_buffer("boundary", torch.from_numpy(radii), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the margin softmax; `boundary`: the angles beyond the old boundaries; `align`: of class weights."""
+        """`cls`: the margin softmax; `boundary`: beyond the old boundaries; `align`: of class weights; all weighed."""
         labels = all_gather_rows(batch.label)
         centres = normalize(self.transformation(self.centre[labels]))
         own = centres.chunk(world_size())[rank()]
-        boundaries = self.boundary[batch.label]
-        columns = labels - self.head.class_start
+        boundaries, columns = self.boundary[batch.label], labels - self.head.class_start
+        boundary = boundary_loss(normalize(batch.embedding), own, boundaries, boundaries >= 0)
+        align = alignment_loss(self.head.weight, columns, centres, self.boundary[labels] >= 0)
         return {
             "cls": self.head(batch.embedding, batch.label),
-            "boundary": boundary_loss(normalize(batch.embedding), own, boundaries, boundaries >= 0),
-            "align": alignment_loss(self.head.weight, columns, centres, self.boundary[labels] >= 0),
+            "boundary": self.boundary_weight * boundary,
+            "align": self.align_weight * align,
         }
 
 

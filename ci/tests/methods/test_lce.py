@@ -20,6 +20,8 @@ from method_steps import (
 from core.errors import UserError
 from core.files import ROOT
 
+WEIGHTS = ("boundary_weight=2", "align_weight=3")
+
 
 @pytest.fixture
 def store(tmp_path):
@@ -48,8 +50,10 @@ def plain_terms(method, batch, known) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_terms_and_gradients_are_those_of_the_formula(store, ranks, blocks):
-    method, batch = make_method("lce", store, ranks, f"transform_blocks={blocks}"), make_batch(store)
+    method, batch = make_method("lce", store, ranks, f"transform_blocks={blocks}", *WEIGHTS), make_batch(store)
     expected = plain_terms(method, batch, plain_centres_and_boundaries(store))
+    expected["boundary"] *= 2
+    expected["align"] *= 3
     terms = method.loss(batch)
     torch.testing.assert_close(terms, expected, rtol=1e-5, atol=1e-6)  # the tables are kept in float32
     leaves = batch.embedding, *method.parameters()
@@ -106,7 +110,7 @@ def test_rank_without_class_weights_has_no_part_in_the_alignment():
 
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_two_ranks_are_as_one(store, ranks, tmp_path, blocks):
-    assert_same_on_two_ranks("lce", store, tmp_path, ranks, f"transform_blocks={blocks}")
+    assert_same_on_two_ranks("lce", store, tmp_path, ranks, f"transform_blocks={blocks}", *WEIGHTS)
 
 
 def test_run_ends_and_resumes(tiny_records, tiny_settings, tmp_path, ranks):
@@ -116,5 +120,6 @@ def test_run_ends_and_resumes(tiny_records, tiny_settings, tmp_path, ranks):
 
 def test_settings_that_make_no_sense_are_refused(store, ranks):
     assert len(make_method("lce", store, ranks).transformation) == 0
-    with pytest.raises(UserError, match="transform_blocks must be at least 0"):
-        make_method("lce", store, ranks, "transform_blocks=-1")
+    for setting in ("transform_blocks=-1", "boundary_weight=-1", "align_weight=-1"):
+        with pytest.raises(UserError, match="must be at least 0"):
+            make_method("lce", store, ranks, setting)

@@ -5,4 +5,6 @@ from easydict import EasyDict as edict
 config = edict()
 
 # LCE
+config.boundary_weight = 1.0  # of the angles beyond the old boundaries
+config.align_weight = 1.0  # of the angles between new class weights and old centres
 config.transform_blocks = 0  # K: residual blocks that transform the old space

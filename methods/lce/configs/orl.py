@@ -8,3 +8,5 @@ config.base = "configs/datasets/orl.py"
 config.rec = "datasets/orl/train_part_70_class"
 config.old_model = "work_dirs/orl_old"
 config.output = "work_dirs/orl_lce"
+config.boundary_weight = 10.0  # 1 hardly shows beside ArcFace in so short a training: see the README
+config.align_weight = 10.0
