@@ -18,7 +18,7 @@ from core.errors import ArgumentParser, UserError, run_program
 from core.logs import set_up_logging
 
 logger = logging.getLogger(__name__)
-IMAGE_SIZES = {"glyphs": 40, "orl": 48, "folder": 112}
+IMAGE_SIZES = {"glyphs": 32, "orl": 48, "folder": 112}
 
 
 def main() -> None:

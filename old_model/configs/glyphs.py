@@ -1,4 +1,4 @@
-"""The old model of the demo: the smaller network, on the old part of the glyphs data."""
+"""The old model of the demo: a narrow, shallow network, on the old part of the glyph data."""
 
 from easydict import EasyDict as edict
 

@@ -1,4 +1,4 @@
-"""The old model of the demo: the smaller network, on the old part of the orl data."""
+"""The old model of the ORL demo: a narrow, shallow network, on the old part of the people."""
 
 from easydict import EasyDict as edict
 

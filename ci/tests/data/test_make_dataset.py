@@ -62,7 +62,7 @@ def test_glyph_records_are_in_insightface_layout_sorted_by_class(glyphs):
     labels = data.labels()
     assert (np.diff(labels) >= 0).all() and np.unique(labels).tolist() == list(range(24))
     assert np.bincount(labels).min() >= 8
-    assert data.batch(range(10))[0].shape == (10, 40, 40, 3)
+    assert data.batch(range(10))[0].shape == (10, 32, 32, 3)
     with RecordReader(glyphs / "train") as reader:
         assert reader[0] == ((len(data) + 1, 24), b"")
         assert reader[len(data)][0] == (23, 0)
@@ -80,12 +80,12 @@ def test_glyph_evaluation_has_media_frames_scores_and_people_in_no_gallery(glyph
 def test_aligned_glyphs_look_like_the_training_images(glyphs):
     tree = glyphs / "eval" / "IJBC"
     names, landmarks, _ = read_landmarks(tree)
-    transforms = similarity_transforms(landmarks, 40)
+    transforms = similarity_transforms(landmarks, 32)
     images = np.stack([cv2.imread(str(tree / "loose_crop" / name)) for name in names])
     assert images.shape[1:] == (80, 80, 3)
-    crops = np.stack([warp(image, transform, 40) for image, transform in zip(images, transforms)])
+    crops = np.stack([warp(image, transform, 32) for image, transform in zip(images, transforms)])
     residual = landmarks @ transforms[:, :, :2].transpose(0, 2, 1) + transforms[:, None, :, 2]
-    assert np.abs(residual - REFERENCE_POINTS * 40 / 112).max() < 0.01  # file holds three decimals
+    assert np.abs(residual - REFERENCE_POINTS * 32 / 112).max() < 0.01  # file holds three decimals
     assert (crops.max(axis=3) == 0).mean() < 0.01  # border of the canvas
     training, _ = RecordDataset(glyphs / "train").batch(range(200))
     ink = [np.abs(x - np.median(x, axis=(1, 2), keepdims=True)).mean(axis=(0, 3)) for x in (crops, training)]
