@@ -1,17 +1,17 @@
 """The processes of a run: torchrun's, or a plain python process as a group of one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from core.errors import UserError
 
-__all__ = ["Ranks", "process_group"]
+__all__ = ["Ranks", "average_gradients", "process_group", "share_buffers"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,25 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     )
     yield Ranks(rank, world_size, place)
     distributed.destroy_process_group()
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace the gradients of replicated parameters by their mean over the ranks; a missing one counts as zero.
+
+    What DDP does for a backbone, for the few small parameters beside it: one all-reduce. Collective.
+    """
+    if not parameters or distributed.get_world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters]) / distributed.get_world_size()
+    distributed.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
+        parameter.grad.copy_(part.view_as(parameter))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the first one's batch statistics, as DDP does before its next forward pass. Collective."""
+    for buffer in module.buffers():
+        distributed.broadcast(buffer, 0)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from easydict import EasyDict
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core.backbones import build_backbone
@@ -20,11 +19,12 @@ from core.data.records import RecordDataset
 from core.data.samplers import TrainSampler
 from core.data.transforms import TrainTransform
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
-from core.engine.distributed import Ranks
+from core.engine.distributed import Ranks, average_gradients, share_buffers
 from core.engine.method import Batch, Method, Run
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
 from core.engine.run_folder import MetricsLog, RunFolder, code_version
 from core.engine.validation import Validation
+from core.engine.window import StepWindow
 from core.errors import UserError
 from core.features.preparation import prepare_old_features
 from core.files import resolve
@@ -156,7 +156,7 @@ class Trainer:
         logger.info(
             "training %s: %d epochs of %d steps of %d images", self.folder.path, config.num_epoch, steps, images
         )
-        self._reset_window()
+        self.window = StepWindow(self.ranks)
         batches = self._batches()
         with Progress(
             "training", config.num_epoch * steps * images, quiet=not self.ranks.is_first, initial=done
@@ -216,6 +216,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
+        logged: dict[str, Tensor] = {}
         for number, loaded in enumerate(micro_batches, 1):
             with nullcontext() if number == len(micro_batches) else self.model.no_sync():
                 terms = self._forward(loaded, epoch)
@@ -223,8 +224,8 @@ class Trainer:
                 self.scaler.scale(total).backward()
             finite &= torch.isfinite(total.detach())
             for name, value in terms.items():
-                self.sums[name] = self.sums.get(name, 0) + value.detach() / config.gradient_acc
-        self._average_gradients()
+                logged[name] = logged.get(name, 0) + value.detach() / config.gradient_acc
+        average_gradients(self.averaged)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), config.clip_norm)
         if not self.scaler.is_enabled():  # with fp16 an overflow here is met by a skipped step and a smaller scale
@@ -232,10 +233,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.sums["grad_norm"] = self.sums.get("grad_norm", 0) + norm
-        self.steps_in_window += 1
-        first_bad = torch.where(finite, 0, self.step + 1)
-        self.bad_step = torch.where(self.bad_step == 0, first_bad, self.bad_step)
+        self.window.add(self.step + 1, {**logged, "grad_norm": norm}, finite)
 
     def _forward(self, loaded: dict[str, Tensor], epoch: float) -> dict[str, Tensor]:
         """The method's loss terms for one micro-batch from the loader."""
@@ -248,62 +246,43 @@ class Trainer:
         batch.embedding = batch.embedding.float()
         return self.method.loss(batch)
 
-    def _average_gradients(self) -> None:
-        """Mean over the ranks for the method's replicated parameters, as DDP does for the backbone's."""
-        if self.ranks.world_size == 1 or not self.averaged:
-            return
-        for parameter in self.averaged:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([parameter.grad.flatten() for parameter in self.averaged]) / self.ranks.world_size
-        distributed.all_reduce(flat)
-        for parameter, part in zip(self.averaged, flat.split([p.numel() for p in self.averaged])):
-            parameter.grad.copy_(part.view_as(parameter))
-
-    def _reset_window(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps_in_window = 0
-        self.window_started = time.monotonic()
-        self.bad_step = torch.zeros((), dtype=torch.int64, device=self.ranks.device)
-
     def _require_finite(self) -> None:
         """`UserError` with the first step, on any rank, whose loss or gradient was not finite. Collective."""
-        bad = torch.where(self.bad_step == 0, torch.iinfo(torch.int64).max, self.bad_step)
-        distributed.all_reduce(bad, distributed.ReduceOp.MIN)
-        if bad.item() == torch.iinfo(torch.int64).max:
+        bad = self.window.first_bad_step()
+        if bad is None:
             return
         good = latest_checkpoint(self.folder.checkpoints)
         raise UserError(
-            f"the loss or its gradient is not finite at step {bad.item()} of {self.folder.path}; the last good "
+            f"the loss or its gradient is not finite at step {bad} of {self.folder.path}; the last good "
             f"checkpoint is {good or 'none'}: lower lr or margin_scale, or set precision=fp32, and run again to go on"
         )
 
     def _log(self, metrics: MetricsLog | None, bar: Progress) -> None:
         """Means since the last log line, over all ranks, to the progress display and the metrics files. Collective."""
         self._require_finite()
-        names = list(self.sums)
-        means = torch.stack([self.sums[name] for name in names]) / (self.steps_in_window * self.ranks.world_size)
-        distributed.all_reduce(means)
-        values = dict(zip(names, means.tolist()))
-        images = self.steps_in_window * self.sampler.images_per_step
-        speed = images / (time.monotonic() - self.window_started)
+        values = self.window.means()
         if metrics is not None:
             norm = values.pop("grad_norm")
             loss = sum(values.values())
             epoch = self.epoch + self.images_in_epoch / (self.sampler.steps_per_epoch * self.sampler.images_per_step)
             logged = {"epoch": epoch, "loss": loss, **{f"loss/{name}": value for name, value in values.items()}}
-            logged |= {"lr": self.rate, "grad_norm": norm, "images_per_second": speed}
+            logged |= {
+                "lr": self.rate,
+                "grad_norm": norm,
+                "images_per_second": self.window.images_per_second(self.sampler.images_per_step),
+            }
             if self.scaler.is_enabled():
                 logged["loss_scale"] = self.scaler.get_scale()
             metrics.write(self.step, logged)
+            images = self.window.num_steps * self.sampler.images_per_step
             bar.update(images, epoch=f"{epoch:.2f}", loss=f"{loss:.3f}", lr=f"{self.rate:.4f}")
-        self._reset_window()
+        self.window = StepWindow(self.ranks)
 
     def _save(self, write_model: bool) -> None:
         """A checkpoint, and `model.pt` if asked for; never of weights that a bad step has ruined. Collective."""
         self._require_finite()
         for module in (self.backbone, self.method):
-            _share_buffers(module)
+            share_buffers(module)
         position = Position(
             self.step,
             self.epoch,
@@ -317,18 +296,12 @@ class Trainer:
             self.folder.write_model(self.backbone)
 
     def _validate(self, metrics: MetricsLog | None) -> None:
-        _share_buffers(self.backbone)
+        share_buffers(self.backbone)
         accuracies = self.validation.accuracies(self.backbone)
         for name, accuracy in accuracies.items():
             logger.info("step %d: %s accuracy %.4f", self.step, name, accuracy)
         if metrics is not None:
             metrics.write(self.step, {f"accuracy/{name}": value for name, value in accuracies.items()})
-
-
-def _share_buffers(module: nn.Module) -> None:
-    """Give every rank the first one's batch statistics, as DDP does before its next forward pass. Collective."""
-    for buffer in module.buffers():
-        distributed.broadcast(buffer, 0)
 
 
 def _autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

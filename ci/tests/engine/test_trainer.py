@@ -18,6 +18,7 @@ from core.data.records import RecordDataset
 from core.data.samplers import TrainSampler
 from core.encoder import load_encoder
 from core.engine.trainer import Trainer
+from core.engine.window import StepWindow
 from core.evaluation.verification import verification_accuracy
 from core.files import ROOT
 
@@ -209,7 +210,7 @@ def test_fp16_skips_steps_that_overflow_and_then_trains(build, tmp_path):
     trainer = build("run", "precision=fp16", "num_epoch=6", "frequent=1")
     before = [parameter.detach().clone() for parameter in trainer.backbone.parameters()]
     batches = trainer._batches()
-    trainer._reset_window()
+    trainer.window = StepWindow(trainer.ranks)
     trainer._train_step([next(batches)])
     assert trainer.scaler.get_scale() == 2**15  # the first step overflowed with the initial scale of 2 ** 16
     assert all(torch.equal(one, two) for one, two in zip(before, trainer.backbone.parameters()))
