@@ -113,10 +113,12 @@ def measure(names: list[str], quick: bool, repeats: int, ranks: Ranks, folder: P
     data = SimpleNamespace(num_classes=num_classes, num_images=2 * num_classes)
     overrides = [f"embedding_size={embedding_size}", f"batch_size={batch_size}"]
 
+    methods = {name: load_method(name) for name in names}
+
     def prepared(name: str | None) -> Step:
         base = ROOT / "methods" / name / "configs" / "base.py" if name else ROOT / "configs" / "base.py"
         config = load_config(base, overrides, base)
-        return Step(load_method(name) if name else HeadAlone(), Run(config, data, ranks, store))
+        return Step(methods.pop(name) if name else HeadAlone(), Run(config, data, ranks, store))
 
     torch.manual_seed(0)
     row = torch.randint(2 * num_classes, (batch_size,))
