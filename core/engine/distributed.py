@@ -81,6 +81,11 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every rank the first one's batch statistics, as DDP does before its next forward pass. Collective."""
-    for buffer in module.buffers():
-        distributed.broadcast(buffer, 0)
+    """Give every rank the first one's batch statistics, as DDP does before its next forward pass. Collective.
+
+    Only of the buffers that a checkpoint keeps: the others are tables that are the same everywhere already.
+    """
+    kept = module.state_dict(keep_vars=True)
+    for name, buffer in module.named_buffers():
+        if name in kept:
+            distributed.broadcast(buffer, 0)
