@@ -72,7 +72,7 @@ def main() -> None:
     labels = np.repeat(np.arange(num_classes), sizes)
     new, old = (PooledFeatures(labels, embedding_size, seed) for seed in (1, 2))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread"
     print(f"{num_classes:,} classes, {len(labels):,} images, up to {sizes.max()} a class, D {embedding_size}, {name}")
 
     before = resident_mib()

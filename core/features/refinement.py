@@ -70,14 +70,15 @@ def refined_prototypes(
     are read: ranks that share the classes out share out the work. Old features are taken as they are stored.
 
     Classes of one size are solved together, as many as have 8.4 million numbers: memory is about 100 MB (or three times
-    what the largest class takes), a few numbers an image, and the answer.
+    what the largest class takes), a few numbers an image, and the answer. On a CPU one thread does it: the matrices are
+    so small that several, which wait for each other after each operation, are slower by far where others work too.
     """
     labels = np.asarray(old.labels())
     order = np.argsort(labels, kind="stable")
     first, end = (np.searchsorted(labels, classes, side, order) for side in ("left", "right"))
     sizes = end - first
     prototypes = torch.zeros(len(classes), old.info.embedding_size, device=device)
-    with Progress("refining prototypes", len(classes), "classes", quiet) as progress:
+    with _one_thread(), Progress("refining prototypes", len(classes), "classes", quiet) as progress:
         for size in np.unique(sizes[sizes > 0]):
             members = np.flatnonzero(sizes == size)
             step = max(1, BLOCK_ELEMENTS // int(2 * size * (new.info.embedding_size + size)))
@@ -90,6 +91,17 @@ def refined_prototypes(
                 prototypes[chosen] = (weights[:, None] @ torch.from_numpy(old[rows]).to(device)).squeeze(1)
                 progress.update(len(chosen))
     return prototypes
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations on the CPU use one thread for as long as the context lasts."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @contextmanager
