@@ -15,7 +15,6 @@ from core.progress import track
 
 __all__ = ["Sample", "TreePeople", "frames_to_media", "template_of_media", "write_ijb_tree"]
 
-PROBE_MEDIA = np.array([1, 2])
 IN_A_GALLERY = 0.8
 NO_TEMPLATE = -1
 
@@ -51,18 +50,14 @@ def frames_to_media(counts: np.ndarray) -> np.ndarray:
 def template_of_media(subjects: np.ndarray, in_gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Share out media (M,), sorted by subject, among templates: template numbers (M,) and whether each is a gallery's.
 
-    The first two media of a subject in a gallery make the gallery template, one if there are but two. The others make
-    probe templates of one and two media in turn.
+    The first half of the media of a subject in a gallery, at least one, make the gallery template: people are
+    enrolled with good material. Every other media is a probe template of its own, as a query comes from one capture.
     """
     first, counts = np.unique(subjects, return_index=True, return_counts=True)[1:]
     place = np.arange(len(subjects)) - np.repeat(first, counts)
-    for_gallery = np.repeat(np.where(in_gallery[subjects[first]], np.minimum(2, np.maximum(counts - 1, 1)), 0), counts)
-    is_gallery = place < for_gallery
-    probe_place = place - for_gallery
-    step = PROBE_MEDIA.sum()
-    probe_number = probe_place // step * 2 + (probe_place % step >= PROBE_MEDIA[0])
-    number = np.where(is_gallery, 0, 1 + probe_number)
-    starts = (place == 0) | (np.diff(number, prepend=-1) != 0)
+    for_gallery = np.where(in_gallery[subjects[first]], np.maximum(counts // 2, 1), 0)
+    is_gallery = place < np.repeat(for_gallery, counts)
+    starts = (place == 0) | ~is_gallery
     return np.cumsum(starts) - 1, is_gallery
 
 

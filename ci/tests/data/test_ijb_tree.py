@@ -37,8 +37,8 @@ def test_frames_are_grouped_by_one_and_two_within_each_subject():
 def test_media_are_shared_between_gallery_and_probe_templates():
     subjects = np.repeat(np.arange(4), [7, 2, 1, 4])
     templates, is_gallery = template_of_media(subjects, np.array([True, True, False, False]))
-    assert templates.tolist() == [0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 9, 10]
-    assert np.flatnonzero(is_gallery).tolist() == [0, 1, 7]
+    assert templates.tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert np.flatnonzero(is_gallery).tolist() == [0, 1, 2, 7]
 
 
 def test_tree_is_consistent(tmp_path):

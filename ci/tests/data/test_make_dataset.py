@@ -82,7 +82,7 @@ def test_aligned_glyphs_look_like_the_training_images(glyphs):
     names, landmarks, _ = read_landmarks(tree)
     transforms = similarity_transforms(landmarks, 32)
     images = np.stack([cv2.imread(str(tree / "loose_crop" / name)) for name in names])
-    assert images.shape[1:] == (80, 80, 3)
+    assert images.shape[1:] == (64, 64, 3)
     crops = np.stack([warp(image, transform, 32) for image, transform in zip(images, transforms)])
     residual = landmarks @ transforms[:, :, :2].transpose(0, 2, 1) + transforms[:, None, :, 2]
     assert np.abs(residual - REFERENCE_POINTS * 32 / 112).max() < 0.01  # file holds three decimals

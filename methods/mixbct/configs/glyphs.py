@@ -7,4 +7,5 @@ config = edict()
 config.base = "configs/datasets/glyphs.py"
 config.rec = "datasets/glyphs/train_part_70_class"
 config.old_model = "work_dirs/glyphs_old"
+config.mix_ratio = 0.5  # more than the released 0.3: the head has few steps to find the old embeddings
 config.output = "work_dirs/glyphs_mixbct"
