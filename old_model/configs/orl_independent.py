@@ -5,4 +5,4 @@ from easydict import EasyDict as edict
 config = edict()
 
 config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train_part_70_class"
+config.rec = "datasets/orl/train_part_70_data"

@@ -5,7 +5,7 @@ from easydict import EasyDict as edict
 config = edict()
 
 config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train_part_70_class"
+config.rec = "datasets/orl/train_part_70_data"
 config.old_model = "work_dirs/orl_old"
 config.output = "work_dirs/orl_advbct"
 config.p2s_weight = 20.0  # the released 4 hardly shows beside ArcFace in so short a training: see the README

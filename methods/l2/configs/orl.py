@@ -5,6 +5,6 @@ from easydict import EasyDict as edict
 config = edict()
 
 config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train_part_70_class"
+config.rec = "datasets/orl/train_part_70_data"
 config.old_model = "work_dirs/orl_old"
 config.output = "work_dirs/orl_l2"
