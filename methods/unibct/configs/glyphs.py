@@ -8,4 +8,4 @@ config.base = "configs/datasets/glyphs.py"
 config.rec = "datasets/glyphs/train_part_70_class"
 config.old_model = "work_dirs/glyphs_old"
 config.output = "work_dirs/glyphs_unibct"
-config.refine_epochs = (2, 4)
+config.refine_epochs = (1, 2)
