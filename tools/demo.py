@@ -29,8 +29,11 @@ from core.progress import format_seconds
 MODELS = ("old", "new", "independent")
 PAIRS = ("old/old", "new/new", "new/old", "independent/independent", "independent/old")
 """Query model / gallery model."""
-SPLITS = {"glyphs": "class", "orl": "data"}
-"""What the old model saw 30 % of: the identities, or, as ORL has only 28 for training, the images of each."""
+PARTS = {
+    "glyphs": ("class", "train_part_70_class", "30 % of the identities", "the other 70 %"),
+    "orl": ("data", "train", "30 % of the images of each person", "all images of these 28 people"),
+}
+"""How the data is split, the new models' records, and both parts in words. ORL has too few people to share them."""
 SHOWN = {"1:N": ("top1", "top5", "tpir@fpir=0.1"), "1:1": ("tar@far=1e-03", "tar@far=1e-02", "auc")}
 
 
@@ -77,10 +80,10 @@ def train_models(out: Path, dataset: str, seed: int) -> None:
     """Data, split, and the three models, each in a folder of its name."""
     if not (out / "data" / "dataset.json").exists():
         run("tools/make_dataset.py", dataset, "--out", out / "data", "--seed", seed)
-    mode = SPLITS[dataset]
+    mode, new_records = PARTS[dataset][:2]
     if not (out / "data" / f"train_part_70_{mode}.idx").exists():
         run("tools/split_dataset.py", "--rec", out / "data" / "train", "--mode", mode, "--ratio", 0.3, "--seed", seed)
-    old_part, new_part = (f"rec={out / 'data' / f'train_part_{share}_{mode}'}" for share in (30, 70))
+    old_part, new_part = (f"rec={out / 'data' / name}" for name in (f"train_part_30_{mode}", new_records))
     common = f"seed={seed}"
     run("old_model/train.py", f"old_model/configs/{dataset}.py", old_part, f"output={out / 'old'}", common)
     independent = f"old_model/configs/{dataset}_independent.py"
@@ -130,7 +133,8 @@ def write_report(out: Path, dataset: str, seed: int, results: dict[str, dict]) -
         temporary.write_text(
             REPORT.format(
                 dataset=dataset,
-                parts=PARTS[SPLITS[dataset]],
+                old_part=PARTS[dataset][2],
+                new_part=PARTS[dataset][3],
                 seed=seed,
                 table=as_markdown(header, rows),
                 credit=credit or "",
@@ -156,10 +160,9 @@ def as_markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-PARTS = {"class": "identities", "data": "images of each identity"}
 REPORT = """# Backward-compatible training on {dataset}, seed {seed}
 
-The old model was trained on 30 % of the {parts}, the two new ones, of a deeper network, on the other 70 %. All are
+The old model was trained on {old_part}, the two new ones, of a deeper network, on {new_part}. All are
 tested on identities that none of them has seen. Rates in per cent; a name is query model / gallery model.
 
 {table}

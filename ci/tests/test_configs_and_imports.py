@@ -80,13 +80,16 @@ def test_old_model_config_is_what_its_name_says(path):
     assert Path(config.rec).name == PARTS[part] and config.output == f"work_dirs/{path.stem}"
 
 
-@pytest.mark.parametrize("data, mode", [("glyphs", "class"), ("orl", "data")])
-def test_built_in_configs_train_old_and_new_on_the_two_parts_with_one_embedding_size(data, mode):
+@pytest.mark.parametrize(
+    "data, old_part, new_part",
+    [("glyphs", "train_part_30_class", "train_part_70_class"), ("orl", "train_part_30_data", "train")],
+)
+def test_built_in_configs_train_old_and_new_on_their_parts_with_one_embedding_size(data, old_part, new_part):
     old, alone = (loaded(ROOT / "old_model" / "configs" / f"{name}.py") for name in (data, f"{data}_independent"))
     for path in (ROOT / "methods").glob(f"*/configs/{data}.py"):
         new = loaded(path)
         assert new.old_model == old.output and new.embedding_size == old.embedding_size == alone.embedding_size
-        assert (old.rec, new.rec) == tuple(f"datasets/{data}/train_part_{share}_{mode}" for share in (30, 70))
+        assert (old.rec, new.rec) == (f"datasets/{data}/{old_part}", f"datasets/{data}/{new_part}")
         assert alone.rec == new.rec and alone.network_options == new.network_options and alone.lr == new.lr
 
 

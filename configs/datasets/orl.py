@@ -8,10 +8,10 @@ config.rec = "datasets/orl/train"
 config.network = "r18"
 config.network_options = edict(width=16, depth=2)
 config.embedding_size = 32
-config.augment = ("flip", "affine", "noise")
+config.augment = ("flip", "affine")
 config.num_workers = 0
 config.batch_size = 32
-config.num_epoch = 75
+config.num_epoch = 50
 config.lr = 0.05
 config.margin_scale = 8.0
 config.margin = 0.0  # 28 classes: a margin or a larger scale leaves the head nothing to learn from

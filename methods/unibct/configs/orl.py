@@ -1,11 +1,11 @@
-"""The new model of the demo: on the other part of the orl data, compatible with old_model/configs/orl.py."""
+"""The new model of the demo: on all images of the people, compatible with old_model/configs/orl.py."""
 
 from easydict import EasyDict as edict
 
 config = edict()
 
 config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train_part_70_data"
+config.rec = "datasets/orl/train"
 config.old_model = "work_dirs/orl_old"
 config.output = "work_dirs/orl_unibct"
 config.refine_epochs = (17, 34)
