@@ -17,9 +17,7 @@ import numpy as np
 from core.data.records import RecordDataset
 from core.encoder import load_encoder
 from core.errors import ArgumentParser, UserError, run_program
-from core.evaluation.embedding_cache import embed_images
-from core.evaluation.ijb import IdentificationResult, RocResult, evaluate_1_1, evaluate_1_n, template_features
-from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
+from core.evaluation.model_pairs import PairResults, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.tables import format_rate, format_table
 from core.files import ROOT, replaced_atomically
@@ -60,7 +58,7 @@ def start_folder(out: Path, demo: dict[str, object]) -> None:
     marker = out / "demo.json"
     if marker.exists() and json.loads(marker.read_text()) != demo:
         print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")
-        for name in ("data", *MODELS):
+        for name in ("data", "embeddings", *MODELS):
             shutil.rmtree(out / name, ignore_errors=True)
     elif out.exists() and not marker.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds files that are not a demo's: name an empty folder with OUT= or --out")
@@ -98,22 +96,13 @@ def train_models(out: Path, dataset: str, seed: int) -> None:
     run("methods/mixbct/train.py", f"methods/mixbct/configs/{dataset}.py", *new)
 
 
-def evaluate(out: Path) -> dict[str, dict[str, RocResult | IdentificationResult]]:
+def evaluate(out: Path) -> dict[str, PairResults]:
     """Self- and cross-tests of the pairs, 1:1 and 1:N; each model embeds the test images once."""
-    images = read_images(require_meta(out / "data" / "eval", "IJBC", one_to_n=True), "IJBC")
-    pairs, lists = read_pairs(images), read_identification(images)
-    templates = {}
-    for name in MODELS:
-        embeddings = embed_images(load_encoder(out / name), images, 128, 0, out / name / "embeddings")
-        templates[name] = template_features(embeddings, images)
-    results = {}
-    for pair in PAIRS:
-        query, gallery = (templates[name] for name in pair.split("/"))
-        results[pair] = {"1:1": evaluate_1_1(query, gallery, pairs), "1:N": evaluate_1_n(query, gallery, lists)}
-    return results
+    encoders = {name: load_encoder(out / name) for name in MODELS}
+    return evaluate_pairs(encoders, PAIRS, out / "data" / "eval", cache=out / "embeddings")
 
 
-def write_report(out: Path, dataset: str, seed: int, results: dict[str, dict]) -> str:
+def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResults]) -> str:
     """Write results.json, the pictures and report.md; returns the table."""
     with replaced_atomically(out / "results.json") as temporary:
         metrics = {pair: {task: result.metrics for task, result in tests.items()} for pair, tests in results.items()}
