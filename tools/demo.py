@@ -19,7 +19,7 @@ from core.encoder import load_encoder
 from core.errors import ArgumentParser, UserError, run_program
 from core.evaluation.model_pairs import PairResults, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
-from core.evaluation.tables import format_rate, format_table
+from core.evaluation.tables import format_markdown, format_rate, format_table
 from core.files import ROOT, replaced_atomically
 from core.logs import set_up_logging
 from core.progress import format_seconds
@@ -125,7 +125,7 @@ def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResu
                 old_part=PARTS[dataset][2],
                 new_part=PARTS[dataset][3],
                 seed=seed,
-                table=as_markdown(header, rows),
+                table=format_markdown(header, rows),
                 credit=credit or "",
             )
         )
@@ -141,12 +141,6 @@ def draw_identities(out: Path) -> None:
     images, _ = data.batch(rows)
     titles = [f"identity {label}" if column == 0 else "" for label in chosen for column in range(6)]
     image_grid(list(images), titles, out / "identities.png", columns=6)
-
-
-def as_markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 REPORT = """# Backward-compatible training on {dataset}, seed {seed}

@@ -11,11 +11,12 @@ from matplotlib.ticker import PercentFormatter
 from core.evaluation.ijb import SearchCurves
 from core.files import replaced_atomically
 
-__all__ = ["image_grid", "plot_identification", "plot_roc"]
+__all__ = ["image_grid", "plot_identification", "plot_roc", "plot_trade_off"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
 STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<", ">")
 
 
 def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, title: str = "1:1") -> None:
@@ -60,6 +61,35 @@ def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], path: str | 
         if place < len(images):
             axes.imshow(images[place], interpolation="nearest")
             axes.set_title(titles[place], fontsize=8, pad=3)
+    _save(figure, path)
+
+
+def plot_trade_off(
+    panels: Mapping[str, tuple[Mapping[str, tuple[np.ndarray, np.ndarray]], float, float]], path: str | Path
+) -> None:
+    """Draw compatibility over discrimination: for each test a panel with a mark a method.
+
+    `panels`: by test, the methods' scores in per cent by name (self-test and cross-test, a value a seed each, drawn as
+    mean and range), the old model's self-test (a line across: above it lies what is compatible) and the independent
+    model's (a line upright: left of it lies what compatibility costs).
+    """
+    figure = Figure(figsize=(5.2 * len(panels), 4.8), layout="constrained")
+    for axes, (test, (points, old, star)) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):
+        axes.axhline(old, color="#555555", linestyle="--", linewidth=1.5, label="old/old")
+        axes.axvline(star, color="#555555", linestyle=":", linewidth=1.5, label="independent/independent")
+        for i, (name, scores) in enumerate(points.items()):
+            (x, y), spread = map(np.mean, scores), [np.abs(np.ptp(values, keepdims=True)) / 2 for values in scores]
+            middle = [(values.max() + values.min()) / 2 for values in scores]
+            colour = COLOURS[i % len(COLOURS)]
+            axes.errorbar(*middle, xerr=spread[0], yerr=spread[1], color=colour, alpha=0.5, linewidth=1)
+            axes.plot(x, y, MARKERS[i % len(MARKERS)], color=colour, markersize=9, label=name)
+        axes.set_title(test, fontsize=11)
+        axes.set_xlabel("new/new (%)")
+        axes.set_ylabel("new/old (%)")
+        axes.grid(color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(0.1)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     _save(figure, path)
 
 

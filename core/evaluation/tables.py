@@ -1,8 +1,8 @@
-"""Aligned plain-text tables of rates for the terminal."""
+"""Tables: aligned plain text for the terminal, Markdown for reports."""
 
 from collections.abc import Sequence
 
-__all__ = ["format_rate", "format_table"]
+__all__ = ["format_markdown", "format_rate", "format_table"]
 
 
 def format_rate(rate: float | None) -> str:
@@ -19,3 +19,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
