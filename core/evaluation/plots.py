@@ -78,11 +78,10 @@ def plot_trade_off(
         axes.axhline(old, color="#555555", linestyle="--", linewidth=1.5, label="old/old")
         axes.axvline(star, color="#555555", linestyle=":", linewidth=1.5, label="independent/independent")
         for i, (name, scores) in enumerate(points.items()):
-            (x, y), spread = map(np.mean, scores), [np.abs(np.ptp(values, keepdims=True)) / 2 for values in scores]
-            middle = [(values.max() + values.min()) / 2 for values in scores]
-            colour = COLOURS[i % len(COLOURS)]
-            axes.errorbar(*middle, xerr=spread[0], yerr=spread[1], color=colour, alpha=0.5, linewidth=1)
-            axes.plot(x, y, MARKERS[i % len(MARKERS)], color=colour, markersize=9, label=name)
+            x, y = (values.mean() for values in scores)
+            x_error, y_error = ([[values.mean() - values.min()], [values.max() - values.mean()]] for values in scores)
+            style = {"fmt": MARKERS[i % len(MARKERS)], "color": COLOURS[i % len(COLOURS)], "markersize": 9}
+            axes.errorbar(x, y, xerr=x_error, yerr=y_error, elinewidth=1, label=name, **style)
         axes.set_title(test, fontsize=11)
         axes.set_xlabel("new/new (%)")
         axes.set_ylabel("new/old (%)")

@@ -1,0 +1,223 @@
+"""All methods side by side on built-in data: each trained from the same old model, tested by itself and against it.
+
+    python tools/benchmark.py --dataset glyphs --scenario opclass
+    python tools/benchmark.py --dataset glyphs --scenario exdata --methods mixbct bct --seeds 0 1 2
+
+For each seed: data, split, one old model, one independent new model (the same network and data without an old model),
+then every method. A benchmark that was stopped goes on where it was, and what is done is skipped: old models are shared
+by the scenarios of the same data. Under --out it writes for each scenario report.md (tables), results.csv,
+compatibility.png and commands.sh (the exact commands).
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.encoder import load_encoder
+from core.errors import ArgumentParser, UserError, run_program
+from core.evaluation.comparison import Comparison, Entry
+from core.evaluation.model_pairs import evaluate_pairs
+from core.files import ROOT, replaced_atomically
+from core.logs import set_up_logging
+from core.progress import format_seconds
+
+METHODS = ("mixbct", "l2", "bct", "unibct", "nccl", "advbct", "lce", "hot_refresh")
+SCENARIOS = {
+    "opclass": ("class", "train_part_70_class"),
+    "opdata": ("data", "train_part_70_data"),
+    "exclass": ("class", "train"),
+    "exdata": ("data", "train"),
+}
+"""How the data is split, and the records of the new models; the old one has the 30 % part."""
+FACE_TESTS = {"1:N rank-1": ("1:N", "top1"), "1:1 TAR@FAR=1e-3": ("1:1", "tar@far=1e-03")}
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What differs between the data sets: the name in configs, in make_dataset, and the test of model pairs."""
+
+    config: str
+    data: str
+    evaluate: Callable[[dict[str, Path], Sequence[str], Path], dict[str, Scores]]
+    test_commands: Callable[[Path, Path, Path], Iterator[tuple[object, ...]]]
+
+
+def evaluate_faces(models: dict[str, Path], pairs: Sequence[str], data: Path) -> dict[str, Scores]:
+    """Scores in per cent of pairs "query/gallery" of run folders on the IJB-C tree."""
+    encoders = {name: load_encoder(path) for name, path in models.items()}
+    results = evaluate_pairs(encoders, pairs, data / "eval", cache=data / "embeddings")
+    return {
+        pair: {name: 100 * tests[task].metrics[metric] for name, (task, metric) in FACE_TESTS.items()}
+        for pair, tests in results.items()
+    }
+
+
+def face_commands(run: Path, old: Path, data: Path) -> Iterator[tuple[object, ...]]:
+    """The commands that find the same scores one by one."""
+    for task, flags in (("1_1", ()), ("1_n", ("-N",))):
+        for name, gallery in (("self", ()), ("cross", ("-m_old", old))):
+            if name == "self" or run != old:
+                out = ("--data-path", data / "eval", "--out", run / f"{name}_{task}")
+                yield "tools/ijbc_eval.py", "-m", run, *gallery, *flags, *out
+
+
+BENCHES = {
+    name: Bench(config=name, data=name, evaluate=evaluate_faces, test_commands=face_commands)
+    for name in ("glyphs", "orl")
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = ArgumentParser("Train and compare all methods on built-in data.")
+    parser.add_argument("--dataset", choices=BENCHES, default="glyphs", help="data set")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="opclass", help="what old and new model see")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD", help="which methods"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of data and trainings")
+    parser.add_argument("--out", type=Path, help="folder of all results (default: work_dirs/benchmark/<dataset>)")
+    overrides = "settings of every training, for example num_epoch=8 device=cuda"
+    parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=overrides)
+    args = parser.parse_args()
+    args.out = (args.out or ROOT / "work_dirs" / "benchmark" / args.dataset).resolve()
+    return args
+
+
+def main() -> None:
+    """Run what is not done yet, then write the tables."""
+    args = parse_arguments()
+    set_up_logging()
+    bench = BENCHES[args.dataset]
+    started, total, done = time.monotonic(), len(args.seeds) * (len(args.methods) + 2), 0
+    commands, entries = Commands(), []
+    for seed in args.seeds:
+        for method in ("old", "independent", *args.methods):
+            done += 1
+            spent = format_seconds(time.monotonic() - started)
+            print(f"\n[{done}/{total}] {args.scenario}, seed {seed}: {method} ({spent} so far)", flush=True)
+            entries.append(run_method(bench, args, method, seed, commands))
+    folder = args.out / args.scenario
+    report = write_report(folder, Comparison(entries), args, commands)
+    print(f"\n{report}\nreport: {folder / 'report.md'} ({format_seconds(time.monotonic() - started)})")
+
+
+class Commands:
+    """The commands of this repository that a benchmark is made of: printed, run, and kept for commands.sh."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def run(self, done: bool, program: str, *arguments: object) -> None:
+        """Run a command unless it is done; its failure, which it has reported itself, ends the benchmark."""
+        words = [_shown(argument) for argument in arguments]
+        line = f"python {program} {shlex.join(words)}"
+        if line not in self.lines:
+            self.lines.append(line)
+        if done:
+            return
+        print(f"$ {line}", flush=True)
+        status = subprocess.run([sys.executable, program, *words], cwd=ROOT).returncode
+        if status:
+            sys.exit(status)
+
+
+def _shown(argument: object) -> str:
+    """As a word of a command that is started from the root, with paths below the root relative to it."""
+    return str(argument).replace(f"{ROOT}/", "")
+
+
+def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, commands: Commands) -> Entry:
+    """Train and test one model of one seed, or read what an earlier benchmark found.
+
+    "old" is shared by the scenarios that have its part of the data; all others are the scenario's own.
+    """
+    mode, records = SCENARIOS[args.scenario]
+    folder = args.out / f"seed_{seed}"
+    data, old = folder / "data", folder / f"old_{mode}"
+    run = old if method == "old" else folder / args.scenario / method
+    done = (run / "result.json").is_file()
+
+    made = (data / "dataset.json").exists()
+    commands.run(made, "tools/make_dataset.py", bench.data, "--out", data, "--seed", seed)
+    split = ("--rec", data / "train", "--mode", mode, "--ratio", 0.3, "--seed", seed)
+    commands.run((data / f"train_part_70_{mode}.idx").exists(), "tools/split_dataset.py", *split)
+    settings = [f"rec={data / records}", f"seed={seed}", f"output={run}"]
+    if method == "old":
+        program, config = "old_model/train.py", f"old_model/configs/{bench.config}.py"
+        settings[0] = f"rec={data / f'train_part_30_{mode}'}"
+    elif method == "independent":
+        program, config = "old_model/train.py", f"old_model/configs/{bench.config}_independent.py"
+    else:
+        program, config = f"methods/{method}/train.py", f"methods/{method}/configs/{bench.config}.py"
+        settings += [f"old_model={old}", f"features={old / f'features_{records}'}"]
+    settings += args.overrides
+    started = time.monotonic()
+    commands.run(done, program, config, *settings)
+    if not done:
+        seconds = time.monotonic() - started
+        tested = bench.evaluate({"new": run, "old": old}, ["new/new", "new/old"], data)
+        result = {
+            "self_test": tested["new/new"],
+            "cross_test": tested["new/old"],
+            "seconds": seconds,
+            "overrides": args.overrides,
+        }
+        with replaced_atomically(run / "result.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    for line in bench.test_commands(run, old, data):
+        commands.run(True, *line)
+    return Entry(method, seed, **_read_result(run / "result.json", args.overrides))
+
+
+def _read_result(path: Path, overrides: list[str]) -> dict:
+    try:
+        result = json.loads(path.read_text())
+        values = {name: result[name] for name in ("self_test", "cross_test", "seconds")}
+        found = result["overrides"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the benchmark tests that model again") from error
+    if found != overrides:
+        raise UserError(f"{path.parent} was trained with --overrides {' '.join(found) or '(none)'}: name another --out")
+    return values
+
+
+def write_report(folder: Path, comparison: Comparison, args: argparse.Namespace, commands: Commands) -> str:
+    """Write report.md, results.csv, compatibility.png and commands.sh; returns the tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    comparison.write_csv(folder / "results.csv")
+    comparison.plot(folder / "compatibility.png")
+    tables = [f"**{test}** (%)\n\n{comparison.table(test)}\n" for test in comparison.tests]
+    tables = "\n".join([*tables, f"**All tests together**\n\n{comparison.overall()}\n"])
+    with replaced_atomically(folder / "report.md") as temporary:
+        facts = {"dataset": args.dataset, "scenario": args.scenario, "seeds": ", ".join(map(str, args.seeds))}
+        overrides = f"All trained with {' '.join(args.overrides)}." if args.overrides else ""
+        temporary.write_text(REPORT.format(**facts, overrides=overrides, tables=tables))
+    with replaced_atomically(folder / "commands.sh") as temporary:
+        temporary.write_text("\n".join(["#!/bin/sh", "# From the root of the repository", *commands.lines]) + "\n")
+    return tables
+
+
+REPORT = """# {dataset}, {scenario}, seeds {seeds}
+
+Query model / gallery model. "independent" is the new network trained without an old model: its new/new is star, the
+measure of what compatibility costs. Update gain = (new/old - old/old) / (star - old/old). Where there are several
+seeds: mean ± sample deviation. {overrides}
+
+{tables}
+![Compatibility against discrimination](compatibility.png)
+
+The commands are in [commands.sh](commands.sh).
+"""
+
+
+if __name__ == "__main__":
+    run_program(main)
