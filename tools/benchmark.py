@@ -55,9 +55,14 @@ def evaluate_faces(models: dict[str, Path], pairs: Sequence[str], data: Path) ->
     encoders = {name: load_encoder(path) for name, path in models.items()}
     results = evaluate_pairs(encoders, pairs, data / "eval", cache=data / "embeddings")
     return {
-        pair: {name: 100 * tests[task].metrics[metric] for name, (task, metric) in FACE_TESTS.items()}
+        pair: {name: per_cent(tests[task].metrics[metric]) for name, (task, metric) in FACE_TESTS.items()}
         for pair, tests in results.items()
     }
+
+
+def per_cent(rate: float | None) -> float:
+    """NaN for a rate that the data cannot resolve."""
+    return float("nan") if rate is None else 100 * rate
 
 
 def face_commands(run: Path, old: Path, data: Path) -> Iterator[tuple[object, ...]]:
