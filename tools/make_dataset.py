@@ -4,7 +4,7 @@
     python tools/make_dataset.py orl --out datasets/orl
     python tools/make_dataset.py folder --src my_people --out datasets/my_people
 
-Writes OUT/train.rec and .idx, OUT/eval/IJBC and OUT/dataset.json. The same seed gives the same bytes.
+Writes OUT/train.rec and .idx, OUT/eval/IJBC, for glyphs OUT/eval/roxford5k, and OUT/dataset.json. The same seed gives the same bytes.
 """
 
 import logging
@@ -56,6 +56,8 @@ def main() -> None:
         "Evaluation: %(images)d images of %(subjects)d other identities, %(templates)d templates, %(pairs)d pairs",
         made["eval/IJBC"],
     )
+    if "eval/roxford5k" in made:
+        logger.info("Retrieval: %(queries)d queries, a database of %(database)d images", made["eval/roxford5k"])
     logger.info("Images: %s. Credit: %s", made["source"], made["credit"])
     logger.info("Written to %s", args.out)
 

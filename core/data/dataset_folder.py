@@ -9,6 +9,7 @@ import numpy as np
 
 from core.data.ijb_tree import TreePeople, write_ijb_tree
 from core.data.records import write_image_records
+from core.data.roxford_tree import LandmarkImages, write_roxford_tree
 from core.errors import UserError
 from core.files import replaced_atomically
 from core.progress import track
@@ -24,8 +25,8 @@ class DataSource:
     """What a data set is made from.
 
     `labels` (N,) of the training images, sorted, 0 to C - 1 without gaps; `jpegs` yields the images in that order;
-    `people` are the identities of the evaluation, none of them in training. `facts` go into the description, among
-    them `source` and `credit`.
+    `people` are the identities of the evaluation, none of them in training, and `landmarks` those of a retrieval test,
+    if there is one. `facts` go into the description, among them `source` and `credit`.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class DataSource:
     people: TreePeople
     num_pairs: int
     facts: dict[str, object]
+    landmarks: LandmarkImages | None = None
 
 
 def check_replaceable(out: Path, kind: str) -> None:
@@ -57,7 +59,8 @@ def check_replaceable(out: Path, kind: str) -> None:
 
 
 def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, object]:
-    """Write `out`/train.rec and .idx (InsightFace's layout, sorted by class), `out`/eval/IJBC and `out`/dataset.json.
+    """Write `out`/train.rec and .idx (InsightFace's layout, sorted by class), `out`/eval/IJBC, `out`/eval/roxford5k if
+    the source has a retrieval test, and `out`/dataset.json.
 
     Written beside `out` and renamed at the end, so that `out` is whole or as it was. Returns the description.
     """
@@ -69,13 +72,15 @@ def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, 
         images = (((label, 0), jpeg) for label, jpeg in zip(source.labels.tolist(), source.jpegs))
         images = track(images, "Training images", num_images, "images")
         write_image_records(folder / "train", num_images, num_classes, images)
-        counts = write_ijb_tree(folder / "eval" / "IJBC", source.people, seed, source.num_pairs)
+        counts = {"eval/IJBC": write_ijb_tree(folder / "eval" / "IJBC", source.people, seed, source.num_pairs)}
+        if source.landmarks is not None:
+            counts["eval/roxford5k"] = write_roxford_tree(folder / "eval" / "roxford5k", source.landmarks, seed)
         description = {
             "kind": source.kind,
             "seed": seed,
             "image_size": source.image_size,
             "train": {"images": num_images, "classes": num_classes},
-            "eval/IJBC": counts,
+            **counts,
             **source.facts,
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
