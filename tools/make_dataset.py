@@ -4,7 +4,8 @@
     python tools/make_dataset.py orl --out datasets/orl
     python tools/make_dataset.py folder --src my_people --out datasets/my_people
 
-Writes OUT/train.rec and .idx, OUT/eval/IJBC, for glyphs OUT/eval/roxford5k, and OUT/dataset.json. The same seed gives the same bytes.
+Writes OUT/train.rec and .idx, OUT/eval/IJBC, for glyphs OUT/eval/roxford5k, and OUT/dataset.json. The same seed
+gives the same bytes.
 """
 
 import logging
