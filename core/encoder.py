@@ -19,9 +19,10 @@ from core.backbones import require_backbone
 from core.data.transforms import NORMALIZATIONS, normalize
 from core.errors import UserError
 from core.files import require_file
-from core.weights import build_with_weights, fingerprint, layout_of, read_state_dict
+from core.state_dicts import read_state_dict
+from core.weights import build_with_weights, fingerprint, layout_of
 
-__all__ = ["Encoder", "load_encoder", "onnx_session", "run_session"]
+__all__ = ["Encoder", "load_encoder", "onnx_session", "read_run_config", "run_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +51,22 @@ class Encoder:
     session: onnxruntime.InferenceSession | None = None
     old_model_fingerprint: str | None = None
     """Of the model whose gallery it was made compatible with, if any."""
+    any_size: bool = False
+    """True: images of any height and width may be given; `image_size` is that of the training."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) RGB with H = W = `image_size` to float32 (B, D) on `device`, not normalised.
+        """uint8 (B, H, W, 3) RGB to float32 (B, D) on `device`, not normalised; H = W = `image_size` unless `any_size`.
 
         In float32 even where the caller has autocast on. `UserError` for images of another size.
         """
         images = torch.as_tensor(images).to(self.device, non_blocking=True)
-        if images.dtype != torch.uint8 or images.shape[1:] != (self.image_size, self.image_size, 3):
+        sides = images.shape[1:3] if self.any_size else (self.image_size, self.image_size)
+        if images.dtype != torch.uint8 or images.shape[1:] != (*sides, 3):
+            taken = "height, width" if self.any_size else f"{self.image_size}, {self.image_size}"
             raise UserError(
-                f"model {self.name} takes uint8 images (B, {self.image_size}, {self.image_size}, 3), "
-                f"got {images.dtype} {tuple(images.shape)}: give images of its size"
+                f"model {self.name} takes uint8 images (B, {taken}, 3), got {images.dtype} {tuple(images.shape)}: "
+                "give images of its size"
             )
         inputs = normalize(images, self.mean, self.std)
         if self.session is not None:
@@ -92,7 +97,7 @@ def load_encoder(path: str | Path, network: str | None = None, device: torch.dev
 
 
 def _load_run(folder: Path, network: str | None, device: torch.device) -> Encoder:
-    config = _read_config(folder)
+    config = read_run_config(folder)
     if network not in (None, config["network"]):
         raise UserError(f"run {folder} holds network {config['network']}, not {network}: leave the network out")
     weights = folder / "model.pt"
@@ -111,6 +116,7 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
         device=device,
         module=_frozen(module, device),
         old_model_fingerprint=config.get("old_model_fingerprint"),
+        any_size=getattr(module, "any_size", False),
     )
 
 
@@ -118,7 +124,8 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def _read_config(folder: Path) -> dict:
+def read_run_config(folder: Path) -> dict:
+    """`config.json` of a run folder. `UserError` if it is missing, damaged, or does not tell the network."""
     file = require_file(folder / "config.json", "config of the run folder")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -146,7 +153,7 @@ def _load_weights(path: Path, network: str | None, device: torch.device) -> Enco
     layout = layout_of(state_dict, network, path)
     options = {**layout.options, "image_size": layout.image_size}
     module = build_with_weights(state_dict, network, layout.embedding_size, options, path)
-    mean, std = NORMALIZATIONS["face"]
+    mean, std = NORMALIZATIONS[layout.normalization]
     return Encoder(
         name=path.stem,
         network=network,
@@ -157,6 +164,7 @@ def _load_weights(path: Path, network: str | None, device: torch.device) -> Enco
         fingerprint=fingerprint(module.state_dict()),
         device=device,
         module=_frozen(module, device),
+        any_size=getattr(module, "any_size", False),
     )
 
 

@@ -8,13 +8,13 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from core.backbones import iresnet, mobilefacenet, vit
+from core.backbones import iresnet, mobilefacenet, resnet, vit
 from core.backbones.checks import Layout
 from core.errors import UserError
 
 __all__ = ["Layout", "build_backbone", "list_backbones", "read_layout", "require_backbone"]
 
-FAMILIES = (iresnet, mobilefacenet, vit)
+FAMILIES = (iresnet, mobilefacenet, vit, resnet)
 _FAMILY_OF = {name: family for family in FAMILIES for name in family.NETWORKS}
 
 
@@ -34,8 +34,10 @@ def require_backbone(name: str) -> None:
 def build_backbone(name: str, embedding_size: int = 512, **options: object) -> nn.Module:
     """A new network with the reference's initialisation, on the current default device.
 
-    Options: `image_size=112` (all), and for IResNet `width=64`, `depth` (blocks a stage: one number or four) and
-    `dropout=0.0`. `UserError` for an unknown name (the known ones are listed), option or value.
+    Options: `image_size=112` (all; the landmark networks 224), for IResNet `width=64`, `depth` (blocks a stage: one
+    number or four) and `dropout=0.0`, for the landmark networks `pooling="avg"` ("gem", "max"), `gem_p=3.0`,
+    `gem_p_learnable=False` and `pretrained=None` ("imagenet", or a file of torchvision's weights). `UserError` for an
+    unknown name (the known ones are listed), option or value.
     """
     require_backbone(name)
     family = _FAMILY_OF[name]

@@ -15,6 +15,8 @@ class Layout:
     embedding_size: int
     image_size: int
     options: dict[str, object] = field(default_factory=dict)
+    normalization: str = "face"
+    """Of the images (`core.data.transforms.NORMALIZATIONS`), where nothing else tells it."""
 
 
 def require_positive(**values: object) -> None:

@@ -1,7 +1,7 @@
 """The run folder: what a training leaves behind, in files that describe themselves.
 
-`model.pt` (the backbone's state dict alone), `config.json` (the config as run), `metrics.jsonl` (a line per logged
-step), `tensorboard/` and `checkpoints/`.
+`model.pt` (the backbone's state dict alone), `classifier.pt` (weight and bias of the head over the data's classes),
+`config.json` (the config as run), `metrics.jsonl` (a line per logged step), `tensorboard/` and `checkpoints/`.
 """
 
 import json
@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 import core
 from core.errors import UserError
 from core.files import ROOT, replaced_atomically
-from core.weights import fingerprint, read_state_dict
+from core.state_dicts import read_state_dict
+from core.weights import fingerprint
 
 __all__ = ["MetricsLog", "RunFolder", "code_version"]
 
-CREATED_HERE = ("config.json", "metrics.jsonl", "model.pt", "tensorboard", "checkpoints")
+CREATED_HERE = ("config.json", "metrics.jsonl", "model.pt", "classifier.pt", "tensorboard", "checkpoints")
 
 
 def code_version() -> str:
@@ -65,6 +66,11 @@ class RunFolder:
         """Write `model.pt`, a plain float32 state dict on the CPU."""
         with replaced_atomically(self.path / "model.pt") as temporary:
             torch.save({name: tensor.detach().cpu() for name, tensor in backbone.state_dict().items()}, temporary)
+
+    def write_classifier(self, tensors: dict[str, Tensor]) -> None:
+        """Write `classifier.pt`: `weight` (C, D) and, for a head with a bias, `bias` (C,), float32 on the CPU."""
+        with replaced_atomically(self.path / "classifier.pt") as temporary:
+            torch.save(tensors, temporary)
 
     def holds_model(self, backbone: nn.Module) -> bool:
         """True if `model.pt` is there and holds just these weights."""

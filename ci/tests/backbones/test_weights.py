@@ -8,7 +8,8 @@ import torch
 from core.backbones import build_backbone
 from core.encoder import load_encoder
 from core.errors import UserError
-from core.weights import build_with_weights, fingerprint, layout_of, read_state_dict
+from core.state_dicts import read_state_dict
+from core.weights import build_with_weights, fingerprint, layout_of
 
 TINY = {"width": 4, "depth": 1, "image_size": 32}
 

@@ -1,0 +1,165 @@
+"""torchvision's residual networks with an embedding head, for landmarks: resnet18, resnet50 and resnet101.
+
+He et al., "Deep Residual Learning" (arXiv 1512.03385), as torchvision builds them; in place of the classifier the
+pooled feature goes through a linear layer without bias and a batch norm (AdvBCT's benchmark, arXiv 2305.02610).
+Pooling: the mean, the maximum, or GeM (Radenović et al., arXiv 1711.02512, equation 3). Images of any size.
+"""
+
+import http.client
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from core.backbones.checks import Layout, require_positive
+from core.errors import UserError
+from core.files import resolve
+from core.state_dicts import read_state_dict
+
+__all__ = ["NETWORKS", "OPTIONS", "GeM", "ResNet", "read_layout"]
+
+OPTIONS = ("image_size", "pooling", "gem_p", "gem_p_learnable", "pretrained")
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+DEFAULT_IMAGE_SIZE = 224
+WEIGHTS = "IMAGENET1K_V1"
+"""torchvision's ImageNet weights, the recipe of which is the same for all depths."""
+EXPONENT_OF_POOLING = {"avg": None, "gem": (1,), "max": ()}
+"""Shape of the exponent in a state dict, by which the pooling can be told: the mean has none."""
+SMALLEST = 1e-6
+
+
+class GeM(nn.Module):
+    """Generalised mean over the pixels, `(mean of x ** p) ** (1 / p)`: (B, C, H, W) to float32 (B, C, 1, 1).
+
+    In float32 under autocast too. Values below 1e-6 count as that; the rest is divided by the largest of its map first,
+    so that no exponent overflows. The exponent `p` (1,) is a parameter if it is learnable, else a buffer.
+    """
+
+    def __init__(self, p: float = 3.0, learnable: bool = False):
+        super().__init__()
+        exponent = torch.full((1,), float(p))
+        if learnable:
+            self.p = nn.Parameter(exponent)
+        else:
+            self.register_buffer("p", exponent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float().clamp(min=SMALLEST)
+            largest = x.detach().amax((2, 3), keepdim=True)
+            return largest * (x / largest).pow(self.p).mean((2, 3), keepdim=True).pow(1 / self.p)
+
+
+class MaxPool(nn.Module):
+    """Maximum over the pixels, GeM's limit: (B, C, H, W) to (B, C, 1, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("p", torch.tensor(math.inf))  # nothing but a mark in the state dict
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool."""
+        return x.amax((2, 3), keepdim=True)
+
+
+class ResNet(nn.Module):
+    """Images (B, 3, H, W) of any size, normalised, to float32 embeddings (B, embedding_size).
+
+    `trunk` is torchvision's network `name`, whose classifier is left out; then come `embedding` and `bn`, in float32
+    under autocast too. `image_size` is that of training; no weight depends on it.
+
+    `pretrained`: None, "imagenet" (torchvision's weights, from its cache or else its download), or the path of a file
+    with a state dict of torchvision's network, relative to the repository's root. `UserError` if they cannot be had.
+    """
+
+    any_size = True
+    """See `core.encoder.Encoder.any_size`."""
+
+    def __init__(
+        self,
+        embedding_size: int = 512,
+        *,
+        name: str = "resnet18",
+        image_size: int = DEFAULT_IMAGE_SIZE,
+        pooling: str = "avg",
+        gem_p: float = 3.0,
+        gem_p_learnable: bool = False,
+        pretrained: str | None = None,
+    ):
+        super().__init__()
+        require_positive(embedding_size=embedding_size, image_size=image_size)
+        if pooling not in EXPONENT_OF_POOLING:
+            raise UserError(f"unknown pooling {pooling!r}: choose {', '.join(map(repr, EXPONENT_OF_POOLING))}")
+        if not isinstance(gem_p, (int, float)) or not 0 < gem_p < math.inf:
+            raise UserError(f"gem_p must be a number above 0, got {gem_p!r}")
+        self.trunk = get_model(name, weights=None)
+        if pretrained is not None:
+            _load_pretrained(self.trunk, name, pretrained)
+        num_features = self.trunk.fc.in_features
+        self.trunk.fc = nn.Identity()
+        if pooling != "avg":
+            self.trunk.avgpool = GeM(gem_p, gem_p_learnable) if pooling == "gem" else MaxPool()
+        self.embedding = nn.Linear(num_features, embedding_size, bias=False)
+        self.bn = nn.BatchNorm1d(embedding_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, embedding_size)."""
+        x = self.trunk(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.bn(self.embedding(x.float()))
+
+
+NETWORKS = {name: partial(ResNet, name=name) for name in DEPTHS}
+
+
+def _load_pretrained(trunk: nn.Module, name: str, pretrained: str) -> None:
+    """Give torchvision's network `name`, classifier included, its first weights."""
+    if pretrained == "imagenet":
+        source, state_dict = "torchvision's ImageNet weights", _imagenet_weights(name)
+    else:
+        source = resolve(pretrained)
+        state_dict = read_state_dict(source)
+    expected, found = _shapes_without_classifier(trunk.state_dict()), _shapes_without_classifier(state_dict)
+    if found != expected:
+        different = next(key for key in [*expected, *found] if found.get(key) != expected.get(key))
+        raise UserError(
+            f"the weights in {source} are not those of torchvision's {name}: {different} is "
+            f"{found.get(different, 'missing')} in place of {expected.get(different, 'none')}; give a state dict of "
+            f"torchvision's {name}, or leave network_options.pretrained out"
+        )
+    trunk.load_state_dict({key: tensor for key, tensor in state_dict.items() if key in expected}, strict=False)
+
+
+def _shapes_without_classifier(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of what pretrained files have: torchvision's are older than the counters of batch norms."""
+    left_out = ("fc.", "num_batches_tracked")
+    return {k: tuple(v.shape) for k, v in state_dict.items() if not (k.startswith(left_out) or k.endswith(left_out))}
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    weights = get_model_weights(name)[WEIGHTS]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise UserError(
+            f"the ImageNet weights of {name} are neither in {cached} nor to be had from {weights.url} ({error}): get "
+            "the file where there is a network and copy it there, or set network_options.pretrained to its path"
+        ) from error
+
+
+def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
+    """Depth, pooling and embedding size of a `ResNet`'s state dict; the input size is not in it, 224 is told."""
+    if "trunk.conv1.weight" not in shapes or "embedding.weight" not in shapes:
+        return None
+    depth = tuple(
+        len({key.split(".")[2] for key in shapes if key.startswith(f"trunk.layer{stage}.")}) for stage in (1, 2, 3, 4)
+    )
+    names = tuple(name for name, known in DEPTHS.items() if known == depth)
+    exponent = shapes.get("trunk.avgpool.p")
+    pooling = next(name for name, shape in EXPONENT_OF_POOLING.items() if shape == exponent)
+    return Layout(names, shapes["embedding.weight"][0], DEFAULT_IMAGE_SIZE, {"pooling": pooling}, "imagenet")
