@@ -33,6 +33,7 @@ def place(tmp_path_factory) -> Path:
     write_run_folder(place / "wide", embedding_size=16)
     shutil.copy(place / "old" / "model.pt", place / "old.pt")
     (place / "pickle.pt").write_bytes(pickle.dumps({"weights": [Path("x")]}))
+    (place / "cut.bin").write_bytes(pickle.dumps(([b"image"] * 20, [True] * 10))[:-9])
     (place / "file").write_text("precious")
     good = RecordDataset(place / "train")
     with RecordWriter(place / "damaged") as writer:
@@ -96,6 +97,7 @@ MISTAKES = {
     "unknown loss": ("loss=triplet", "unknown loss 'triplet': choose 'arcface' or 'softmax'"),
     "sample rate of zero": ("sample_rate=0", "sample_rate is 0.0; it must be above 0"),
     "missing verification set": ("rec_val={place} val_targets=lfw", r"verification set not found: .*lfw\.bin"),
+    "damaged verification set": ("rec_val={place} val_targets=cut", r"cut\.bin"),
     "no folder of verification sets": ("val_targets=lfw", "'rec_val', their folder, is not set"),
 }
 MIXBCT_MISTAKES = {
