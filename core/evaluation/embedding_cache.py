@@ -1,9 +1,9 @@
-"""Embeddings of the images of IJB-B or IJB-C and of their mirror images, made once for a model and a data set."""
+"""Embeddings made once for a model and a data set; those of the images of IJB-B or IJB-C and of their mirror images."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from core.evaluation.ijb_meta import IjbImages
 from core.files import ROOT, replaced_atomically
 from core.progress import Progress
 
-__all__ = ["CACHE", "ImageEmbeddings", "aligned_batches", "embed_images"]
+__all__ = ["CACHE", "ImageEmbeddings", "aligned_batches", "cached_embeddings", "embed_images", "require_finite"]
 
 logger = logging.getLogger(__name__)
 CACHE = ROOT / "features" / "ijb"
@@ -94,14 +94,20 @@ def aligned_batches(
         yield batch
 
 
-def embed_images(
-    encoder: Encoder, images: IjbImages, batch_size: int = 128, num_workers: int = 2, cache: Path = CACHE
-) -> ImageEmbeddings:
-    """The embeddings of all images, from the cache below `cache` if this model has embedded this data before.
+def cached_embeddings(
+    encoder: Encoder,
+    folder: Path,
+    settings: Mapping[str, object],
+    names: Sequence[str],
+    shape: tuple[int, int],
+    embed: Callable[..., None],
+    about: Mapping[str, object],
+) -> tuple[np.ndarray, ...]:
+    """Arrays float32 of `shape` (N, D), one for each of `names`, memory-mapped from the cache below `folder`.
 
-    The cache's folder is named by the data's fingerprint and by the model's (weights, network, image size, mean and
-    std); it appears whole or not at all. Memory: some batches; disk: 8 N D bytes. `UserError` if an image cannot be
-    read or an embedding is not finite.
+    `folder` is that of the data. The arrays' folder below it is named by the model (weights, network, image size, mean
+    and std) and by `settings`, what else the embeddings depend on. If it is not there `embed` is called with the empty
+    arrays, of which nothing is left if it fails. `about` is noted beside them for people.
     """
     made_by = {
         "model": encoder.fingerprint,
@@ -109,35 +115,67 @@ def embed_images(
         "image_size": encoder.image_size,
         "mean": [float(value) for value in encoder.mean],
         "std": [float(value) for value in encoder.std],
-        "alignment": ALIGNMENT_VERSION,
+        **settings,
     }
-    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    folder = cache / images.subset.lower() / images.fingerprint[:16] / key[:16]
+    folder = folder / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
     if (folder / "info.json").is_file():
         logger.info("%s: embeddings from cache %s", encoder.name, folder)
-        return _open(folder)
+        return _open(folder, names)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder of the embedding cache {folder.parent}: {error.strerror}") from error
-    logger.info("%s: embedding %d images of %s", encoder.name, len(images.names), images.root)
     with replaced_atomically(folder) as temporary:
         temporary.mkdir()
-        shape = (len(images.names), encoder.embedding_size)
-        plain, mirrored = (
+        arrays = [
             np.lib.format.open_memmap(temporary / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
-            for name in ("plain", "mirrored")
-        )
-        _embed(encoder, images, plain, mirrored, batch_size, num_workers)
-        plain.flush()
-        mirrored.flush()
-        info = {**made_by, "name": encoder.name, "data": images.fingerprint, "root": str(images.root)}
+            for name in names
+        ]
+        embed(*arrays)
+        for array in arrays:
+            array.flush()
+        info = {**made_by, "name": encoder.name, **about}
         (temporary / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-    return _open(folder)
+    return _open(folder, names)
 
 
-def _open(folder: Path) -> ImageEmbeddings:
-    return ImageEmbeddings(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("plain", "mirrored")))
+def _open(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    return tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names)
+
+
+def require_finite(embeddings: np.ndarray, encoder: Encoder, first: Path) -> None:
+    """`UserError` naming the model and the first image of a batch whose embeddings are not all finite."""
+    if not np.isfinite(embeddings).all():
+        raise UserError(
+            f"the model {encoder.name} gives embeddings that are not finite for images from {first} on: its weights "
+            "are damaged or its training diverged"
+        )
+
+
+def embed_images(
+    encoder: Encoder, images: IjbImages, batch_size: int = 128, num_workers: int = 2, cache: Path = CACHE
+) -> ImageEmbeddings:
+    """The embeddings of all images, from the cache below `cache` if this model has embedded this data before.
+
+    Memory: some batches; disk: 8 N D bytes. `UserError` if an image cannot be read or an embedding is not finite.
+    """
+    shape = (len(images.names), encoder.embedding_size)
+
+    def embed(plain: np.ndarray, mirrored: np.ndarray) -> None:
+        logger.info("%s: embedding %d images of %s", encoder.name, len(images.names), images.root)
+        _embed(encoder, images, plain, mirrored, batch_size, num_workers)
+
+    return ImageEmbeddings(
+        *cached_embeddings(
+            encoder,
+            cache / images.subset.lower() / images.fingerprint[:16],
+            {"alignment": ALIGNMENT_VERSION},
+            ("plain", "mirrored"),
+            shape,
+            embed,
+            {"data": images.fingerprint, "root": str(images.root)},
+        )
+    )
 
 
 def _embed(
@@ -157,10 +195,7 @@ def _embed(
             rows = slice(done, done + len(batch))
             plain[rows] = encoder(batch).cpu().numpy()
             mirrored[rows] = encoder(batch.flip(2)).cpu().numpy()
-            if not (np.isfinite(plain[rows]).all() and np.isfinite(mirrored[rows]).all()):
-                raise UserError(
-                    f"the model {encoder.name} gives embeddings that are not finite for images from "
-                    f"{images.path(done)} on: its weights are damaged or its training diverged"
-                )
+            for embeddings in (plain[rows], mirrored[rows]):
+                require_finite(embeddings, encoder, images.path(done))
             done += len(batch)
             progress.update(len(batch))

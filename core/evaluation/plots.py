@@ -1,4 +1,4 @@
-"""Pictures of evaluations, as PNG files: ROC curves, identification curves, grids of example images."""
+"""Pictures of evaluations, as PNG files: curves, marks of several models, grids of images, hits of a query."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,17 +6,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from core.evaluation.ijb import SearchCurves
+from core.evaluation.precision_recall import RECALLS
 from core.files import replaced_atomically
 
-__all__ = ["image_grid", "plot_identification", "plot_roc", "plot_trade_off"]
+__all__ = ["image_grid", "plot_hits", "plot_identification", "plot_precision_recall", "plot_roc", "plot_trade_off"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<", ">")
+FRAMES = {"positive": "#1a9850", "negative": "#d73027", "junk": "#999999"}
+QUERY_FRAME = "#0072b2"
+SHOWN_PIXELS = 256
 
 
 def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, title: str = "1:1") -> None:
@@ -89,6 +94,42 @@ def plot_trade_off(
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.1)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path, title: str) -> None:
+    """Draw, by name, mean interpolated precisions at `precision_recall.RECALLS` (101,); NaN: no line."""
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, precision), style in zip(curves.items(), _styles(len(curves))):
+        axes.plot(RECALLS, precision, label=name, **style)
+    _finish(axes, title, "recall", "precision, mean over the queries")
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    _save(figure, path)
+
+
+def plot_hits(
+    query: np.ndarray, hits: Sequence[np.ndarray], kinds: Sequence[str], scores: Sequence[float], path: str | Path
+) -> None:
+    """Draw a query and its first hits, uint8 images (H, W, 3) RGB, with rank and score.
+
+    The frame of a hit tells its kind, which `kinds` names: a key of FRAMES. Images are shown no larger than 256 pixels.
+    """
+    columns = max(len(hits), 1) + 1
+    figure = Figure(figsize=(1.3 * columns, 1.75), layout="constrained")
+    titles = ["query", *(f"{rank}: {score:.3f}" for rank, score in enumerate(scores, 1))]
+    frames = [QUERY_FRAME, *(FRAMES[kind] for kind in kinds)]
+    for axes, image, title, colour in zip(figure.subplots(1, columns), [query, *hits], titles, frames):
+        step = max(1, max(image.shape[:2]) // SHOWN_PIXELS)
+        axes.imshow(image[::step, ::step])
+        axes.set_title(title, fontsize=8, pad=4)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set(color=colour, linewidth=4)
+    labels = [Line2D([], [], color=colour, linewidth=4, label=kind) for kind, colour in FRAMES.items()]
+    figure.legend(handles=labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     _save(figure, path)
 
 

@@ -1,0 +1,132 @@
+"""Global descriptors of images for retrieval: one or several scales, PCA whitening, query expansion.
+
+Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019 (arXiv 1711.02512),
+sections 4 and 5; whitening by PCA as in Jegou and Chum, "Negative evidences and co-occurences in image retrieval",
+ECCV 2012.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from core.encoder import Encoder
+from core.errors import UserError
+from core.evaluation.embedding_cache import cached_embeddings, require_finite
+from core.evaluation.retrieval_images import RetrievalImages, image_batches
+from core.files import ROOT
+from core.progress import Progress
+
+__all__ = ["CACHE", "Whitening", "describe_images", "expand_queries", "image_sides"]
+
+logger = logging.getLogger(__name__)
+CACHE = ROOT / "features" / "retrieval"
+READING_VERSION = 1
+"""To be raised when cropping, resizing or decoding changes, so that older descriptors are not taken for new ones."""
+BLOCK = 1 << 14
+ALPHA = 3.0
+LEAST_VARIANCE = 1e-6
+
+
+def image_sides(encoder: Encoder, image_size: int | None = None, scales: Sequence[float] = (1.0,)) -> list[int]:
+    """Sides in pixels that images are resized to, for each scale: of `image_size`, or of the model's own.
+
+    `UserError` if the model takes images of its own size alone and another one is asked for.
+    """
+    sides = [max(1, round((image_size or encoder.image_size) * scale)) for scale in scales]
+    if any(side != encoder.image_size for side in sides) and not encoder.any_size:
+        raise UserError(
+            f"the model {encoder.name} ({encoder.network}) takes images of {encoder.image_size} pixels alone, not "
+            f"{', '.join(str(side) for side in sides)}: leave --scales and --image-size out, or name a network that "
+            "pools its features, such as resnet50"
+        )
+    return sides
+
+
+def describe_images(
+    encoder: Encoder,
+    images: RetrievalImages,
+    sides: Sequence[int],
+    batch_size: int = 32,
+    num_workers: int = 2,
+    cache: Path = CACHE,
+) -> np.ndarray:
+    """Unit descriptors, float32 (N, D), memory-mapped: the mean over `sides` of the unit embeddings, normalised again.
+
+    From the cache below `cache` if this model has described these images at these sizes before. Memory: some batches;
+    disk: 4 N D bytes. `UserError` if an image cannot be used or an embedding is not finite.
+    """
+
+    def describe(descriptors: np.ndarray) -> None:
+        logger.info("%s: embedding %d images of %s", encoder.name, len(images), images.listed_in)
+        device, done = torch.device(encoder.device), 0
+        batches = image_batches(images, sides, batch_size, num_workers, device.type == "cuda")
+        with Progress(f"embedding with {encoder.name}", len(images)) as progress:
+            for batch in batches:
+                rows = slice(done, done + len(batch[0]))
+                descriptors[rows] = _describe(encoder, [part.to(device, non_blocking=True) for part in batch])
+                require_finite(descriptors[rows], encoder, images.path(done))
+                done = rows.stop
+                progress.update(len(batch[0]))
+
+    (descriptors,) = cached_embeddings(
+        encoder,
+        cache / images.fingerprint[:16],
+        {"sides": list(sides), "reading": READING_VERSION},
+        ("descriptors",),
+        (len(images), encoder.embedding_size),
+        describe,
+        {"data": images.fingerprint, "listed_in": str(images.listed_in)},
+    )
+    return descriptors
+
+
+def _describe(encoder: Encoder, scaled: Sequence[Tensor]) -> np.ndarray:
+    total = sum(functional.normalize(encoder(images), dim=1) for images in scaled)
+    return functional.normalize(total, dim=1).cpu().numpy()
+
+
+class Whitening:
+    """Turns descriptors (N, D) so that those it was learned on have mean 0 and equal variances, and unit length again.
+
+    Directions in which they hardly vary (a millionth of the largest variance) are left out, as are those beyond N - 1.
+    Learned in float64 by blocks. `UserError` if they do not vary at all.
+    """
+
+    def __init__(self, descriptors: np.ndarray):
+        blocks = [descriptors[start : start + BLOCK] for start in range(0, len(descriptors), BLOCK)]
+        self.mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / len(descriptors)
+        centred = (block - self.mean for block in blocks)
+        variances, directions = np.linalg.eigh(sum(block.T @ block for block in centred) / len(descriptors))
+        kept = variances > max(LEAST_VARIANCE * variances[-1], np.finfo(np.float32).eps ** 2)
+        if not kept.any():
+            raise UserError("the descriptors of the gallery are all the same: there is nothing to learn whitening from")
+        self.projection = directions[:, kept] / np.sqrt(variances[kept])
+
+    def __call__(self, descriptors: np.ndarray) -> np.ndarray:
+        """Whitened unit descriptors, float32 (N, at most D)."""
+        whitened = np.empty((len(descriptors), self.projection.shape[1]), dtype=np.float32)
+        for start in range(0, len(descriptors), BLOCK):
+            rows = slice(start, start + BLOCK)
+            whitened[rows] = _unit((descriptors[rows] - self.mean) @ self.projection)
+        return whitened
+
+
+def expand_queries(
+    queries: np.ndarray, gallery: np.ndarray, scores: np.ndarray, rows: np.ndarray, alpha: float = ALPHA
+) -> np.ndarray:
+    """Queries (Q, D) plus their best results, each times its score to the power of `alpha`, as unit vectors.
+
+    `scores` and `rows` (Q, n) are the first n results of a search in `gallery` (N, D); a score below 0 adds nothing.
+    """
+    weights = np.maximum(scores, 0.0).astype(np.float64) ** alpha
+    expanded = queries + np.einsum("qn,qnd->qd", weights, gallery[rows].astype(np.float64))
+    return _unit(expanded).astype(np.float32)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return functional.normalize(torch.from_numpy(vectors), dim=1).numpy()

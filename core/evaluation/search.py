@@ -1,0 +1,152 @@
+"""Exact search by inner product through faiss, on all GPUs or on the CPU, in blocks of the gallery.
+
+The products that decide are made in float64 and rounded to float32, and among equal ones the lower row comes first: the
+result depends neither on the machine nor on the blocks.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from core.errors import UserError
+
+__all__ = ["search"]
+
+GALLERY_BLOCK, QUERY_BLOCK = 1 << 28, 1 << 14
+"""Bytes of the gallery, as float32, and number of queries that are compared at a time."""
+SCORE_BLOCK, RESCORE_BLOCK = 1 << 26, 1 << 24
+"""Numbers at a time: scores where whole rows are sorted, components of candidates that are compared again."""
+SPARE = 16
+"""Candidates beyond the k that faiss is asked for, so that its rounding hardly ever decides who is among the k."""
+GPU_MAX_RESULTS = 2048
+OPENBLAS_CORES = {"AVX2": "Haswell", "AVX512": "SkylakeX"}
+
+
+def search(queries: np.ndarray, gallery: np.ndarray, k: int, use_gpu: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of `gallery` (N, D) with the largest inner products with each of `queries` (Q, D).
+
+    Returns scores float32 (Q, k) and rows int64 (Q, k), best first. faiss proposes k + 16 candidates in float32, on
+    `use_gpu` with the gallery's blocks dealt to all GPUs that it sees; their products are made again in float64. Where
+    a row that was not proposed could still belong to the k, within the error of float32 sums, and where all rows are
+    wanted, all products of the query are made in float64 and sorted. The gallery may be memory-mapped. Memory beside
+    vectors and result: under 2 GB for a million rows of 512. `ValueError` for shapes that do not fit or k not in
+    [1, N], `UserError` if faiss is not installed.
+    """
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries (Q, D) and gallery (N, D) are needed, got {queries.shape} and {gallery.shape}")
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"k = {k} of {len(gallery)} rows cannot be found")
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    rows = np.empty((len(queries), k), dtype=np.int64)
+    open_queries = np.ones(len(queries), dtype=bool)
+    if k + SPARE < len(gallery):
+        for start in range(0, len(queries), QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            scores[block], rows[block], open_queries[block] = _search_candidates(queries[block], gallery, k, use_gpu)
+    left = np.flatnonzero(open_queries)
+    step = max(1, SCORE_BLOCK // len(gallery))
+    for start in range(0, len(left), step):
+        block = left[start : start + step]
+        scores[block], rows[block] = _search_all(queries[block], gallery, k)
+    return scores, rows
+
+
+def _search_all(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.empty((len(queries), len(gallery)), dtype=np.float32)
+    queries = queries.astype(np.float64)
+    for start, vectors in _blocks(gallery):
+        scores[:, start : start + len(vectors)] = queries @ vectors.T.astype(np.float64)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, axis=1), rows
+
+
+def _search_candidates(
+    queries: np.ndarray, gallery: np.ndarray, k: int, use_gpu: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores (Q, k), rows (Q, k), and (Q,) whether a row that faiss did not propose may belong to them."""
+    proposed, rows, longest = _propose(queries, gallery, k + SPARE, use_gpu)
+    scores = np.empty_like(proposed)
+    step = max(1, RESCORE_BLOCK // (rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        candidates = gallery[rows[block]].astype(np.float64)
+        scores[block] = (candidates @ queries[block, :, None].astype(np.float64))[..., 0]
+    order = np.lexsort((rows, -scores))[:, :k]
+    scores, rows = (np.take_along_axis(array, order, axis=1) for array in (scores, rows))
+    lengths = np.linalg.norm(queries, axis=1)
+    rounding = queries.shape[1] * np.finfo(np.float32).eps * lengths * longest  # no sum of D products errs by more
+    return scores, rows, scores[:, -1] <= proposed.min(axis=1) + rounding
+
+
+def _propose(
+    queries: np.ndarray, gallery: np.ndarray, count: int, use_gpu: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The `count` best that faiss finds, unordered: scores (Q, count), rows; and the length of the longest vector.
+
+    Each GPU searches every so many-th block of the gallery in a thread of its own; without GPUs one thread has all.
+    """
+    faiss = _import_faiss()
+    num_gpus = faiss.get_num_gpus() if use_gpu and count <= GPU_MAX_RESULTS else 0
+    num_shards = num_gpus or 1
+
+    def search_shard(shard: int) -> tuple[np.ndarray, np.ndarray, float]:
+        find: Callable = faiss.knn
+        if num_gpus:
+            find = partial(faiss.knn_gpu, faiss.StandardGpuResources(), device=shard)
+        found, longest = [np.empty((len(queries), 0), t) for t in (np.float32, np.int64)], 0.0
+        for start, vectors in _blocks(gallery, shard, num_shards):
+            longest = max(longest, float(np.einsum("nd,nd->n", vectors, vectors).max()) ** 0.5)
+            scores, rows = find(queries, vectors, min(count, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+            found = _best(found, (scores, rows + start), count)
+        return *found, longest
+
+    with ThreadPoolExecutor(num_shards) as threads:
+        shards = list(threads.map(search_shard, range(num_shards)))
+    found = shards[0][:2]
+    for shard in shards[1:]:
+        found = _best(found, shard[:2], count)
+    return *found, max(shard[2] for shard in shards)
+
+
+def _best(first: tuple, second: tuple, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` best, or all if there are fewer, of two results (scores, rows)."""
+    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(first, second))
+    if scores.shape[1] <= count:
+        return scores, rows
+    kept = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    return np.take_along_axis(scores, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
+
+
+def _blocks(gallery: np.ndarray, shard: int = 0, num_shards: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """Starts and float32 vectors of each `num_shards`-th block of the gallery from block `shard` on."""
+    size = max(1, GALLERY_BLOCK // (4 * gallery.shape[1]))
+    for start in range(shard * size, len(gallery), num_shards * size):
+        yield start, np.ascontiguousarray(gallery[start : start + size], dtype=np.float32)
+
+
+def _import_faiss() -> ModuleType:
+    """The package, imported where it is used.
+
+    The OpenBLAS in its wheels takes kernels of 2004 on processors that are newer than itself (measured: a fifth of the
+    speed); it is told better while it is loaded, unless the user has told it something.
+    """
+    core = OPENBLAS_CORES.get(torch.backends.cpu.get_cpu_capability())
+    unset = core is not None and "OPENBLAS_CORETYPE" not in os.environ
+    if unset:
+        os.environ["OPENBLAS_CORETYPE"] = core
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            f"the search needs faiss ({error}): pip install faiss-gpu on Linux with an x86-64 processor, else faiss-cpu"
+        ) from error
+    finally:
+        if unset:
+            del os.environ["OPENBLAS_CORETYPE"]
+    return faiss
