@@ -23,29 +23,39 @@ from core.encoder import load_encoder
 from core.errors import ArgumentParser, UserError, run_program
 from core.evaluation.comparison import Comparison, Entry
 from core.evaluation.model_pairs import evaluate_pairs
+from core.evaluation.retrieval import RetrievalOptions, rank_database
+from core.evaluation.revisited import SETUPS
+from core.evaluation.revisited_files import read_revisited
 from core.files import ROOT, replaced_atomically
 from core.logs import set_up_logging
 from core.progress import format_seconds
 
 METHODS = ("mixbct", "l2", "bct", "unibct", "nccl", "advbct", "lce", "hot_refresh")
 SCENARIOS = {
-    "opclass": ("class", "train_part_70_class"),
-    "opdata": ("data", "train_part_70_data"),
-    "exclass": ("class", "train"),
-    "exdata": ("data", "train"),
+    "opclass": ("class", "train_part_70_class", ()),
+    "opdata": ("data", "train_part_70_data", ()),
+    "exclass": ("class", "train", ()),
+    "exdata": ("data", "train", ()),
+    "exbackbone_class": ("class", "train_part_30_class", ("network=resnet50",)),
+    "exbackbone_data": ("data", "train_part_30_data", ("network=resnet50",)),
 }
-"""How the data is split, and the records of the new models; the old one has the 30 % part."""
+"""How the data is split, and the new models' records and other settings; the old model has the 30 % part."""
+FACE_SCENARIOS = ("opclass", "opdata", "exclass", "exdata")
 FACE_TESTS = {"1:N rank-1": ("1:N", "top1"), "1:1 TAR@FAR=1e-3": ("1:1", "tar@far=1e-03")}
+LANDMARK_TESTS = {f"mAP {setup.title()}": f"map_{setup}" for setup in SETUPS}
 
 Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What differs between the data sets: the name in configs, in make_dataset, and the test of model pairs."""
+    """What differs between the data sets: configs, images, scenarios, and the test of pairs of models."""
 
     config: str
+    """Name of the config of each program."""
     data: str
+    """Of `make_dataset`."""
+    scenarios: Sequence[str]
     evaluate: Callable[[dict[str, Path], Sequence[str], Path], dict[str, Scores]]
     test_commands: Callable[[Path, Path, Path], Iterator[tuple[object, ...]]]
 
@@ -74,9 +84,31 @@ def face_commands(run: Path, old: Path, data: Path) -> Iterator[tuple[object, ..
                 yield "tools/ijbc_eval.py", "-m", run, *gallery, *flags, *out
 
 
+def evaluate_landmarks(models: dict[str, Path], pairs: Sequence[str], data: Path) -> dict[str, Scores]:
+    """Scores in per cent of pairs "query/gallery" of run folders on the tree in revisited Oxford's layout."""
+    encoders = {name: load_encoder(path) for name, path in models.items()}
+    test = read_revisited(data / "eval", "roxford5k")
+    options = RetrievalOptions(num_workers=0, cache=data / "embeddings")
+    results = {}
+    for pair in pairs:
+        _, rows = rank_database(*(encoders[name] for name in pair.split("/")), test, options)
+        metrics = test.evaluate(rows).metrics
+        results[pair] = {name: per_cent(metrics[metric]) for name, metric in LANDMARK_TESTS.items()}
+    return results
+
+
+def landmark_commands(run: Path, old: Path, data: Path) -> Iterator[tuple[object, ...]]:
+    """The commands that find the same scores one by one."""
+    test = ("--dataset", "roxford5k", "--data-path", data / "eval")
+    yield "tools/roxford_eval.py", *test, "-m", run, "--out", run / "self_roxford5k"
+    if run != old:
+        yield "tools/roxford_eval.py", *test, "-m", run, "-m_old", old, "--out", run / "cross_roxford5k"
+
+
 BENCHES = {
-    name: Bench(config=name, data=name, evaluate=evaluate_faces, test_commands=face_commands)
-    for name in ("glyphs", "orl")
+    "glyphs": Bench("glyphs", "glyphs", FACE_SCENARIOS, evaluate_faces, face_commands),
+    "orl": Bench("orl", "orl", FACE_SCENARIOS, evaluate_faces, face_commands),
+    "glyphs-retrieval": Bench("glyphs_retrieval", "glyphs", tuple(SCENARIOS), evaluate_landmarks, landmark_commands),
 }
 
 
@@ -93,6 +125,8 @@ def parse_arguments() -> argparse.Namespace:
     overrides = "settings of every training, for example num_epoch=8 device=cuda"
     parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=overrides)
     args = parser.parse_args()
+    if args.scenario not in BENCHES[args.dataset].scenarios:
+        raise UserError(f"{args.dataset} has the scenarios {', '.join(BENCHES[args.dataset].scenarios)}; choose one")
     args.out = (args.out or ROOT / "work_dirs" / "benchmark" / args.dataset).resolve()
     return args
 
@@ -145,7 +179,7 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
 
     "old" is shared by the scenarios that have its part of the data; all others are the scenario's own.
     """
-    mode, records = SCENARIOS[args.scenario]
+    mode, records, extension = SCENARIOS[args.scenario]
     folder = args.out / f"seed_{seed}"
     data, old = folder / "data", folder / f"old_{mode}"
     run = old if method == "old" else folder / args.scenario / method
@@ -161,9 +195,10 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
         settings[0] = f"rec={data / f'train_part_30_{mode}'}"
     elif method == "independent":
         program, config = "old_model/train.py", f"old_model/configs/{bench.config}_independent.py"
+        settings += extension
     else:
         program, config = f"methods/{method}/train.py", f"methods/{method}/configs/{bench.config}.py"
-        settings += [f"old_model={old}", f"features={old / f'features_{records}'}"]
+        settings += [*extension, f"old_model={old}", f"features={old / f'features_{records}'}"]
     settings += args.overrides
     started = time.monotonic()
     commands.run(done, program, config, *settings)
