@@ -17,5 +17,5 @@ def set_up_logging() -> None:
         stream=sys.stderr,
         force=True,
     )
-    for noisy in ("matplotlib", "onnxscript", "onnx_ir", "torch.onnx"):
+    for noisy in ("faiss", "matplotlib", "onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
