@@ -1,12 +1,13 @@
-"""Embed training images with a model: one row an image, in record order.
+"""Embed training images with a model: one row an image, in the order of the data.
 
 python tools/extract_features.py --model work_dirs/glyphs_old --rec datasets/glyphs/train_part_70_class
 torchrun --nproc_per_node=8 tools/extract_features.py --model old.pt --network r18 --rec datasets/ms1mv3/train
+python tools/extract_features.py --model old.pt --network resnet18 --rec datasets/gldv2/train_clean.txt
 """
 
 from pathlib import Path
 
-from core.data.records import RecordDataset
+from core.data.open_dataset import BAD_IMAGES, open_dataset
 from core.encoder import load_encoder
 from core.engine.distributed import process_group
 from core.errors import ArgumentParser, run_program
@@ -17,11 +18,15 @@ from core.logs import set_up_logging
 def main() -> None:
     """Make a feature store, or go on with one that was interrupted."""
     parser = ArgumentParser(
-        "Embed the images of a record file into a feature store; resumable, over any number of ranks."
+        "Embed the images of a record file or an image list into a feature store; resumable, over any number of ranks."
     )
     parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
-    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files")
+    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files, or an image list .txt")
+    parser.add_argument("--image-root", help="folder that the paths of a list start from; without it the list's own")
+    parser.add_argument(
+        "--bad-images", choices=BAD_IMAGES, default="error", help="missing or undecodable files of a list"
+    )
     parser.add_argument(
         "--out", type=Path, help="the store's folder; without it one below features/ is named by content"
     )
@@ -32,7 +37,7 @@ def main() -> None:
     set_up_logging()
     with process_group(args.device) as ranks:
         encoder = load_encoder(args.model, args.network, ranks.device)
-        data = RecordDataset(args.rec, encoder.image_size)
+        data = open_dataset(args.rec, encoder.image_size, args.image_root, args.bad_images == "skip")
         path = args.out or default_store_path(encoder, data)
         store = extract_features(encoder, data, path, ranks, args.batch_size, args.num_workers)
         if ranks.is_first:

@@ -1,13 +1,17 @@
-"""Split training records into an old and a new side, by identities or by images of each identity.
+"""Split training records, or an image list, into an old and a new side, by classes or by images of each class.
 
     python tools/split_dataset.py --rec datasets/glyphs/train --mode class --ratio 0.3
+    python tools/split_dataset.py --rec datasets/gldv2/train_clean.txt --mode class --ratio 0.3
 
-Writes datasets/glyphs/train_part_30_class.rec/.idx and datasets/glyphs/train_part_70_class.rec/.idx.
+The first writes datasets/glyphs/train_part_30_class.rec/.idx, of the first classes, and train_part_70_class.rec/.idx.
+The second shuffles the classes by the seed and writes train_clean_part_30_class.txt, train_clean_part_70_class.txt, and
+train_clean_part_100_class.txt: the whole list with the classes of the 30 % numbered first, as the 30 % numbers them.
 """
 
 import logging
 
-from core.data.split import split_records
+from core.data.open_dataset import is_list
+from core.data.split import split_list, split_records
 from core.errors import ArgumentParser, run_program
 from core.logs import set_up_logging
 
@@ -16,17 +20,18 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Parse the command line, split, and log what each side got."""
-    parser = ArgumentParser("Split a record file into the old and the new side's share.")
-    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files")
+    parser = ArgumentParser("Split a record file or an image list into the old and the new side's share.")
+    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files, or an image list .txt")
     parser.add_argument(
-        "--mode", choices=("class", "data"), required=True, help="share out identities, or the images of each identity"
+        "--mode", choices=("class", "data"), required=True, help="share out classes, or the images of each class"
     )
     parser.add_argument("--ratio", type=float, default=0.3, help="share of the old side")
-    parser.add_argument("--seed", type=int, default=0, help="for the choice of images; not used by class")
+    parser.add_argument("--seed", type=int, default=0, help="for the choice of images, and of a list's classes")
     args = parser.parse_args()
     set_up_logging()
-    for prefix, (num_images, num_classes) in split_records(args.rec, args.mode, args.ratio, args.seed).items():
-        logger.info("%s.rec: %d images of %d classes", prefix, num_images, num_classes)
+    split = split_list if is_list(args.rec) else split_records
+    for output, (num_images, num_classes) in split(args.rec, args.mode, args.ratio, args.seed).items():
+        logger.info("%s: %d images of %d classes", output, num_images, num_classes)
 
 
 if __name__ == "__main__":

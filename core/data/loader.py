@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.data.records import RecordDataset
+from core.data.open_dataset import ImageDataset
 from core.errors import UserError
 
 __all__ = ["load_batches"]
@@ -16,7 +16,7 @@ __all__ = ["load_batches"]
 class _DecodedBatches(Dataset):
     """Maps a sequence of rows to the tensors of that batch; runs in the workers."""
 
-    def __init__(self, data: RecordDataset, columns: Mapping[str, np.ndarray]):
+    def __init__(self, data: ImageDataset, columns: Mapping[str, np.ndarray]):
         self.data, self.columns = data, columns
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor] | UserError:
@@ -32,7 +32,7 @@ class _DecodedBatches(Dataset):
 
 
 def load_batches(
-    data: RecordDataset,
+    data: ImageDataset,
     row_batches: Iterable[Sequence[int]],
     num_workers: int,
     columns: Mapping[str, np.ndarray] | None = None,

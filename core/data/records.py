@@ -203,7 +203,7 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """An image (H, W, 3) as (size, size, 3): pixel areas averaged when it shrinks, bilinear when it grows."""
-    shrinks = min(image.shape[:2]) > size
+    shrinks = min(image.shape[:2]) >= size
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 

@@ -1,15 +1,16 @@
-"""The old and the new side's share of a training set: splits of a record file by class and by image."""
+"""The old and the new side's share of a training set: records or lists split by class or by image."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from core.data.lists import read_list, write_list
 from core.data.records import RecordDataset, write_image_records
 from core.errors import UserError
 from core.progress import track
 
-__all__ = ["class_split", "data_split", "split_records"]
+__all__ = ["class_split", "data_split", "split_list", "split_records"]
 
 
 def class_split(labels: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
@@ -44,13 +45,11 @@ def split_records(prefix: str | Path, mode: str, ratio: float, seed: int = 0) ->
     Returns images and classes by output prefix. The outputs have InsightFace's header; payloads and further labels of
     a record stay as they are. Works in a stream: about 60 bytes an image are held, no image but the one being copied.
     """
-    if not 0 < ratio < 1:
-        raise UserError(f"the ratio {ratio} is not between 0 and 1: give the old side's share, such as 0.3")
+    _require_share(ratio)
     dataset = RecordDataset(prefix)
     labels = dataset.labels()
     sides = class_split(labels, ratio) if mode == "class" else data_split(labels, ratio, seed)
-    if min(side.max() for side in sides) < 0:
-        raise UserError(f"{prefix}.rec: a ratio of {ratio:g} leaves one side without images; choose another ratio")
+    _require_images(f"{prefix}.rec", ratio, sides)
     written = {}
     for share, side in zip((ratio, 1 - ratio), sides):
         rows = np.flatnonzero(side >= 0)
@@ -60,6 +59,47 @@ def split_records(prefix: str | Path, mode: str, ratio: float, seed: int = 0) ->
         write_image_records(output, len(rows), num_classes, images)
         written[output] = (len(rows), num_classes)
     return written
+
+
+def split_list(path: str | Path, mode: str, ratio: float, seed: int = 0) -> dict[str, tuple[int, int]]:
+    """Split the list X.txt by "class" or "data" into X_part_30_class.txt and X_part_70_class.txt (for ratio 0.3).
+
+    For "class" the classes are shuffled by the seed before the first of them go to the old side. X_part_100_class.txt
+    is then the whole list with the old classes numbered first: a label below their number is the old side's class of
+    that number. The new side is numbered from 0. For "data" labels stay, and the whole list is X.txt itself. Lines keep
+    their order. Returns images and classes by file. Image files are not looked for. Memory: the list's text and some
+    150 bytes a line.
+    """
+    _require_share(ratio)
+    images = read_list(path)
+    if mode == "class":
+        present, rank = np.unique(images.labels, return_inverse=True)
+        numbers = np.random.default_rng(seed).permutation(len(present))[rank]
+        sides = class_split(numbers, ratio)
+        parts = [*zip((ratio, 1 - ratio), sides), (1, numbers)]
+    else:
+        sides = data_split(images.labels, ratio, seed)
+        parts = list(zip((ratio, 1 - ratio), sides))
+    _require_images(str(path), ratio, sides)
+    written = {}
+    for share, side in parts:
+        rows = np.flatnonzero(side >= 0)
+        output = Path(path).with_name(f"{Path(path).stem}_part_{100 * share:g}_{mode}.txt")
+        write_list(output, images, rows, side[rows])
+        written[str(output)] = (len(rows), int(side.max()) + 1)
+    return written
+
+
+def _require_share(ratio: float) -> None:
+    if not 0 < ratio < 1:
+        raise UserError(f"the ratio {ratio} is not between 0 and 1: give the old side's share, such as 0.3")
+    if ratio == 0.5:
+        raise UserError("with a ratio of 0.5 the files of both sides would have the same name; choose another ratio")
+
+
+def _require_images(source: str, ratio: float, sides: tuple[np.ndarray, np.ndarray]) -> None:
+    if min(side.max() for side in sides) < 0:
+        raise UserError(f"{source}: a ratio of {ratio:g} leaves one side without images; choose another ratio")
 
 
 def _copies(dataset: RecordDataset, rows: np.ndarray, labels: np.ndarray) -> Iterator[tuple[tuple[float, ...], bytes]]:

@@ -6,7 +6,7 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from core.data.records import RecordDataset
+from core.data.open_dataset import ImageDataset
 from core.engine.distributed import Ranks
 from core.features.store import FeatureStore
 
@@ -18,7 +18,7 @@ class Run:
     """What a method may use when it is set up, before training starts."""
 
     config: EasyDict
-    data: RecordDataset
+    data: ImageDataset
     ranks: Ranks
     old_features: FeatureStore | None
     """Old embeddings of `data`, row by row; None for a program that trains without an old model."""
@@ -53,7 +53,8 @@ class Method(nn.Module):
 
     Parameters and buffers of the module are moved to the device, optimised together with the backbone's, and kept in
     checkpoints; none of them reaches `model.pt`. Gradients of its parameters are averaged over the ranks, except those
-    of a `PartialFC`, which are exact shards already.
+    of a `PartialFC`, which are exact shards already. A `PartialFC` that is called `head` is the classifier over the
+    data's classes, which the run folder keeps whole as `classifier.pt`.
     """
 
     uses_old_model = True

@@ -10,7 +10,7 @@ import numpy as np
 from torch import distributed
 
 from core.data.loader import load_batches
-from core.data.records import RecordDataset
+from core.data.open_dataset import ImageDataset
 from core.data.samplers import evaluation_rows
 from core.encoder import Encoder
 from core.engine.distributed import Ranks
@@ -26,14 +26,14 @@ BLOCK = 4096
 """Rows that are embedded and marked as done together: what a killed extraction loses at the most for each rank."""
 
 
-def default_store_path(encoder: Encoder, data: RecordDataset) -> Path:
+def default_store_path(encoder: Encoder, data: ImageDataset) -> Path:
     """`features/<model>_<data>_<fingerprints>` below the repository root: one folder for a model and data."""
     name = f"{encoder.name}_{Path(data.prefix).name}_{encoder.fingerprint[:8]}_{data.fingerprint[:8]}"
     return ROOT / "features" / name
 
 
 def extract_features(
-    encoder: Encoder, data: RecordDataset, path: Path, ranks: Ranks, batch_size: int = 128, num_workers: int = 0
+    encoder: Encoder, data: ImageDataset, path: Path, ranks: Ranks, batch_size: int = 128, num_workers: int = 0
 ) -> FeatureStore:
     """The store at `path` of `encoder`'s embeddings of `data`, made if it is not there; every rank must call this.
 
@@ -75,7 +75,7 @@ def extract_features(
 
 
 def _embed_missing_blocks(
-    encoder: Encoder, data: RecordDataset, partial: Path, ranks: Ranks, batch_size: int, num_workers: int
+    encoder: Encoder, data: ImageDataset, partial: Path, ranks: Ranks, batch_size: int, num_workers: int
 ) -> None:
     """Write the features and labels of this rank's blocks that no earlier run has done."""
     features = np.load(partial / "features.npy", mmap_mode="r+")

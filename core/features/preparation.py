@@ -4,7 +4,7 @@ import logging
 
 from easydict import EasyDict
 
-from core.data.records import RecordDataset
+from core.data.open_dataset import ImageDataset, open_training_data
 from core.encoder import load_encoder
 from core.engine.distributed import Ranks
 from core.errors import UserError
@@ -17,7 +17,7 @@ __all__ = ["prepare_old_features"]
 logger = logging.getLogger(__name__)
 
 
-def prepare_old_features(config: EasyDict, data: RecordDataset, ranks: Ranks) -> FeatureStore:
+def prepare_old_features(config: EasyDict, data: ImageDataset, ranks: Ranks) -> FeatureStore:
     """The store of `config.old_model`'s embeddings of `data`, extracted over all ranks if missing. Collective."""
     if config.old_model is None:
         raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
@@ -28,7 +28,7 @@ def prepare_old_features(config: EasyDict, data: RecordDataset, ranks: Ranks) ->
             f"{config.embedding_size}: set embedding_size={encoder.embedding_size}, they must be comparable"
         )
     if encoder.image_size != data.image_size:
-        data = RecordDataset(data.prefix, encoder.image_size)
+        data = open_training_data(config, encoder.image_size)
     logger.info("old model: %s (%s, fingerprint %s)", config.old_model, encoder.network, encoder.fingerprint[:12])
     path = default_store_path(encoder, data) if config.features is None else resolve(config.features)
     return extract_features(encoder, data, path, ranks, config.batch_size, config.num_workers)

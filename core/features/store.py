@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.data.records import RecordDataset
+from core.data.open_dataset import ImageDataset
 from core.errors import UserError
 
 __all__ = ["FeatureStore", "StoreInfo"]
@@ -65,7 +65,7 @@ class FeatureStore:
         return self._features
 
     def labels(self) -> np.ndarray:
-        """int64 (N,): class of each row, from the records."""
+        """int64 (N,): class of each row, from the data."""
         return np.load(self.path / "labels.npy", mmap_mode="r")
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -74,13 +74,13 @@ class FeatureStore:
     def __getstate__(self) -> dict:
         return {"path": self.path, "info": self.info, "_features": None}
 
-    def require_data(self, data: RecordDataset) -> None:
-        """`UserError` unless the store was made from just these records: rows would be joined to other images."""
+    def require_data(self, data: ImageDataset) -> None:
+        """`UserError` unless the store was made from just these images: rows would be joined to other images."""
         if self.info.data_fingerprint != data.fingerprint:
             raise UserError(
                 f"feature store {self.path} was made from other data ({self.info.data_name}, {self.info.num_images} "
                 f"images, fingerprint {self.info.data_fingerprint[:12]}) than {data.prefix} ({data.num_images} images, "
-                f"fingerprint {data.fingerprint[:12]}): extract the features of these records"
+                f"fingerprint {data.fingerprint[:12]}): extract the features of these images"
             )
 
     def require_model(self, name: str, fingerprint: str) -> None:

@@ -1,5 +1,6 @@
-"""Class and data splits on hand-worked labels, as functions, as files and through the tool."""
+"""Class and data splits on hand-worked labels, as functions, as records, as lists and through the tool."""
 
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from core.data.recordio import MAGIC_BYTES, RecordReader, RecordWriter
 from core.data.records import RecordDataset
-from core.data.split import class_split, data_split, split_records
+from core.data.split import class_split, data_split, split_list, split_records
 from core.errors import UserError
 from core.files import ROOT
 
@@ -101,11 +102,60 @@ def test_data_split_files_keep_the_labels(tmp_path):
     assert len(seen) == len(labels) + 2 and set(seen) == set(payloads)
 
 
-@pytest.mark.parametrize("ratio", [0, 1, -0.5, 30, 0.05])
-def test_ratio_that_leaves_a_side_empty_is_refused(tmp_path, ratio):
+def make_list(path, classes=10, images=4):
+    """Lines `folder/<class> <number>.jpg label` in no order of classes; labels are ten times the class."""
+    lines = [f"folder/{c} {i}.jpg {10 * c}" for c in range(classes) for i in range(images)]
+    path.write_text("\n".join(np.random.default_rng(0).permutation(lines)) + "\n\n")
+    return read_lines(path)
+
+
+def read_lines(path):
+    return [tuple(line.rsplit(" ", 1)) for line in path.read_text().splitlines() if line]
+
+
+def test_class_split_of_a_list_numbers_the_old_classes_first_in_the_whole_list(tmp_path):
+    lines = make_list(tmp_path / "x.txt")
+    written = split_list(tmp_path / "x.txt", "class", 0.3, seed=5)
+    old, new, whole = (tmp_path / f"x_part_{share}_class.txt" for share in (30, 70, 100))
+    assert written == {str(old): (12, 3), str(new): (28, 7), str(whole): (40, 10)}
+    old, new, whole = (read_lines(path) for path in (old, new, whole))
+    assert [path for path, _ in whole] == [path for path, _ in lines]
+    number = dict(whole)
+    classes = {(label, number[path]) for path, label in lines}  # of the source and of the whole list, one to one
+    assert len(classes) == 10 and {int(n) for _, n in classes} == set(range(10))
+    assert sorted(classes, key=lambda pair: int(pair[0])) != sorted(classes, key=lambda pair: int(pair[1]))  # shuffled
+    assert old == [(path, label) for path, label in whole if int(label) < 3]
+    assert new == [(path, str(int(label) - 3)) for path, label in whole if int(label) >= 3]
+
+
+def test_classes_of_a_list_are_shuffled_by_the_seed(tmp_path):
+    make_list(tmp_path / "x.txt")
+    texts = []
+    for seed in (1, 1, 2):
+        split_list(tmp_path / "x.txt", "class", 0.3, seed)
+        texts.append([path.read_bytes() for path in sorted(tmp_path.glob("x_part*"))])
+    assert texts[0] == texts[1] and all(a != b for a, b in zip(texts[1], texts[2]))
+
+
+def test_data_split_of_a_list_keeps_the_labels_and_the_order_of_lines(tmp_path):
+    lines = make_list(tmp_path / "x.txt")
+    written = split_list(tmp_path / "x.txt", "data", 0.25, seed=5)
+    old, new = (tmp_path / f"x_part_{share}_data.txt" for share in (25, 75))
+    assert written == {str(old): (10, 91), str(new): (30, 91)}
+    old, new = read_lines(old), read_lines(new)
+    assert old == [line for line in lines if line in set(old)] and new == [line for line in lines if line not in old]
+    assert {label for _, label in old} == {label for _, label in lines}
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.5, 30, 0.05, 0.5])
+def test_ratio_that_leaves_a_side_empty_or_without_a_name_of_its_own_is_refused(tmp_path, ratio):
     make(tmp_path / "train")
     with pytest.raises(UserError, match="ratio"):
         split_records(tmp_path / "train", "class", ratio)
+    make_list(tmp_path / "train.txt")
+    with pytest.raises(UserError, match="ratio"):
+        split_list(tmp_path / "train.txt", "class", ratio)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def run_tool(*arguments):
@@ -119,6 +169,17 @@ def test_tool_writes_both_sides_and_replaces_them(tmp_path):
         assert run_tool("--rec", tmp_path / "train", "--mode", "data", "--ratio", ratio).returncode == 0
     parts = {f"train_part_{share}_data{suffix}" for share in (20, 40, 60, 80) for suffix in (".rec", ".idx")}
     assert {p.name for p in tmp_path.iterdir()} == parts | {"train.rec", "train.idx"}
+
+
+def test_tool_splits_a_list_and_tells_a_broken_line(tmp_path):
+    make_list(tmp_path / "x.txt")
+    done = run_tool("--rec", tmp_path / "x.txt", "--mode", "class", "--seed", 3)
+    assert done.returncode == 0 and "x_part_100_class.txt: 40 images of 10 classes" in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"x.txt", *(f"x_part_{share}_class.txt" for share in (30, 70, 100))}
+    (tmp_path / "y.txt").write_text("a.jpg 1\nb.jpg\n")
+    done = run_tool("--rec", tmp_path / "y.txt", "--mode", "class")
+    assert done.returncode == 2 and re.match(r"error: .*y\.txt, line 2: 'b\.jpg' is not", done.stderr.splitlines()[-1])
+    assert not list(tmp_path.glob("y_part*")) and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["record", "index", "missing"])

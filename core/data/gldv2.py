@@ -1,0 +1,152 @@
+"""Lists of the Google Landmarks Dataset v2 from its csv files: training classes, queries, index and ground truth.
+
+`train_clean.csv` has the columns landmark_id and images (ids separated by blanks), `index.csv` the column id,
+`retrieval_solution_v2.1.csv` id, images and Usage (Public, Private or Ignored). The image abc….jpg of a part lies in
+`train/a/b/c`, `test/a/b/c` (queries) or `index/a/b/c`.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from core.data.lists import MOST_NAMES, file_sizes
+from core.errors import UserError
+from core.files import replaced_atomically, require_file
+
+__all__ = ["PARTS", "ground_truth", "prepare_gldv2", "read_index", "read_solution", "read_train"]
+
+logger = logging.getLogger(__name__)
+PARTS = ("train", "test")
+SCORED, IGNORED = ("Public", "Private"), "Ignored"
+ID = r"^[0-9A-Za-z_-]{3,}$"
+
+
+def prepare_gldv2(
+    csv: Path, images: Path, out: Path, parts: tuple[str, ...] = PARTS, skip_missing: bool = False
+) -> None:
+    """Write the lists of the given parts into the folder `out`, from the csv files in `csv`.
+
+    "train": `train_clean.txt`, lines `path label`, classes numbered in the order of their landmark_id. "test":
+    `gldv2_index.txt` and `gldv2_queries.txt`, a path a line, and `gldv2_ground_truth.json`: {"usage": Public or Private
+    for each query, "positives": rows of the index for each query}, without the ignored queries. Paths are relative to
+    `images`, where all files are looked for: missing ones are named and counted and, unless `skip_missing` leaves them
+    out, a `UserError`, as are damaged csv files. Nothing is written before all is checked. Memory: about 300 bytes a
+    training image.
+    """
+    if not out.is_dir():
+        raise UserError(f"the output folder {out} does not exist: make it, or name another")
+    outputs = {}
+    if "train" in parts:
+        train = read_train(csv / "train_clean.csv")
+    if "test" in parts:
+        index = read_index(csv / "index.csv")
+        solution = read_solution(csv / "retrieval_solution_v2.1.csv")
+    if "train" in parts:
+        train = _with_paths(train, images, "train", skip_missing)
+        outputs["train_clean.txt"] = train.select("path", "label")
+        logger.info("training: %d images of %d classes", len(train), train["label"].n_unique())
+    if "test" in parts:
+        index = _with_paths(index, images, "index", skip_missing)
+        solution = _with_paths(solution, images, "test", skip_missing)
+        truth = ground_truth(solution, index)
+        outputs |= {"gldv2_index.txt": index.select("path"), "gldv2_queries.txt": solution.select("path")}
+        logger.info("test: %d queries, %d images in the index", len(solution), len(index))
+    for name, table in outputs.items():
+        with replaced_atomically(out / name) as temporary:
+            table.write_csv(temporary, include_header=False, separator=" ", quote_style="never")
+    if "test" in parts:
+        with replaced_atomically(out / "gldv2_ground_truth.json") as temporary:
+            temporary.write_text(json.dumps(truth) + "\n")
+
+
+def read_train(path: Path) -> pl.DataFrame:
+    """Columns `id` and `label` of the training images: classes from 0 on by landmark_id, images in the file's order."""
+    table = _read(path, ("landmark_id", "images"))
+    table = table.with_columns(pl.col("landmark_id").cast(pl.Int64, strict=False), _ids("images"))
+    _require(path, table["landmark_id"].is_not_null(), "landmark_id is not a whole number")
+    _require(path, table["images"].list.len() > 0, "images is empty")
+    _require(path, table["landmark_id"].is_first_distinct(), "this landmark_id is there twice")
+    _require_ids(path, table["images"])
+    table = table.sort("landmark_id").with_row_index("label")
+    return table.select(pl.col("images").alias("id"), "label").explode("id")
+
+
+def read_index(path: Path) -> pl.DataFrame:
+    """Column `id` of the images in the index, in the file's order."""
+    table = _read(path, ("id",))
+    _require(path, table["id"].str.contains(ID), "id is not the id of an image")
+    _require(path, table["id"].is_first_distinct(), "this id is there twice")
+    return table
+
+
+def read_solution(path: Path) -> pl.DataFrame:
+    """Columns `id`, `usage` and `images` (list of ids) of the queries that are scored, in the file's order."""
+    table = _read(path, ("id", "images", "Usage")).with_columns(_ids("images"))
+    _require(path, table["id"].str.contains(ID), "id is not the id of an image")
+    _require(path, table["id"].is_first_distinct(), "this id is there twice")
+    _require(path, table["Usage"].is_in([*SCORED, IGNORED]), "Usage is not Public, Private or Ignored")
+    _require_ids(path, table["images"])
+    return table.filter(pl.col("Usage") != IGNORED).select("id", pl.col("Usage").alias("usage"), "images")
+
+
+def ground_truth(solution: pl.DataFrame, index: pl.DataFrame) -> dict[str, list]:
+    """`usage` and `positives` (ascending rows of the index) for each query; positives outside the index are dropped."""
+    rows = index.select("id").with_row_index("row")
+    named = solution.with_row_index("query").select("query", pl.col("images").alias("id")).explode("id").drop_nulls()
+    found = named.join(rows, on="id")
+    if len(found) < len(named):
+        logger.info("%d of %d positives are not in the index and are dropped", len(named) - len(found), len(named))
+    by_query = found.group_by("query").agg(pl.col("row").unique().sort())
+    positives = solution.with_row_index("query").join(by_query, on="query", how="left", maintain_order="left")["row"]
+    without = positives.null_count()
+    if without:
+        logger.info("%d of %d queries have no positives", without, len(solution))
+    return {"usage": solution["usage"].to_list(), "positives": [rows or [] for rows in positives.to_list()]}
+
+
+def _with_paths(table: pl.DataFrame, images: Path, part: str, skip_missing: bool) -> pl.DataFrame:
+    """The rows whose files are there, with a column `path` from their `id`."""
+    letters = [pl.col("id").str.slice(i, 1) for i in range(3)]
+    table = table.with_columns(pl.format(part + "/{}/{}/{}/{}.jpg", *letters, "id").alias("path"))
+    paths = table["path"].to_list()
+    missing = file_sizes(lambda row: f"{images}/{paths[row]}", len(paths), f"looking for the files of {part}") < 0
+    if not missing.any():
+        return table
+    rows = np.flatnonzero(missing)
+    names = ", ".join(paths[row] for row in rows[:MOST_NAMES]) + (" and others" if len(rows) > MOST_NAMES else "")
+    text = f"{len(rows)} of the {len(paths)} files of {part} are missing below {images}: {names}"
+    if not skip_missing or len(rows) == len(paths):
+        raise UserError(f"{text}; download them, or leave them out with --missing skip")
+    logger.info("%s; they are left out", text)
+    return table.filter(pl.Series(~missing))
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
+    """The columns of a csv file with a header, as text without missing values."""
+    require_file(path, "csv file of GLDv2")
+    try:
+        table = pl.read_csv(path, columns=list(columns), infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path} cannot be read ({reason}); expected the columns {', '.join(columns)}") from error
+    if not len(table):
+        raise UserError(f"{path} has no lines below its header")
+    return table.select(columns).fill_null("")
+
+
+def _ids(column: str) -> pl.Expr:
+    return pl.col(column).str.extract_all(r"\S+")
+
+
+def _require(path: Path, valid: pl.Series, mistake: str) -> None:
+    """`UserError` with the first line for which `valid` (N,) is not true."""
+    if not valid.all():
+        raise UserError(f"{path}, line {int((~valid).arg_true()[0]) + 2}: {mistake}")
+
+
+def _require_ids(path: Path, images: pl.Series) -> None:
+    valid = images.list.eval(pl.element().str.contains(ID)).list.all()
+    _require(path, valid, "images is not a row of ids of images, separated by blanks")

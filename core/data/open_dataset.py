@@ -1,0 +1,38 @@
+"""Training images from whatever names them: an image list or a record file."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+from easydict import EasyDict
+
+from core.data.lists import ListDataset
+from core.data.records import RecordDataset
+from core.errors import UserError
+from core.files import resolve
+
+__all__ = ["BAD_IMAGES", "ImageDataset", "is_list", "open_dataset", "open_training_data"]
+
+ImageDataset: TypeAlias = RecordDataset | ListDataset
+BAD_IMAGES = ("error", "skip")
+"""What to do about missing and undecodable files of a list."""
+
+
+def is_list(rec: str | Path) -> bool:
+    """True for an image list (a `.txt`, or another file that is no record file), False for a prefix of records."""
+    path = Path(rec)
+    return path.suffix == ".txt" or (path.is_file() and path.suffix not in (".rec", ".idx"))
+
+
+def open_dataset(
+    rec: str | Path, image_size: int | None = None, root: str | Path | None = None, skip_bad: bool = False
+) -> ImageDataset:
+    """The images that `rec` names; `root` and `skip_bad` are for lists. `UserError` as the data sets raise it."""
+    return ListDataset(rec, root, image_size, skip_bad) if is_list(rec) else RecordDataset(rec, image_size)
+
+
+def open_training_data(config: EasyDict, image_size: int | None = None) -> ImageDataset:
+    """What a config's `rec`, `image_root`, `bad_images` and `image_size` (unless another is given) describe."""
+    if config.bad_images not in BAD_IMAGES:
+        raise UserError(f"unknown bad_images {config.bad_images!r}: choose 'error' or 'skip'")
+    root = None if config.image_root is None else resolve(config.image_root)
+    return open_dataset(resolve(config.rec), image_size or config.image_size, root, config.bad_images == "skip")
