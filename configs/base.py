@@ -8,7 +8,9 @@ from easydict import EasyDict as edict
 config = edict()
 
 # Data
-config.rec = None  # training records: the common prefix of a .rec and an .idx file (required)
+config.rec = None  # training images: the common prefix of a .rec and an .idx file, or an image list .txt (required)
+config.image_root = None  # folder that the paths of an image list start from; None: the list's own
+config.bad_images = "error"  # missing or undecodable files of a list: "error", or "skip": left out, or replaced
 config.image_size = None  # side of the network's input in pixels; None: that of the stored images
 config.normalization = "face"  # mean and std of the input: "face" (127.5, 127.5) or "imagenet"
 config.augment = ("flip",)  # of core.data.transforms.AUGMENTATIONS, in this order

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core.backbones import build_backbone
 from core.data.loader import load_batches
-from core.data.records import RecordDataset
+from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.data.transforms import TrainTransform
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
@@ -49,9 +49,9 @@ class Trainer:
         self.config, self.method, self.method_name, self.ranks = config, method, method_name, ranks
         if config.rec is None:
             raise UserError(
-                "config key 'rec' is not set: name the training records, for example rec=datasets/glyphs/train"
+                "config key 'rec' is not set: name the training images, for example rec=datasets/glyphs/train"
             )
-        self.data = RecordDataset(resolve(config.rec), config.image_size)
+        self.data = open_training_data(config)
         self.sampler = TrainSampler(
             self.data.num_images, config.batch_size * config.gradient_acc, ranks.rank, ranks.world_size, config.seed
         )
