@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from core.data.records import decode_image
 from core.encoder import Encoder
 from core.errors import UserError
 from core.evaluation.alignment import similarity_transforms, warp
@@ -47,24 +48,20 @@ class _AlignedBatches(Dataset):
         batch = np.empty((len(rows), self.image_size, self.image_size, 3), dtype=np.uint8)
         try:
             for crop, row in zip(batch, rows):
-                image = _decode(self.images.path(row))
-                crop[:] = warp(image, self.transforms[row], self.image_size)[..., ::-1]
+                crop[:] = warp(_read(self.images.path(row)), self.transforms[row], self.image_size)
         except UserError as error:
             return error  # raised again in the main process; torch would bury the line in a worker's traceback
         return torch.from_numpy(batch)
 
 
-def _decode(path: Path) -> np.ndarray:
-    """The image at `path`, uint8 (H, W, 3) BGR."""
+def _read(path: Path) -> np.ndarray:
+    """The image at `path`, uint8 (H, W, 3) RGB."""
     try:
-        image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
+        return decode_image(path.read_bytes())
     except OSError as error:
         raise UserError(f"image not readable: {path} ({error.strerror})") from error
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"image cannot be decoded: {path} (damaged, or no image)")
-    return image
+    except ValueError as error:
+        raise UserError(f"image cannot be decoded: {path} ({error})") from None
 
 
 def _use_one_thread(worker: int) -> None:

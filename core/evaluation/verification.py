@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from core.data.records import decode_image, resize_image
 from core.errors import UserError
 from core.restricted_pickle import load_plain_pickle
 
@@ -74,12 +74,11 @@ def verification_accuracy(
 
 
 def _decode(payload: bytes, path: str | Path, row: int, size: int | None) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR) if payload else None
-    if image is None:
-        raise UserError(f"{path}: image {row} cannot be decoded")
-    if size is not None and image.shape[:2] != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-    return image[..., ::-1]
+    try:
+        image = decode_image(payload)
+    except ValueError as error:
+        raise UserError(f"{path}: image {row} cannot be decoded ({error})") from None
+    return image if size is None or image.shape[:2] == (size, size) else resize_image(image, size)
 
 
 def fold_accuracies(embeddings: np.ndarray, same: Sequence[bool]) -> np.ndarray:

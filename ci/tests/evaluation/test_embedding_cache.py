@@ -55,9 +55,10 @@ def test_second_test_embeds_nothing_and_another_model_size_or_image_does(images,
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("content", [b"", b"no image"])
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "no image", "cut short"])
 def test_undecodable_image_is_named_and_leaves_no_cache(images, pixel_model, tmp_path, num_workers, content):
-    images.path(20).write_bytes(content)
+    path = images.path(20)
+    path.write_bytes(path.read_bytes()[:-50] if content is None else content)
     with pytest.raises(UserError, match="loose_crop/21.jpg"):
         embed_images(pixel_model(), images, batch_size=8, num_workers=num_workers, cache=tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
