@@ -21,8 +21,10 @@ config.network = "r50"  # a name of core.backbones.list_backbones()
 config.network_options = edict()  # more arguments of build_backbone, for example width and depth
 config.embedding_size = 512  # D
 config.sample_rate = 1.0  # share of the class weights that take part in a step (Partial FC)
-config.margin_scale = 64.0  # ArcFace s
-config.margin = 0.5  # ArcFace m, radians
+config.loss = "arcface"  # of the head: "arcface", "cosface" or "softmax", a linear classifier on the plain embedding
+config.margin_scale = 64.0  # s of ArcFace and CosFace
+config.margin = 0.5  # m of ArcFace, radians, or of CosFace
+config.classifier_bias = True  # softmax: a bias for every class
 
 # The old model that the new one must stay compatible with (methods only)
 config.old_model = None  # run folder, .pt or .onnx

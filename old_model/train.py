@@ -1,4 +1,4 @@
-"""The model a gallery was built with: a backbone trained alone, with ArcFace or a plain softmax classifier.
+"""The model a gallery was built with: a backbone trained alone, with a margin or a plain softmax classifier.
 
 Also trains whatever a new model is compared with: the same network without an old one, on the same or on all data.
 
@@ -10,24 +10,18 @@ from torch import Tensor
 
 from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
-from core.errors import UserError, run_program
-from core.heads import PartialFC
-from core.heads.margins import ArcFace, Softmax
+from core.errors import run_program
+from core.heads import build_head
 
 
 class OldModel(Method):
-    """Classification alone, by ArcFace or, with `config.loss` "softmax", a linear classifier on the embedding."""
+    """Classification alone."""
 
     uses_old_model = False
 
     def setup(self, run: Run) -> None:
         """Make the head."""
-        config = run.config
-        if config.loss not in ("arcface", "softmax"):
-            raise UserError(f"unknown loss {config.loss!r}: choose 'arcface' or 'softmax'")
-        softmax = config.loss == "softmax"
-        margin = Softmax() if softmax else ArcFace(config.margin_scale, config.margin)
-        self.head = PartialFC(margin, config.embedding_size, run.data.num_classes, config.sample_rate, bias=softmax)
+        self.head = build_head(run.config, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: cross-entropy over the classes."""

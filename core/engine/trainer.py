@@ -83,9 +83,12 @@ class Trainer:
         config = self.config
         if "image_size" in config.network_options:
             raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
+        options = dict(config.network_options)
+        if self.checkpoint is not None:  # it has the weights: those that the run began with need not be there any more
+            options.pop("pretrained", None)
         torch.manual_seed(config.seed)  # the same first weights on every rank
         self.backbone = build_backbone(
-            config.network, config.embedding_size, image_size=self.data.image_size, **config.network_options
+            config.network, config.embedding_size, image_size=self.data.image_size, **options
         ).to(self.ranks.device, memory_format=torch.channels_last)
 
     def _build(self, run: Run) -> None:
@@ -144,6 +147,7 @@ class Trainer:
         config = self.config
         if self.epoch >= config.num_epoch:
             logger.info("%s is trained to the end of epoch %d already", self.folder.path, config.num_epoch)
+            self._write_classifier()
             if self.ranks.is_first and not self.folder.holds_model(self.backbone):  # killed just before it was written
                 self.folder.write_model(self.backbone)
             return
@@ -292,8 +296,17 @@ class Trainer:
             self.scaler.state_dict(),
         )
         self.state.save(self.folder.checkpoints, position)
-        if write_model and self.ranks.is_first:
-            self.folder.write_model(self.backbone)
+        if write_model:
+            self._write_classifier()
+            if self.ranks.is_first:
+                self.folder.write_model(self.backbone)
+
+    def _write_classifier(self) -> None:
+        """`classifier.pt`, of a method that has a head. Collective."""
+        head = getattr(self.method, "head", None)
+        tensors = None if head is None else head.whole()
+        if tensors is not None:
+            self.folder.write_classifier(tensors)
 
     def _validate(self, metrics: MetricsLog | None) -> None:
         share_buffers(self.backbone)

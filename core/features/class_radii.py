@@ -17,10 +17,11 @@ from core.engine.distributed import Ranks
 from core.features.statistics import normalized_blocks, prepare_class_means, write_once
 from core.features.store import FeatureStore
 
-__all__ = ["Measure", "class_radii", "prepare_class_radii"]
+__all__ = ["NO_RADIUS", "Measure", "class_radii", "prepare_class_radii"]
 
 Measure = Literal["distance", "angle"]
 NO_RADIUS = -1.0
+"""In place of a radius, for a class without one."""
 
 
 def class_radii(store: FeatureStore, means: np.ndarray, measure: Measure) -> np.ndarray:

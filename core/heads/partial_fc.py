@@ -241,6 +241,25 @@ class PartialFC(nn.Module):
             if self.bias is not None:
                 self.bias[here] = drawn[:, -1]
 
+    @torch.no_grad()
+    def whole(self) -> dict[str, torch.Tensor] | None:
+        """All ranks' `weight` (num_classes, D) and, if there is one, `bias` (num_classes,); on the first rank alone.
+
+        float32, on the CPU, a copy. Collective, through host memory: no device holds more than its shard.
+        """
+        size, is_first = world_size(self.group), rank(self.group) == 0
+        tensors = {}
+        for name, shard in self.named_parameters(recurse=False):
+            rows = torch.zeros(math.ceil(self.num_classes / size), *shard.shape[1:])
+            rows[: self.num_local] = shard
+            blocks = [rows]
+            if size > 1:
+                blocks = [torch.empty_like(rows) for _ in range(size)] if is_first else None
+                dist.gather(rows, blocks, group=self.group, group_dst=0)
+            if is_first:
+                tensors[name] = torch.cat(blocks)[: self.num_classes].clone()
+        return tensors if is_first else None
+
     def _check_labels(self, labels: torch.Tensor) -> None:
         wrong = (labels < -1) | (labels >= self.num_classes)
         if labels.is_cuda:

@@ -3,7 +3,7 @@
 Pan et al., CVPR 2023, arXiv 2305.02610. With new embeddings n_i and old ones o_i of the same images, all normalised, at
 epoch e (from 0) of E epochs,
 
-    L = L_cls + lambda_p L_p2s + lambda_a (E - e + 1) / E L_adv,    L_cls = ArcFace over the new model's own head.
+    L = L_cls + lambda_p L_p2s + lambda_a (E - e + 1) / E L_adv,    L_cls = the loss of the new model's own head.
 
 L_adv: a discriminator learns to tell new embeddings from old ones, and the backbone, through gradient reversal of
 strength 2 / (1 + exp(-10 p)) - 1 at the share p of the training, to make them alike.
@@ -11,7 +11,8 @@ strength 2 / (1 + exp(-10 p)) - 1 at the share p of the training, to make them a
 L_p2s: class c has the mean m_c of its old embeddings (not normalised again) and the radius r_c, the largest distance
 of one of them to it, outliers left out. Its elastic radius lies between r_c and theta, where a learned w_c says:
 r_c + (theta - r_c) sigmoid(w_c). L_p2s is the mean of max(0, ||n_i - m_{y_i}|| - elastic radius of y_i) over the
-samples for which it is not 0; classes with fewer than two old embeddings are left out.
+samples for which it is not 0; classes with fewer than two old embeddings are left out, and on request those that the
+old model was not trained on.
 
     torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_AdvBCT_softmax_to_arc_f128.py
     python train.py configs/glyphs.py
@@ -29,9 +30,10 @@ from core.collectives import all_gather_rows
 from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
 from core.errors import UserError, run_program
-from core.features.class_radii import prepare_class_radii
-from core.heads import PartialFC
-from core.heads.margins import ArcFace
+from core.features.class_radii import NO_RADIUS, prepare_class_radii
+from core.files import resolve
+from core.heads import build_head
+from core.heads.old_classifier import num_old_classes
 from core.losses import mean_of_selected, scale_gradient
 
 
@@ -74,19 +76,19 @@ class AdvBCT(Method):
             )
         self.threshold, self.num_epoch = config.threshold, config.num_epoch
         self.p2s_weight, self.adv_weight = config.p2s_weight, config.adv_weight
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
         self.discriminator = nn.Sequential(
             nn.Linear(config.embedding_size, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
         )
         means, radii = prepare_class_radii(run.old_features, "distance", run.ranks)
+        if config.old_classes_only:
+            radii[num_old_classes(resolve(config.old_model)) :] = NO_RADIUS
         self.elastic = nn.Parameter(torch.empty(len(radii)).uniform_(-1, 1))
         self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)
         self.register_buffer("radius", torch.from_numpy(radii), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the margin softmax; `p2s`: beyond the elastic radii; `adv`: the discriminator's; all weighed."""
+        """`cls`: the head's; `p2s`: beyond the elastic radii; `adv`: the discriminator's; all weighed."""
         label = batch.label
         new, old = normalize(batch.embedding), normalize(batch.old_embedding)
         radius = self.radius[label]

@@ -1,14 +1,24 @@
 """BCT: Towards Backward-Compatible Representation Learning (Shen et al., CVPR 2020, arXiv 2003.11942).
 
-The new embedding must be classified right by the old model's classifier too. Where the classes are not those the old
-model was trained on, as for faces here, that classifier is synthesised: class c has the frozen weight
-p_c = mean of its old embeddings, normalised. With new embeddings n_i and P the rows p_c,
+The new embedding must be classified right by the old model's classifier too:
 
-    L = L_cls + L_bct,    L_bct = mean_i CE(s P n_i / |n_i|, y_i),    L_cls = ArcFace over the new model's own head.
+    L = L_cls + L_bct,    L_cls = the classification loss of the new model's own head.
+
+Where the classes are not those the old model was trained on, as for faces here, the old classifier is synthesised:
+class c has the frozen weight p_c = mean of its old embeddings, normalised. With new embeddings n_i and P the rows p_c,
+
+    L_bct = mean_i CE(s P n_i / |n_i|, y_i).
+
+On extended data, as for landmarks, L_bct is the old model's own classification loss: with its classifier W, b, a plain
+softmax there,
+
+    L_bct = mean_i CE(W n_i + b, y_i)    over the samples of the classes that the old model was trained on.
 
     torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_BCT_softmax_to_arc_f128.py
     python train.py configs/glyphs.py
 """
+
+import logging
 
 import numpy as np
 import torch
@@ -18,30 +28,57 @@ from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
 from core.errors import UserError, run_program
 from core.features.statistics import prepare_class_means
-from core.heads import PartialFC
-from core.heads.margins import ArcFace
-from core.heads.prototype_softmax import PrototypeSoftmax
+from core.files import resolve
+from core.heads import build_head
+from core.heads.frozen_classifier import FrozenClassifier
+from core.heads.margins import CosFace
+from core.heads.old_classifier import load_old_classifier, share_classified_right
+
+logger = logging.getLogger(__name__)
 
 
 class BCT(Method):
-    """Holds the new head, the synthesised old classifier, and which of its classes is which of the data's."""
+    """Holds the new head, the frozen old classifier, and which of its classes is which of the data's."""
 
     def setup(self, run: Run) -> None:
-        """Make the head, and the old classifier from the means of the old features."""
+        """Make the head, and the old classifier: from the means of the old features, or the old run's own."""
         config = run.config
-        if config.compat_scale <= 0:
-            raise UserError(f"compat_scale must be above 0, got {config.compat_scale}: the release has 1")
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
+        if config.old_classifier == "own":
+            old_class = self._take_own(run)
+        elif config.old_classifier == "means":
+            old_class = self._synthesise(run)
+        else:
+            raise UserError(f"unknown old_classifier {config.old_classifier!r}: choose 'means' or 'own'")
+        self.register_buffer("old_class", torch.from_numpy(old_class), persistent=False)
+
+    def _synthesise(self, run: Run) -> np.ndarray:
+        """One class for each class of the data that has old features. Returns its number, -1 without: (C,)."""
+        if run.config.compat_scale <= 0:
+            raise UserError(f"compat_scale must be above 0, got {run.config.compat_scale}: the release has 1")
         means = prepare_class_means(run.old_features, run.ranks, normalized=False)
         known = np.bincount(run.old_features.labels(), minlength=len(means)) > 0
-        self.old_classifier = PrototypeSoftmax(means if known.all() else means[known], config.compat_scale)
-        old_class = torch.from_numpy(np.where(known, known.cumsum() - 1, -1))
-        self.register_buffer("old_class", old_class, persistent=False)
+        margin = CosFace(run.config.compat_scale, 0.0)
+        self.old_classifier = FrozenClassifier(margin, means if known.all() else means[known])
+        return np.where(known, known.cumsum() - 1, -1)
+
+    def _take_own(self, run: Run) -> np.ndarray:
+        """The old run's classifier, whose classes are the first of the data's. Returns each class's number or -1."""
+        folder = resolve(run.config.old_model)
+        self.old_classifier = load_old_classifier(folder, run.config.embedding_size)
+        num_old, num_classes = self.old_classifier.num_classes, run.data.num_classes
+        if num_old > num_classes:
+            raise UserError(
+                f"the old model was trained on {num_old} classes, but the data have {num_classes}: with "
+                "old_classifier=own the data's first classes must be the old ones (an extended setting)"
+            )
+        if run.ranks.is_first:
+            right = 100 * share_classified_right(folder, run.old_features)
+            logger.info("the old classifier is right on %.1f %% of old embeddings (0: other labels)", right)
+        return np.where(np.arange(num_classes) < num_old, np.arange(num_classes), -1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the margin softmax; `bct`: the old classifier's loss, without samples of classes it does not know."""
+        """`cls`: the new head's loss; `bct`: the old classifier's loss, without samples of classes it does not know."""
         return {
             "cls": self.head(batch.embedding, batch.label),
             "bct": self.old_classifier(batch.embedding, self.old_class[batch.label]),

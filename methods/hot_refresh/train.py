@@ -5,7 +5,7 @@ embedding of any image of another class. With n_i, o_i the new and old embedding
 and j over the samples of another class in the batch of all ranks:
 
     L_comp = - mean_i log softmax([n^_i . o^_i | n^_i . o^_j for all j | n^_i . n^_j for all j] / tau)_first
-    L      = L_cls + L_comp,    L_cls = ArcFace over the new model's own head
+    L      = L_cls + L_comp,    L_cls = the loss of the new model's own head
 
 The embeddings n^_j and o^_j that n^_i is compared with have no gradient.
 
@@ -21,8 +21,7 @@ from core.collectives import all_gather_rows
 from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
 from core.errors import UserError, run_program
-from core.heads import PartialFC
-from core.heads.margins import ArcFace
+from core.heads import build_head
 
 
 def negatives(new: Tensor, others: Tensor, same_class: Tensor, hardest: int) -> Tensor:
@@ -50,12 +49,10 @@ class HotRefresh(Method):
             )
         self.temperature, self.hardest = config.temperature, config.hardest_negatives
         self.new_to_new = config.new_to_new
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: ArcFace; `compatible`: the contrast with old and, unless it is left out, new embeddings."""
+        """`cls`: the head's; `compatible`: the contrast with old and, unless it is left out, new embeddings."""
         new, old = normalize(batch.embedding), normalize(batch.old_embedding)
         same_class = batch.label[:, None] == all_gather_rows(batch.label)
         blocks = [negatives(new, all_gather_rows(old), same_class, self.hardest)]

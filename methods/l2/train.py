@@ -2,7 +2,7 @@
 
 Every new embedding n_i is drawn to the old embedding o_i of the same image, both normalised, down to a distance t:
 
-    L = w_1 L_cls + w_2 mean_i max(0, ||n_i / |n_i| - o_i / |o_i||| - t),    L_cls = ArcFace over the new model's head.
+    L = w_1 L_cls + w_2 mean_i max(0, ||n_i / |n_i| - o_i / |o_i||| - t),    L_cls = the loss of the new model's head.
 
 L2 has t = 0, weakened L2 has t = 0.2. The norm is not squared.
 
@@ -17,8 +17,7 @@ from torch.nn.functional import normalize
 from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
 from core.errors import UserError, run_program
-from core.heads import PartialFC
-from core.heads.margins import ArcFace
+from core.heads import build_head
 
 
 def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:
@@ -39,12 +38,10 @@ class L2(Method):
                 f"{config.threshold}: set both, as loss_weight=(1,10) threshold=0.2"
             )
         self.weights, self.threshold = config.loss_weight, config.threshold
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the margin softmax; `l2`: the distance to the old embeddings; both with their weights."""
+        """`cls`: the head's; `l2`: the distance to the old embeddings; both with their weights."""
         return {
             "cls": self.weights[0] * self.head(batch.embedding, batch.label),
             "l2": self.weights[1] * distance_beyond(batch.embedding, batch.old_embedding, self.threshold),

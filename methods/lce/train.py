@@ -4,10 +4,11 @@ Class c has a centre m_c, the normalised mean of its normalised old embeddings, 
 angle of one of them to it, outliers left out. New embeddings n_i stay within the boundary of their class, and the new
 head's class weights W_c lie in the direction of the old centres (all normalised):
 
-    L = L_cls + L_boundary + L_align,    L_cls = ArcFace over the new model's own head,
+    L = L_cls + L_boundary + L_align,    L_cls = the loss of the new model's own head,
     L_boundary = mean_i max(0, angle(m_{y_i}, n_i) - theta_{y_i}),    L_align = mean_i (1 - m_{y_i} . W_{y_i}),
 
-both means over the samples of classes with at least two old embeddings. Optionally the old space is transformed by K
+both means over the samples of classes with at least two old embeddings, where asked for only of those classes that the
+old model was trained on. Optionally the old space is transformed by K
 residual blocks, and m_c is the transformed centre.
 
     torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_LCE_softmax_to_arc_f128.py
@@ -24,9 +25,10 @@ from core.collectives import all_gather_rows, rank, world_size
 from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
 from core.errors import UserError, run_program
-from core.features.class_radii import prepare_class_radii
-from core.heads import PartialFC
-from core.heads.margins import ArcFace
+from core.features.class_radii import NO_RADIUS, prepare_class_radii
+from core.files import resolve
+from core.heads import build_head
+from core.heads.old_classifier import num_old_classes
 from core.losses import mean_of_selected, scale_gradient
 
 
@@ -81,18 +83,18 @@ class LCE(Method):
                 f"{config.transform_blocks}, {config.boundary_weight} and {config.align_weight}"
             )
         self.boundary_weight, self.align_weight = config.boundary_weight, config.align_weight
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
         self.transformation = nn.Sequential(
             *[ResidualBlock(config.embedding_size) for _ in range(config.transform_blocks)]
         )
         means, radii = prepare_class_radii(run.old_features, "angle", run.ranks)
+        if config.old_classes_only:
+            radii[num_old_classes(resolve(config.old_model)) :] = NO_RADIUS
         self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)
         self.register_buffer("boundary", torch.from_numpy(radii), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the margin softmax; `boundary`: beyond the old boundaries; `align`: of class weights; all weighed."""
+        """`cls`: the head's; `boundary`: beyond the old boundaries; `align`: of class weights; all weighed."""
         labels = all_gather_rows(batch.label)
         centres = normalize(self.transformation(self.centre[labels]))
         own = centres.chunk(world_size())[rank()]

@@ -3,7 +3,7 @@
 One classification loss on a mixed batch: of the new embeddings n_i, floor(r * B) rows whose old embedding o_i is
 credible are replaced by o_i, and
 
-    L = L_cls(mixed batch),    L_cls = ArcFace over the new model's own head.
+    L = L_cls(mixed batch),    L_cls = the loss of the new model's own head.
 
 A replaced row gives the backbone no gradient; it pulls the head's class weights toward the old distribution, and
 through them the new embeddings. Credible are, in a class of k images, the ceil(T * k) old embeddings nearest its mean.
@@ -20,8 +20,7 @@ from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
 from core.errors import UserError, run_program
 from core.features.statistics import prepare_credible_mask
-from core.heads import PartialFC
-from core.heads.margins import ArcFace
+from core.heads import build_head
 
 
 def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:
@@ -48,14 +47,12 @@ class MixBCT(Method):
                 f"{config.credible_rate}: set both as shares"
             )
         self.ratio = config.mix_ratio
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
         mask = prepare_credible_mask(run.old_features, config.credible_rate, config.scale_dimensions, run.ranks)
         self.register_buffer("credible", torch.from_numpy(np.array(mask)), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the margin softmax of the mixed batch."""
+        """`cls`: the head's loss on the mixed batch."""
         mixed = mix(batch.embedding, batch.old_embedding, self.credible[batch.row], self.ratio)
         return {"cls": self.head(mixed, batch.label)}
 

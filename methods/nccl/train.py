@@ -7,7 +7,7 @@ class:
     w_ij = (1 + o^_i . o^_j) / 2
     L1   = - mean_i 1/|P(i)| sum_{j in P(i)} w_ij log softmax_j(n^_i . o^_j / tau)             over the whole queue
     L2   = the same with (W^ n^_i) . (W^ o^_j) in place of n^_i . o^_j
-    L    = L_cls + alpha L1 + beta L2,    L_cls = ArcFace over W
+    L    = L_cls + alpha L1 + beta L2,    L_cls = the loss of the new head, with weights W
 
 L2 compares vectors of C logits. As (W^ n) . (W^ o) = n . (W^T W^) o, the D x D matrix W^T W^, summed over the ranks,
 is all that is needed: no Q x C queue of logits, and none of them stale.
@@ -27,8 +27,7 @@ from core.engine.program import train_program
 from core.errors import UserError, run_program
 from core.features.credibility import prepare_entropy_credible_mask
 from core.features.embedding_queue import EmbeddingQueue
-from core.heads import PartialFC
-from core.heads.margins import ArcFace
+from core.heads import build_head
 from core.losses import scale_gradient
 
 
@@ -74,9 +73,7 @@ class NCCL(Method):
         if config.temperature <= 0:
             raise UserError(f"temperature must be above 0, got {config.temperature}")
         self.temperature, self.alpha, self.beta = config.temperature, config.alpha, config.beta
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
         self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
         mask = None
         if config.credible_only:
@@ -84,7 +81,7 @@ class NCCL(Method):
         self.register_buffer("credible", mask, persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: ArcFace; `embedding`: alpha L1; `logit`: beta L2."""
+        """`cls`: the head's; `embedding`: alpha L1; `logit`: beta L2."""
         new, old, label = normalize(batch.embedding), normalize(batch.old_embedding), batch.label
         if self.credible is not None:
             label = torch.where(self.credible[batch.row], label, -1)

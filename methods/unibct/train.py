@@ -3,14 +3,15 @@
 BCT with structurally refined prototypes. From some epoch on the new embeddings n_i are also classified against frozen
 prototypes P of the old embeddings, one a class, a hat being L2 normalisation:
 
-    L = L_cls + CE(s n^_i . P^_c over all classes c, y_i),    L_cls = ArcFace over the new model's own head
+    L = L_cls + CE(s n^_i . P^_c over all classes c, y_i),    L_cls = the loss of the new model's own head
 
 At the epochs t_1, t_2, ... the prototypes are computed from the old embeddings O (k, D) of a class and from the ones
 that the new model has for it by then, N (k, D), normalised:
 
     E = softmax(N N^T / tau), diagonal at -inf;   A = (1 - lambda) (I - lambda E)^-1;   P_c = mean of the rows of A O
 
-Before t_1 the loss is L_cls alone.
+Before t_1 the loss is L_cls alone. Without any such epoch, as AdvBCT's benchmark has it for landmarks, P_c is the mean
+of the normalised rows of O from the start. The prototypes' loss may have ArcFace's margin.
 
     torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_UniBCT_softmax_to_arc_f128.py
     python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
@@ -26,9 +27,12 @@ from core.engine.method import Batch, Method, Run
 from core.engine.program import train_program
 from core.errors import UserError, run_program
 from core.features.refinement import current_features, refined_prototypes
-from core.heads import PartialFC
+from core.features.statistics import prepare_class_means
+from core.files import resolve
+from core.heads import build_head
+from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import ArcFace
-from core.heads.prototype_softmax import PrototypeSoftmax
+from core.heads.old_classifier import num_old_classes
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +40,10 @@ logger = logging.getLogger(__name__)
 def require_settings(config) -> None:
     """`UserError` for settings that make no sense together."""
     epochs = config.refine_epochs
-    if not epochs or not all(isinstance(epoch, int) and 0 <= epoch < config.num_epoch for epoch in epochs):
+    if not all(isinstance(epoch, int) and 0 <= epoch < config.num_epoch for epoch in epochs):
         raise UserError(
             f"refine_epochs is {epochs}, but num_epoch is {config.num_epoch}: name epochs from 0 to num_epoch - 1, the "
-            "first of which starts the compatible training"
+            "first of which starts the compatible training, or none, ()"
         )
     if config.compat_scale <= 0:
         raise UserError(f"compat_scale must be above 0, got {config.compat_scale}: the release has 1")
@@ -58,17 +62,20 @@ class UniBCT(Method):
     """
 
     def setup(self, run: Run) -> None:
-        """Make head and prototypes; the latter get their values in the first of the epochs that refine them."""
+        """Make head and prototypes: means, if none of the epochs will refine them, else without values until then."""
         config = run.config
         require_settings(config)
         self.run, self.refine_epochs = run, tuple(config.refine_epochs)
-        self.head = PartialFC(
-            ArcFace(config.margin_scale, config.margin), config.embedding_size, run.data.num_classes, config.sample_rate
-        )
+        self.head = build_head(config, run.data.num_classes)
         known = np.bincount(run.old_features.labels(), minlength=run.data.num_classes) > 0
+        if config.old_classes_only:
+            known[num_old_classes(resolve(config.old_model)) :] = False
         self.classes = np.flatnonzero(known)
-        nothing = np.broadcast_to(np.float32(0), (len(self.classes), config.embedding_size))
-        self.prototypes = PrototypeSoftmax(nothing, config.compat_scale)
+        if self.refine_epochs:
+            prototypes = np.broadcast_to(np.float32(0), (len(self.classes), config.embedding_size))
+        else:
+            prototypes = prepare_class_means(run.old_features, run.ranks)[self.classes]
+        self.prototypes = FrozenClassifier(ArcFace(config.compat_scale, config.compat_margin), prototypes)
         position = torch.from_numpy(np.where(known, known.cumsum() - 1, -1))
         self.register_buffer("position", position, persistent=False)
 
@@ -93,9 +100,9 @@ class UniBCT(Method):
         self.prototypes.weight.copy_(refined)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: ArcFace; `bct`, from the first refinement on: the classification against the prototypes."""
+        """`cls`: the head's; `bct`, from the first refinement on: the classification against the prototypes."""
         terms = {"cls": self.head(batch.embedding, batch.label)}
-        if batch.epoch >= min(self.refine_epochs):
+        if batch.epoch >= min(self.refine_epochs, default=0):
             terms["bct"] = self.prototypes(batch.embedding, self.position[batch.label])
         return terms
 

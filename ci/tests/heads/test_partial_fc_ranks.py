@@ -42,6 +42,7 @@ def look(rank, num_ranks, group):
     for case in CASES:
         head = make_head(*case, group=group)
         results[case] = parameters_of(head)
+        results[(*case, "whole")] = head.whole()
         for step, sizes in enumerate(STEPS[num_ranks]):
             parts = [cut(tensor, sizes, rank) for tensor in batch(step, case[1])]
             results[(*case, step)] = run_step(head, *parts)
@@ -118,6 +119,18 @@ def test_loss_and_gradients_are_those_of_the_full_softmax(results_of, num_ranks,
         embeddings, labels = batch(step, case[1])
         expected = reference(case[0], embeddings.to(case[2]), weight, bias, labels)
         assert_same_as_reference(results, (*case, step), expected, tolerance)
+
+
+@ON_RANKS
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}")
+def test_whole_classifier_is_on_the_first_rank_alone(results_of, num_ranks, case):
+    results = results_of(num_ranks)
+    whole, *others = (result[(*case, "whole")] for result in results)
+    shards = {what: joined(results, case, what) for what in ("weight", "bias")}
+    assert whole.keys() == {what for what, value in shards.items() if value is not None}
+    for what, value in whole.items():
+        assert torch.equal(value, shards[what].float()) and value.untyped_storage().nbytes() == 4 * value.numel()
+    assert others == [None] * (num_ranks - 1)
 
 
 @ON_RANKS

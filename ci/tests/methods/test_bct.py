@@ -17,7 +17,8 @@ from method_steps import (
 
 from core.errors import UserError
 from core.features.statistics import class_means, prepare_class_means
-from core.heads.prototype_softmax import PrototypeSoftmax
+from core.heads.frozen_classifier import FrozenClassifier
+from core.heads.margins import CosFace
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_run_ends_and_resumes(tiny_records, tiny_settings, tmp_path, ranks):
 
 def test_prototypes_can_be_replaced(ranks):
     first, second = np.random.default_rng(0).normal(size=(2, 4, D))
-    head = PrototypeSoftmax(first, 2.0).double()
+    head = FrozenClassifier(CosFace(2.0, 0.0), first).double()
     head.replace(second)
     embeddings, labels = torch.randn(3, D, dtype=torch.float64), torch.tensor([0, 3, 1])
     unit = {c: torch.from_numpy(row / np.linalg.norm(row)) for c, row in enumerate(second)}

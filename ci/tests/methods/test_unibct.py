@@ -81,7 +81,6 @@ def test_class_without_old_features_is_no_prototype_and_its_samples_are_left_out
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ("refine_epochs=()", "name epochs from 0 to num_epoch - 1"),
         ("refine_epochs=(10, 35)", "name epochs from 0 to num_epoch - 1"),
         ("propagation=1", "propagation must be in"),
         ("temperature=0", "temperature above 0"),

@@ -5,4 +5,5 @@ from easydict import EasyDict as edict
 config = edict()
 
 # BCT
-config.compat_scale = 1.0  # s: of the cosines in the old classifier's softmax
+config.old_classifier = "means"  # of each class's old embeddings; or the old run's "own", for the data's first classes
+config.compat_scale = 1.0  # s: of the cosines with the means
