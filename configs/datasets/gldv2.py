@@ -1,0 +1,29 @@
+"""GLDv2-clean with the optimisation of AdvBCT's benchmark, 4 GPUs with 64 images each; all models of the benchmark.
+
+Lists: tools/prepare_gldv2.py makes train_clean.txt, tools/split_dataset.py the parts of it.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.rec = "datasets/gldv2/train_clean.txt"
+config.image_root = "datasets/gldv2"
+config.image_size = 224
+config.normalization = "imagenet"
+config.augment = ()  # images are resized alone
+config.num_workers = 8
+config.network = "resnet18"
+config.network_options = edict(pretrained="imagenet")  # or the path of torchvision's file
+config.embedding_size = 256
+config.loss = "softmax"  # "arcface" and "cosface" with the s and m below
+config.classifier_bias = False
+config.margin_scale = 30.0
+config.margin = 0.3
+config.num_epoch = 30
+config.batch_size = 64
+config.lr = 0.1
+config.weight_decay = 5e-4
+config.schedule = "step"
+config.schedule_epochs = (5, 10, 20)
+config.schedule_gamma = 0.1

@@ -1,0 +1,11 @@
+"""The new model on all glyphs, compatible with old_model/configs/glyphs_retrieval.py."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.base = "configs/datasets/glyphs_retrieval.py"
+config.rec = "datasets/glyphs/train"
+config.old_model = "work_dirs/glyphs_retrieval_old"
+config.output = "work_dirs/glyphs_retrieval_lce"
+config.old_classes_only = True

@@ -1,0 +1,14 @@
+"""The new model on all glyphs, compatible with old_model/configs/glyphs_retrieval.py."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.base = "configs/datasets/glyphs_retrieval.py"
+config.rec = "datasets/glyphs/train"
+config.old_model = "work_dirs/glyphs_retrieval_old"
+config.output = "work_dirs/glyphs_retrieval_unibct"
+config.refine_epochs = ()
+config.compat_scale = 30.0
+config.compat_margin = 0.3
+config.old_classes_only = True
