@@ -1,4 +1,4 @@
-"""What the evaluation tools share: the command line for one model or two, and results.json."""
+"""What the evaluation tools share: the command line, for one model or two, and results.json."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -11,15 +11,28 @@ from core.encoder import Encoder, load_encoder
 from core.errors import UserError
 from core.files import replaced_atomically
 
-__all__ = ["add_arguments", "check_arguments", "choose_device", "load_models", "write_results"]
+__all__ = [
+    "add_arguments",
+    "add_run_arguments",
+    "check_arguments",
+    "check_run_arguments",
+    "choose_device",
+    "load_models",
+    "write_results",
+]
 
 
 def add_arguments(parser: ArgumentParser, batch_size: int, cache: Path) -> None:
-    """Models, device, batches, cache and output folder."""
+    """A model or two, and what `add_run_arguments` adds."""
     parser.add_argument("-m", "--model", required=True, help="(new) model: run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of -m, needed for a bare state dict")
     parser.add_argument("-m_old", "--model-old", help="old model, that made the gallery: a cross-test")
     parser.add_argument("-old_net", "--network-old", help="network of -m_old, needed for a bare state dict")
+    add_run_arguments(parser, batch_size, cache)
+
+
+def add_run_arguments(parser: ArgumentParser, batch_size: int, cache: Path) -> None:
+    """Device, batches, cache and output folder."""
     parser.add_argument("--batch-size", type=int, default=batch_size, help="images embedded at a time")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that read images")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:1 and so on")
@@ -31,6 +44,11 @@ def check_arguments(args: Namespace) -> None:
     """Report the mistakes in `add_arguments`' part that need no other file; `args.device` becomes a torch device."""
     if args.network_old and not args.model_old:
         raise UserError("-old_net names the network of an old model, but there is no -m_old")
+    check_run_arguments(args)
+
+
+def check_run_arguments(args: Namespace) -> None:
+    """Report the mistakes in `add_run_arguments`' part; `args.device` becomes a torch device."""
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
     if not args.out.parent.is_dir() or (args.out.exists() and not args.out.is_dir()):

@@ -13,7 +13,8 @@ from core.evaluation.ijb import SearchCurves
 from core.evaluation.precision_recall import RECALLS
 from core.files import replaced_atomically
 
-__all__ = ["image_grid", "plot_hits", "plot_identification", "plot_precision_recall", "plot_roc", "plot_trade_off"]
+__all__ = ["image_grid", "plot_hits", "plot_identification", "plot_matrices", "plot_precision_recall", "plot_roc",
+           "plot_trade_off"]  # fmt: skip
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
@@ -94,6 +95,32 @@ def plot_trade_off(
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.1)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def plot_matrices(
+    panels: Mapping[str, tuple[np.ndarray, Sequence[Sequence[str]]]], names: Sequence[str], path: str | Path
+) -> None:
+    """Draw square matrices as heat maps side by side, by title the rates in [0, 1] (M, M) and the text of each cell.
+
+    Rows are query models and columns gallery models, both called `names`; a cell that is NaN stays grey.
+    """
+    inches = 1.6 + 1.0 * len(names)
+    figure = Figure(figsize=(inches * len(panels), inches), layout="constrained")
+    for axes, (title, (rates, texts)) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):
+        top = np.nanmax(rates, initial=1e-9)
+        axes.set_facecolor("#dddddd")
+        axes.imshow(rates, cmap="YlGnBu", vmin=0, vmax=top)
+        for row, column in np.ndindex(rates.shape):
+            colour = "white" if rates[row, column] > 0.6 * top else "black"
+            axes.text(column, row, texts[row][column], ha="center", va="center", color=colour, fontsize=10)
+        axes.set_title(title, fontsize=11)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("gallery model")
+        axes.set_ylabel("query model")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
     _save(figure, path)
 
 

@@ -1,0 +1,69 @@
+"""Models that follow one another: the score of each as query model in the gallery of each, and who may search whose."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core.evaluation.tables import format_rate, format_table
+from core.files import replaced_atomically
+
+__all__ = ["UpdateMatrix", "write_matrices"]
+
+
+@dataclass(frozen=True)
+class UpdateMatrix:
+    """`rates` (M, M) in [0, 1]: query model (row) in the gallery of a gallery model (column), the oldest model first.
+
+    `names` (M,) are the models'. NaN where the two cannot be compared or the data cannot resolve the rate.
+    """
+
+    names: Sequence[str]
+    rates: np.ndarray
+
+    def updates(self) -> list[tuple[int, int]]:
+        """The pairs (query, gallery) in which the query model is newer than the gallery's."""
+        return [(query, gallery) for query in range(len(self.names)) for gallery in range(query)]
+
+    def is_compatible(self, query: int, gallery: int) -> bool | None:
+        """Whether the query model finds more in the gallery than the gallery's own model does; None where not known."""
+        cross, own = self.rates[query, gallery], self.rates[gallery, gallery]
+        return None if np.isnan([cross, own]).any() else bool(cross > own)
+
+    def table(self) -> str:
+        """The rates in per cent as aligned text."""
+        rows = [[name, *map(self._cell, rates)] for name, rates in zip(self.names, self.rates)]
+        return format_table(["query / gallery", *self.names], rows)
+
+    def verdict(self, query: int, gallery: int) -> str:
+        """`is_compatible` in words, with the two rates in per cent."""
+        compatible = self.is_compatible(query, gallery)
+        if compatible is None:
+            return "-"
+        cross, own = self._cell(self.rates[query, gallery]), self._cell(self.rates[gallery, gallery])
+        return f"yes ({cross} against {own})" if compatible else f"no ({cross} against {own})"
+
+    def texts(self) -> list[list[str]]:
+        """The rates in per cent, those of the updates with a tick or a cross."""
+        texts = [list(map(self._cell, rates)) for rates in self.rates]
+        for query, gallery in self.updates():
+            compatible = self.is_compatible(query, gallery)
+            if compatible is not None:
+                texts[query][gallery] += " \N{CHECK MARK}" if compatible else " \N{BALLOT X}"
+        return texts
+
+    @staticmethod
+    def _cell(rate: float) -> str:
+        return format_rate(None if np.isnan(rate) else rate)
+
+
+def write_matrices(matrices: dict[str, UpdateMatrix], path: Path) -> None:
+    """Write the matrices, by metric, as CSV: metric, query model, and the rates for each gallery model."""
+    with replaced_atomically(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["metric", "query", *next(iter(matrices.values())).names])
+        for metric, matrix in matrices.items():
+            for name, rates in zip(matrix.names, matrix.rates):
+                writer.writerow([metric, name, *("" if np.isnan(rate) else f"{rate:.6f}" for rate in rates)])
