@@ -1,8 +1,12 @@
 """Embedding all images of a data set into a feature store, over any number of ranks, resumable."""
 
+import fcntl
 import json
 import logging
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,7 +43,8 @@ def extract_features(
 
     A finished store of the same model and data is opened as it is; one of another model or data is an error. Blocks of
     4,096 rows are dealt to the ranks in turn and marked as done in `<path>.partial`, from where a killed extraction
-    goes on with any number of ranks. Memory: a few batches a rank; the array is written through a memory map.
+    goes on with any number of ranks; one run at a time works on it. Memory: a few batches a rank; the array is written
+    through a memory map.
     """
     if (path / "store.json").exists():
         store = FeatureStore.open(path)
@@ -54,22 +59,23 @@ def extract_features(
     )
     partial = path.with_name(path.name + ".partial")
     num_blocks = -(-data.num_images // BLOCK)
-    if ranks.is_first:
-        _prepare_partial(partial, info, num_blocks)
-    distributed.barrier()
-    try:
-        _embed_missing_blocks(encoder, data, partial, ranks, batch_size, num_workers)
-    except UserError:  # an unreadable image: the data must be mended first, and is then other data
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    distributed.barrier()
-    if ranks.is_first:
-        (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-        (partial / "done.npy").unlink()
-        (partial / "plan.json").unlink()
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
+    with _claimed(partial) if ranks.is_first else nullcontext():
+        if ranks.is_first:
+            _prepare_partial(partial, info, num_blocks)
+        distributed.barrier()
+        try:
+            _embed_missing_blocks(encoder, data, partial, ranks, batch_size, num_workers)
+        except UserError:  # an unreadable image: the data must be mended first, and is then other data
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        distributed.barrier()
+        if ranks.is_first:
+            (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
+            (partial / "done.npy").unlink()
+            (partial / "plan.json").unlink()
+            if path.exists():
+                path.rmdir()
+            partial.rename(path)
     distributed.barrier()
     return FeatureStore.open(path)
 
@@ -100,17 +106,30 @@ def _embed_missing_blocks(
             progress.update(len(rows))
 
 
+@contextmanager
+def _claimed(partial: Path) -> Iterator[None]:
+    """The folder of an extraction under way, made if it is missing, for one run alone; a kill sets it free too."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the feature store's folder {partial}: {error.strerror}") from error
+    folder = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another run is making the feature store in {partial}: wait for it, or name another") from None
+    finally:
+        os.close(folder)
+
+
 def _prepare_partial(partial: Path, info: StoreInfo, num_blocks: int) -> None:
-    """Make the folder of an extraction under way, or keep the one that an earlier run of the same work left."""
+    """Fill the folder of an extraction under way, or keep what an earlier run of the same work left."""
     plan = partial / "plan.json"
     if plan.exists() and json.loads(plan.read_text()) == asdict(info):
         return
-    if partial.exists():
-        shutil.rmtree(partial)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make the feature store's folder {partial}: {error.strerror}") from error
+    for file in partial.iterdir():
+        file.unlink()
     for name, dtype, shape in (
         ("features", np.float32, (info.num_images, info.embedding_size)),
         ("labels", np.int64, (info.num_images,)),

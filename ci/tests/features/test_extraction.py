@@ -78,6 +78,21 @@ def test_interrupted_extraction_of_another_model_is_not_gone_on_with(data, ranks
     assert encoder.module.images == 35 and store.info.model_fingerprint == encoder.fingerprint
 
 
+def test_two_runs_do_not_make_one_store_at_once(data, ranks, tmp_path, monkeypatch):
+    embed, seen = extraction._embed_missing_blocks, []
+
+    def embed_while_another_run_starts(*arguments) -> None:
+        if not seen:
+            seen.append(True)
+            with pytest.raises(UserError, match="another run is making the feature store"):
+                extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+        embed(*arguments)
+
+    monkeypatch.setattr(extraction, "_embed_missing_blocks", embed_while_another_run_starts)
+    store = extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+    assert seen and np.isfinite(store.features).all() and store.features.any()
+
+
 def test_finished_store_is_opened_without_embedding_anything(data, ranks, tmp_path):
     extract_features(projection_encoder(), data, tmp_path / "store", ranks)
     encoder = projection_encoder()
