@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from easydict import EasyDict
 from torch import Tensor, nn
 
 from core.backbones import require_backbone
@@ -124,11 +125,11 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def read_run_config(folder: Path) -> dict:
+def read_run_config(folder: Path) -> EasyDict:
     """`config.json` of a run folder. `UserError` if it is missing, damaged, or does not tell the network."""
     file = require_file(folder / "config.json", "config of the run folder")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = EasyDict(json.loads(file.read_text(encoding="utf-8")))
         missing = sorted({"network", "embedding_size", "image_size"} - set(config))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is no JSON object ({error}): the run folder is damaged") from error

@@ -21,6 +21,10 @@ PARTS = {
     "OPclass": "train_part_70_class", "OPdata": "train_part_70_data", "EXclass": "train", "EXdata": "train",
     "class30": "train_part_30_class", "data30": "train_part_30_data", "data100": "train",
 }  # fmt: skip
+LISTS = {
+    "EXclass": "train_clean_part_100_class.txt", "EXdata": "train_clean.txt", "data100": "train_clean.txt",
+    "class30": "train_clean_part_30_class.txt", "data30": "train_clean_part_30_data.txt",
+}  # fmt: skip
 LOSSES = {"arc": "arcface", "softmax": "softmax"}
 
 
@@ -47,26 +51,30 @@ def scenario_configs() -> list[Path]:
 
 @pytest.mark.parametrize("path", scenario_configs(), ids=name_of)
 def test_scenario_config_is_what_its_name_says(path):
-    pattern = r"(OP|EX)(class|data)_ms1mv3_(r\d+)_to_(r\d+)_(?:(\w+?)_)?(arc|softmax)_to_arc_f(\d+)"
-    kind, split, old_network, network, method, old_loss, size = re.fullmatch(pattern, path.stem).groups()
+    pattern = r"(\w{6,7})_(\w+?)_(\w+?)_to_(r\w*?\d+)_(?:(\w+?)_)?(arc|softmax)_to_(arc|softmax)_f(\d+)"
+    setting, data, old_network, network, method, old_loss, loss, size = re.fullmatch(pattern, path.stem).groups()
     config = loaded(path)
-    assert Path(config.rec).name == PARTS[kind + split]
-    assert config.network == network and config.embedding_size == int(size)
-    assert config.old_model == f"work_dirs/f{size}_{old_network}_{old_loss}_{split}30"
+    assert Path(config.rec).name == (PARTS if data == "ms1mv3" else LISTS)[setting]
+    assert (config.network, config.embedding_size, config.loss) == (network, int(size), LOSSES[loss])
+    of_data = "" if data == "ms1mv3" else f"{data}_"
+    assert config.old_model == f"work_dirs/{of_data}f{size}_{old_network}_{old_loss}_{setting[2:]}30"
     old = loaded(ROOT / "old_model" / "configs" / f"{Path(config.old_model).name}.py")
     assert (old.network, old.embedding_size, old.loss) == (old_network, int(size), LOSSES[old_loss])
+    assert (old.normalization, old.image_size, old.image_root) == (
+        config.normalization, config.image_size, config.image_root
+    )  # fmt: skip
     assert old.output == config.old_model and Path(old.rec).parent == Path(config.rec).parent
     assert method is None or plain(path.parents[1].name) in plain(method)
 
 
-def test_every_method_has_the_nine_released_scenarios_and_the_built_in_data():
+def test_every_method_has_the_released_scenarios_of_faces_and_landmarks_and_the_built_in_data():
     scenarios = {path.stem for path in SHARED_CONFIGS if path.parent.name == "scenarios"}
-    assert len(scenarios) == 9
+    assert sum("ms1mv3" in name for name in scenarios) == 9 and sum("gldv2" in name for name in scenarios) == 4
     for method in (path for path in (ROOT / "methods").iterdir() if (path / "train.py").exists()):
         names = {path.stem for path in (method / "configs").glob("*.py")}
-        assert {"base", "glyphs", "orl"} <= names
+        assert {"base", "glyphs", "orl", "glyphs_retrieval"} <= names
         released = {name for name in names if name.startswith(("OP", "EX"))}
-        released = {re.sub(r"(r\d+_to_r\d+)_\w+?_((arc|softmax)_to)", r"\1_\2", name) for name in released}
+        released = {re.sub(r"(_to_r\w*?\d+)_\w+?_((arc|softmax)_to)", r"\1_\2", name) for name in released}
         assert released == scenarios
 
 
@@ -81,15 +89,54 @@ def test_old_model_config_is_what_its_name_says(path):
 
 
 @pytest.mark.parametrize(
+    "path", sorted((ROOT / "old_model" / "configs").glob("gldv2_*.py")), ids=lambda path: path.stem
+)
+def test_landmark_model_config_is_what_its_name_says(path):
+    size, network, loss, part = re.fullmatch(
+        r"gldv2_f(\d+)_(\w+)_(softmax)_(class30|data30|data100)", path.stem
+    ).groups()
+    config = loaded(path)
+    assert (config.embedding_size, config.network, config.loss) == (int(size), network, LOSSES[loss])
+    assert Path(config.rec).name == LISTS[part] and config.output == f"work_dirs/{path.stem}"
+
+
+LANDMARKS = [path for path in PROGRAM_CONFIGS if "gldv2" in path.stem]
+
+
+@pytest.mark.parametrize("path", LANDMARKS, ids=name_of)
+def test_landmark_config_has_the_settings_of_the_benchmark(path):
+    config = loaded(path)
+    assert (config.image_size, config.normalization, config.augment) == (224, "imagenet", ())
+    assert config.network_options == {"pretrained": "imagenet"} and not config.classifier_bias
+    assert (config.batch_size, config.num_epoch, config.lr, config.momentum) == (64, 30, 0.1, 0.9)
+    assert (config.schedule, config.schedule_epochs, config.schedule_gamma) == ("step", (5, 10, 20), 0.1)
+    assert (config.optimizer, config.weight_decay, config.margin_scale, config.margin) == ("sgd", 5e-4, 30, 0.3)
+    own = {
+        "advbct": {"threshold": 1.0, "p2s_weight": 1.0, "adv_weight": 1.0},
+        "bct": {"old_classifier": "own"},
+        "hot_refresh": {"hardest_negatives": 10, "temperature": 0.01, "new_to_new": True},
+        "lce": {"transform_blocks": 0, "boundary_weight": 1.0, "align_weight": 1.0},
+        "unibct": {"refine_epochs": (), "compat_scale": 30.0, "compat_margin": 0.3},
+    }.get(path.parents[1].name, {})
+    assert {key: config[key] for key in own} == own
+    assert config.get("old_classes_only", path.stem.startswith("EXclass")) == path.stem.startswith("EXclass")
+
+
+@pytest.mark.parametrize(
     "data, old_part, new_part",
-    [("glyphs", "train_part_30_class", "train_part_70_class"), ("orl", "train_part_30_data", "train")],
+    [
+        ("glyphs", "train_part_30_class", "train_part_70_class"),
+        ("orl", "train_part_30_data", "train"),
+        ("glyphs_retrieval", "train_part_30_class", "train"),
+    ],
 )
 def test_built_in_configs_train_old_and_new_on_their_parts_with_one_embedding_size(data, old_part, new_part):
     old, alone = (loaded(ROOT / "old_model" / "configs" / f"{name}.py") for name in (data, f"{data}_independent"))
     for path in (ROOT / "methods").glob(f"*/configs/{data}.py"):
         new = loaded(path)
         assert new.old_model == old.output and new.embedding_size == old.embedding_size == alone.embedding_size
-        assert (old.rec, new.rec) == (f"datasets/{data}/{old_part}", f"datasets/{data}/{new_part}")
+        folder = f"datasets/{data.removesuffix('_retrieval')}"
+        assert (old.rec, new.rec) == (f"{folder}/{old_part}", f"{folder}/{new_part}")
         assert alone.rec == new.rec and alone.network_options == new.network_options and alone.lr == new.lr
 
 

@@ -1,7 +1,5 @@
 """The classifier that a config asks for: the same keys in every training program."""
 
-from collections.abc import Mapping
-
 from easydict import EasyDict
 
 from core.errors import UserError
@@ -10,20 +8,23 @@ from core.heads.partial_fc import PartialFC
 
 __all__ = ["build_head", "build_margin"]
 
+MARGINS = {"arcface": ArcFace, "cosface": CosFace}
 
-def build_margin(config: Mapping) -> Margin:
+
+def build_margin(config: EasyDict) -> Margin:
     """The margin of the keys `loss` ("arcface", "cosface" or "softmax"), `margin_scale` (s) and `margin` (m).
 
     The plain softmax has neither s nor m. `UserError` for another loss, or a scale that is not above 0.
     """
-    loss, scale = config["loss"], config["margin_scale"]
-    if loss == "softmax":
+    if config.loss == "softmax":
         return Softmax()
-    if loss not in ("arcface", "cosface"):
-        raise UserError(f"unknown loss {loss!r}: choose 'arcface', 'cosface' or 'softmax'")
-    if scale <= 0:
-        raise UserError(f"margin_scale must be above 0, got {scale}: {loss} multiplies its cosines by it")
-    return (ArcFace if loss == "arcface" else CosFace)(scale, config["margin"])
+    if config.loss not in MARGINS:
+        raise UserError(f"unknown loss {config.loss!r}: choose 'arcface', 'cosface' or 'softmax'")
+    if config.margin_scale <= 0:
+        raise UserError(
+            f"margin_scale must be above 0, got {config.margin_scale}: {config.loss} scales its cosines by it"
+        )
+    return MARGINS[config.loss](config.margin_scale, config.margin)
 
 
 def build_head(config: EasyDict, num_classes: int) -> PartialFC:

@@ -11,4 +11,3 @@ config.output = "work_dirs/glyphs_retrieval_advbct"
 config.threshold = 1.0
 config.p2s_weight = 1.0
 config.adv_weight = 1.0
-config.old_classes_only = True

@@ -11,4 +11,3 @@ config.output = "work_dirs/glyphs_retrieval_unibct"
 config.refine_epochs = ()
 config.compat_scale = 30.0
 config.compat_margin = 0.3
-config.old_classes_only = True
