@@ -24,6 +24,7 @@ PARTS = {
 LISTS = {
     "EXclass": "train_clean_part_100_class.txt", "EXdata": "train_clean.txt", "data100": "train_clean.txt",
     "class30": "train_clean_part_30_class.txt", "data30": "train_clean_part_30_data.txt",
+    "EXbackbone_class": "train_clean_part_30_class.txt", "EXbackbone_data": "train_clean_part_30_data.txt",
 }  # fmt: skip
 LOSSES = {"arc": "arcface", "softmax": "softmax"}
 
@@ -46,18 +47,19 @@ def plain(name: str) -> str:
 
 
 def scenario_configs() -> list[Path]:
-    return [path for path in PROGRAM_CONFIGS + SHARED_CONFIGS if re.match("(OP|EX)(class|data)_", path.stem)]
+    return [path for path in PROGRAM_CONFIGS + SHARED_CONFIGS if re.match("(OP|EX)(class|data|backbone)_", path.stem)]
 
 
 @pytest.mark.parametrize("path", scenario_configs(), ids=name_of)
 def test_scenario_config_is_what_its_name_says(path):
-    pattern = r"(\w{6,7})_(\w+?)_(\w+?)_to_(r\w*?\d+)_(?:(\w+?)_)?(arc|softmax)_to_(arc|softmax)_f(\d+)"
-    setting, data, old_network, network, method, old_loss, loss, size = re.fullmatch(pattern, path.stem).groups()
+    pattern = r"((?:OP|EX|EXbackbone_)(class|data))_(\w+?)_(\w+?)_to_(r\w*?\d+)_(?:(\w+?)_)?"
+    pattern += r"(arc|softmax)_to_(arc|softmax)_f(\d+)"
+    setting, split, data, old_network, network, method, old_loss, loss, size = re.fullmatch(pattern, path.stem).groups()
     config = loaded(path)
     assert Path(config.rec).name == (PARTS if data == "ms1mv3" else LISTS)[setting]
     assert (config.network, config.embedding_size, config.loss) == (network, int(size), LOSSES[loss])
     of_data = "" if data == "ms1mv3" else f"{data}_"
-    assert config.old_model == f"work_dirs/{of_data}f{size}_{old_network}_{old_loss}_{setting[2:]}30"
+    assert config.old_model == f"work_dirs/{of_data}f{size}_{old_network}_{old_loss}_{split}30"
     old = loaded(ROOT / "old_model" / "configs" / f"{Path(config.old_model).name}.py")
     assert (old.network, old.embedding_size, old.loss) == (old_network, int(size), LOSSES[old_loss])
     assert (old.normalization, old.image_size, old.image_root) == (
@@ -69,7 +71,7 @@ def test_scenario_config_is_what_its_name_says(path):
 
 def test_every_method_has_the_released_scenarios_of_faces_and_landmarks_and_the_built_in_data():
     scenarios = {path.stem for path in SHARED_CONFIGS if path.parent.name == "scenarios"}
-    assert sum("ms1mv3" in name for name in scenarios) == 9 and sum("gldv2" in name for name in scenarios) == 4
+    assert sum("ms1mv3" in name for name in scenarios) == 9 and sum("gldv2" in name for name in scenarios) == 6
     for method in (path for path in (ROOT / "methods").iterdir() if (path / "train.py").exists()):
         names = {path.stem for path in (method / "configs").glob("*.py")}
         assert {"base", "glyphs", "orl", "glyphs_retrieval"} <= names

@@ -1,6 +1,8 @@
 """GLDv2-clean with the optimisation of AdvBCT's benchmark, 4 GPUs with 64 images each; all models of the benchmark.
 
-Lists: tools/prepare_gldv2.py makes train_clean.txt, tools/split_dataset.py the parts of it.
+Lists: tools/prepare_gldv2.py makes train_clean.txt, tools/split_dataset.py the parts of it. Extended backbone comes in
+two forms: EXclass and EXdata to resnet50, where the new model sees all images, as in the published table (which has one
+independent resnet50 for both splits), and EXbackbone_class and _data, where it sees the old model's images.
 """
 
 from easydict import EasyDict as edict
