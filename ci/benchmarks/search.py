@@ -53,9 +53,10 @@ def main() -> None:
           f"threads; {peak_gib():.2f} GiB with the vectors of {gallery.nbytes / 2**30:.2f} GiB")  # fmt: skip
     found = {}
     for name, step in (("core.evaluation.search", search), ("NumPy", search_with_numpy)):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         found[name] = step(queries, gallery, args.k)
-        print(f"{name:<24}{time.perf_counter() - started:8.2f} s   peak so far {peak_gib():.2f} GiB", flush=True)
+        seconds, used = time.perf_counter() - started, time.process_time() - used
+        print(f"{name:<24}{seconds:8.2f} s, {used:8.2f} s of processors, peak so far {peak_gib():.2f} GiB", flush=True)
     (scores, rows), (plain_scores, plain_rows) = found.values()
     np.testing.assert_allclose(scores, plain_scores, atol=1e-6)
     own = np.einsum("qd,qkd->qk", queries, gallery[plain_rows])
