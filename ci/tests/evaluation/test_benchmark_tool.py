@@ -96,5 +96,7 @@ def test_results_of_other_settings_are_not_mixed_in(benchmark, data):
 
 
 def test_scenario_of_another_data_set_is_told(benchmark):
-    with pytest.raises(UserError, match="glyphs has the scenarios opclass, opdata, exclass, exdata"):
+    with pytest.raises(
+        UserError, match="unknown scenario 'exbackbone_data': glyphs has opclass, opdata, exclass, exdata"
+    ):
         benchmark("--scenario", "exbackbone_data")
