@@ -134,10 +134,9 @@ def parse_arguments() -> argparse.Namespace:
     overrides = "settings of every training, for example num_epoch=8 device=cuda"
     parser.add_argument("--overrides", nargs="+", default=[], metavar="key=value", help=overrides)
     args = parser.parse_args()
-    if args.scenario not in BENCHES[args.dataset].scenarios:
-        raise UserError(
-            f"unknown scenario {args.scenario!r}: {args.dataset} has {', '.join(BENCHES[args.dataset].scenarios)}; choose one"
-        )
+    known = BENCHES[args.dataset].scenarios
+    if args.scenario not in known:
+        raise UserError(f"unknown scenario {args.scenario!r}: {args.dataset} has {', '.join(known)}; choose one")
     args.out = (args.out or ROOT / "work_dirs" / "benchmark" / args.dataset).resolve()
     return args
 
