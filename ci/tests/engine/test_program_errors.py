@@ -94,7 +94,7 @@ MISTAKES = {
     "unknown device": ("device=tpu", "unknown device 'tpu'"),
     "unknown augmentation": ("augment=mirror", "unknown augmentation 'mirror'"),
     "unknown normalization": ("normalization=none_such", "unknown normalization 'none_such'"),
-    "unknown loss": ("loss=triplet", "unknown loss 'triplet': choose 'arcface' or 'softmax'"),
+    "unknown loss": ("loss=triplet", "unknown loss 'triplet': choose 'arcface', 'cosface' or 'softmax'"),
     "sample rate of zero": ("sample_rate=0", "sample_rate is 0.0; it must be above 0"),
     "missing verification set": ("rec_val={place} val_targets=lfw", r"verification set not found: .*lfw\.bin"),
     "damaged verification set": ("rec_val={place} val_targets=cut", r"cut\.bin"),
