@@ -59,8 +59,8 @@ def formula_weights(module):
     return state
 
 
-def test_every_network_has_a_recorded_layout():
-    assert sorted(LAYOUTS) == sorted(list_backbones())
+def test_every_network_for_faces_has_a_recorded_layout():
+    assert sorted(LAYOUTS) == sorted(name for name in list_backbones() if not name.startswith("resnet"))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

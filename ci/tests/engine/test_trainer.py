@@ -162,7 +162,7 @@ def test_run_folder_holds_what_the_contract_names(build, tmp_path):
     build("run", "network_options.dropout=0.1").train()
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "config.json", "metrics.jsonl", "model.pt", "tensorboard"
+        "checkpoints", "classifier.pt", "config.json", "metrics.jsonl", "model.pt", "tensorboard"
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     expected = {"network": "r18", "embedding_size": 8, "image_size": 16, "normalization": "face", "num_classes": 6,
