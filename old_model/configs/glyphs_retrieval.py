@@ -6,5 +6,5 @@ config = edict()
 
 config.base = "configs/datasets/glyphs_retrieval.py"
 config.rec = "datasets/glyphs/train_part_30_class"
-config.num_epoch = 3
+config.num_epoch = 4
 config.output = "work_dirs/glyphs_retrieval_old"

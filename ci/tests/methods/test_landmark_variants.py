@@ -247,6 +247,7 @@ def test_nccl_with_a_linear_head_compares_cosine_logits(store, ranks):
 
 TINY = [
     "batch_size=16", "num_epoch=2", "lr=0.02", "num_workers=0", "device=cpu", "frequent=2", "embedding_size=8",
+    "network=resnet18", "network_options={}",
 ]  # fmt: skip
 TERMS = {
     "advbct": {"cls", "p2s", "adv"}, "bct": {"cls", "bct"}, "hot_refresh": {"cls", "compatible"}, "l2": {"cls", "l2"},
