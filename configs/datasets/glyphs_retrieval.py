@@ -1,7 +1,7 @@
 """The built-in glyphs (tools/make_dataset.py glyphs --out datasets/glyphs) as landmarks: AdvBCT's benchmark, small.
 
-Heads and losses are those for landmarks; the network is a narrow IResNet. A resnet18, whose first layers reduce 32 pixels to
-8, needs more steps than a benchmark of minutes has: an old model of 114 steps had a mAP (Medium) of 3.8.
+Heads and losses are those for landmarks; the network is a narrow IResNet. A resnet18, whose first layers reduce 32
+pixels to 8, needs more steps than a benchmark of minutes has: an old model of 114 steps had a mAP (Medium) of 3.8.
 """
 
 from easydict import EasyDict as edict
