@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.encoder import load_encoder
+from core.encoder import Encoder, load_encoder
 from core.errors import ArgumentParser, UserError, run_program
 from core.evaluation.comparison import Comparison, Entry
+from core.evaluation.cross_test import choose_device
 from core.evaluation.model_pairs import evaluate_pairs
 from core.evaluation.retrieval import RetrievalOptions, rank_database
 from core.evaluation.revisited import SETUPS
@@ -61,10 +62,14 @@ class Bench:
     test_commands: Callable[[Path, Path, Path], Iterator[tuple[object, ...]]]
 
 
+def load_all(models: dict[str, Path]) -> dict[str, Encoder]:
+    """The run folders' encoders, on the GPU if there is one."""
+    return {name: load_encoder(path, device=choose_device("auto")) for name, path in models.items()}
+
+
 def evaluate_faces(models: dict[str, Path], pairs: Sequence[str], data: Path) -> dict[str, Scores]:
     """Scores in per cent of pairs "query/gallery" of run folders on the IJB-C tree."""
-    encoders = {name: load_encoder(path) for name, path in models.items()}
-    results = evaluate_pairs(encoders, pairs, data / "eval", cache=data / "embeddings")
+    results = evaluate_pairs(load_all(models), pairs, data / "eval", cache=data / "embeddings")
     return {
         pair: {name: per_cent(tests[task].metrics[metric]) for name, (task, metric) in FACE_TESTS.items()}
         for pair, tests in results.items()
@@ -87,7 +92,7 @@ def face_commands(run: Path, old: Path, data: Path) -> Iterator[tuple[object, ..
 
 def evaluate_landmarks(models: dict[str, Path], pairs: Sequence[str], data: Path) -> dict[str, Scores]:
     """Scores in per cent of pairs "query/gallery" of run folders on the tree in revisited Oxford's layout."""
-    encoders = {name: load_encoder(path) for name, path in models.items()}
+    encoders = load_all(models)
     test = read_revisited(data / "eval", "roxford5k")
     options = RetrievalOptions(num_workers=0, cache=data / "embeddings")
     results = {}
@@ -202,15 +207,12 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
         program, config = f"methods/{method}/train.py", f"methods/{method}/configs/{bench.config}.py"
         settings += [*extension, f"old_model={old}", f"features={old / f'features_{records}'}"]
     settings += args.overrides
-    started = time.monotonic()
     commands.run(done, program, config, *settings)
     if not done:
-        seconds = time.monotonic() - started
         tested = bench.evaluate({"new": run, "old": old}, ["new/new", "new/old"], data)
         result = {
             "self_test": tested["new/new"],
             "cross_test": tested["new/old"],
-            "seconds": seconds,
             "overrides": args.overrides,
         }
         with replaced_atomically(run / "result.json") as temporary:
@@ -223,7 +225,7 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
 def _read_result(path: Path, overrides: list[str]) -> dict:
     try:
         result = json.loads(path.read_text())
-        values = {name: result[name] for name in ("self_test", "cross_test", "seconds")}
+        values = {name: result[name] for name in ("self_test", "cross_test")}
         found = result["overrides"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the benchmark tests that model again") from error

@@ -21,14 +21,13 @@ COLUMNS = ("old/old", "new/new", "new/old", "gain", "p_up", "p_comp", "p_1")
 
 @dataclass(frozen=True)
 class Entry:
-    """One method's model of one seed: its scores by test, in per cent, and how long its training took in seconds."""
+    """One method's model of one seed: its scores by test, in per cent."""
 
     method: str
     seed: int
     self_test: Mapping[str, float]
     cross_test: Mapping[str, float]
     """Its queries in the old model's gallery."""
-    seconds: float
 
 
 class Comparison:
@@ -78,27 +77,25 @@ class Comparison:
         return f"{compatible} of {len(values['old/old'])}"
 
     def overall(self) -> str:
-        """A Markdown table of p_up, p_comp and p_1 over all tests, and the seconds a training took."""
-        rows = []
+        """A Markdown table of p_up, p_comp and p_1 over all tests."""
+        rows, names = [], ("p_up", "p_comp", "p_1")
         for method in self.methods:
             seeds = [seed for seed in self.seeds if (method, seed) in self._by_key]
             found = [self.scores(method, seed, self.tests) for seed in seeds]
-            seconds = np.array([self._by_key[method, seed].seconds for seed in seeds])
-            names = ("p_up", "p_comp", "p_1")
             cells = [_mean(np.array([np.nan if f is None else getattr(f, name) for f in found]), 1) for name in names]
-            rows.append([method, *cells, f"{seconds.mean():.0f}"])
-        return format_markdown(["method", "p_up", "p_comp", "p_1", "seconds"], rows)
+            rows.append([method, *cells])
+        return format_markdown(["method", *names], rows)
 
     def write_csv(self, path: Path) -> None:
         """A line for each method, seed and test."""
         with replaced_atomically(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["method", "seed", "test", *COLUMNS, "seconds"])
+            writer.writerow(["method", "seed", "test", *COLUMNS])
             for entry in self.entries:
                 for test in self.tests if entry.method != "old" else ():
                     row = self._row(entry.method, entry.seed, test)
                     values = ("" if np.isnan(row[name]) else f"{row[name]:.4f}" for name in COLUMNS)
-                    writer.writerow([entry.method, entry.seed, test, *values, f"{entry.seconds:.1f}"])
+                    writer.writerow([entry.method, entry.seed, test, *values])
 
     def plot(self, path: Path) -> None:
         """Compatibility (new/old) against discrimination (new/new), a panel a test, a mark a method."""
