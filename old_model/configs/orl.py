@@ -8,4 +8,5 @@ config.base = "configs/datasets/orl.py"
 config.rec = "datasets/orl/train_part_30_data"
 config.network_options = edict(width=8, depth=1)
 config.num_epoch = 30
+config.lr = 0.1  # 150 steps in all
 config.output = "work_dirs/orl_old"
