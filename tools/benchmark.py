@@ -38,11 +38,13 @@ FACE_SCENARIOS = {
     "exclass": ("class", "train", ("num_epoch=3",)),  # about as many steps as 4 epochs of 70 %
     "exdata": ("data", "train", ("num_epoch=3",)),
 }
+DEEPER = ("network_options.depth=2",)
+"""Than the old model: a new network of the same shape and seed is born with a part of the old one's space."""
 LANDMARK_SCENARIOS = {
-    "exclass": ("class", "train", ()),
-    "exdata": ("data", "train", ()),
-    "exbackbone_class": ("class", "train_part_30_class", ("network_options.depth=2", "num_epoch=8")),
-    "exbackbone_data": ("data", "train_part_30_data", ("network_options.depth=2", "num_epoch=8")),
+    "exclass": ("class", "train", DEEPER),
+    "exdata": ("data", "train", DEEPER),
+    "exbackbone_class": ("class", "train_part_30_class", (*DEEPER, "num_epoch=8")),
+    "exbackbone_data": ("data", "train_part_30_data", (*DEEPER, "num_epoch=8")),
 }
 """How the data is split, and the new models' records and other settings; the old model has the 30 % part."""
 FACE_TESTS = {"1:N rank-1": ("1:N", "top1"), "1:1 TAR@FAR=1e-3": ("1:1", "tar@far=1e-03")}
