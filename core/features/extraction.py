@@ -3,7 +3,6 @@
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ __all__ = ["default_store_path", "extract_features"]
 logger = logging.getLogger(__name__)
 BLOCK = 4096
 """Rows that are embedded and marked as done together: what a killed extraction loses at the most for each rank."""
+LOCK = "lock"
 
 
 def default_store_path(encoder: Encoder, data: ImageDataset) -> Path:
@@ -71,8 +71,8 @@ def extract_features(
         distributed.barrier()
         if ranks.is_first:
             (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-            (partial / "done.npy").unlink()
-            (partial / "plan.json").unlink()
+            for name in ("done.npy", "plan.json", LOCK):
+                (partial / name).unlink()
             if path.exists():
                 path.rmdir()
             partial.rename(path)
@@ -108,19 +108,25 @@ def _embed_missing_blocks(
 
 @contextmanager
 def _claimed(partial: Path) -> Iterator[None]:
-    """The folder of an extraction under way, made if it is missing, for one run alone; a kill sets it free too."""
+    """The folder of an extraction under way, made if it is missing, for one run alone; a kill sets it free too.
+
+    Locks a file that is open for writing: NFS gives an exclusive lock for no other.
+    """
     try:
         partial.mkdir(parents=True, exist_ok=True)
+        lock = open(partial / LOCK, "w")
     except OSError as error:
         raise UserError(f"cannot make the feature store's folder {partial}: {error.strerror}") from error
-    folder = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is making the feature store in {partial}: wait for it or name another"
+            ) from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): let no other run make the same store", partial, error.strerror)
         yield
-    except BlockingIOError:
-        raise UserError(f"another run is making the feature store in {partial}: wait for it, or name another") from None
-    finally:
-        os.close(folder)
 
 
 def _prepare_partial(partial: Path, info: StoreInfo, num_blocks: int) -> None:
@@ -129,7 +135,8 @@ def _prepare_partial(partial: Path, info: StoreInfo, num_blocks: int) -> None:
     if plan.exists() and json.loads(plan.read_text()) == asdict(info):
         return
     for file in partial.iterdir():
-        file.unlink()
+        if file.name != LOCK:
+            file.unlink()
     for name, dtype, shape in (
         ("features", np.float32, (info.num_images, info.embedding_size)),
         ("labels", np.int64, (info.num_images,)),
