@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from core.data.records import decode_image
 from core.encoder import Encoder
 from core.errors import UserError
 from core.evaluation.alignment import similarity_transforms, warp
 from core.evaluation.ijb_meta import IjbImages
+from core.evaluation.ordered_loader import load_in_order
 from core.files import ROOT, replaced_atomically
 from core.progress import Progress
 
@@ -50,7 +50,7 @@ class _AlignedBatches(Dataset):
             for crop, row in zip(batch, rows):
                 crop[:] = warp(_read(self.images.path(row)), self.transforms[row], self.image_size)
         except UserError as error:
-            return error  # raised again in the main process; torch would bury the line in a worker's traceback
+            return error
         return torch.from_numpy(batch)
 
 
@@ -64,11 +64,6 @@ def _read(path: Path) -> np.ndarray:
         raise UserError(f"image cannot be decoded: {path} ({error})") from None
 
 
-def _use_one_thread(worker: int) -> None:
-    """OpenCV's own threads would fight with the other workers."""
-    cv2.setNumThreads(0)
-
-
 def aligned_batches(
     images: IjbImages, image_size: int, batch_size: int, num_workers: int, pin_memory: bool = False
 ) -> Iterator[Tensor]:
@@ -76,19 +71,8 @@ def aligned_batches(
 
     `UserError` naming the file of an image that cannot be read. Memory: two batches a worker.
     """
-    starts = range(0, len(images.names), batch_size)
-    loader = DataLoader(
-        _AlignedBatches(images, image_size),
-        sampler=[range(start, min(start + batch_size, len(images.names))) for start in starts],
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_use_one_thread,
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    dataset = _AlignedBatches(images, image_size)
+    return load_in_order(dataset, len(images.names), batch_size, num_workers, pin_memory)
 
 
 def cached_embeddings(

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from core.data.records import decode_image, resize_image
 from core.errors import UserError
+from core.evaluation.ordered_loader import load_in_order
 from core.files import require_file
 
 __all__ = ["RetrievalImages", "image_batches", "read_image_list"]
@@ -110,13 +110,8 @@ class _ResizedBatches(Dataset):
                 for batch, side in zip(batches, self.sides):
                     batch[place] = resize_image(image, side)
         except UserError as error:
-            return error  # raised again in the main process; torch would bury the line in a worker's traceback
+            return error
         return [torch.from_numpy(batch) for batch in batches]
-
-
-def _use_one_thread(worker: int) -> None:
-    """OpenCV's own threads would fight with the other workers."""
-    cv2.setNumThreads(0)
 
 
 def image_batches(
@@ -127,15 +122,4 @@ def image_batches(
     An image is decoded once and resized to each side. `UserError` naming the file of an image that cannot be used.
     Memory: two batches a worker.
     """
-    loader = DataLoader(
-        _ResizedBatches(images, sides),
-        sampler=[range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)],
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_use_one_thread,
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    return load_in_order(_ResizedBatches(images, sides), len(images), batch_size, num_workers, pin_memory)
