@@ -1,18 +1,18 @@
-"""Pictures of characters under nuisance: affine distortion, colours of varying contrast and sign, uneven light, an
-occluder, blur and noise.
+"""Pictures of characters under nuisance: affine distortion, colours of varying contrast and sign, and all that
+core.data.nuisance adds.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from core.data.ijb_tree import Sample
+from core.data.nuisance import Nuisance, detector_scores, disturb
 from core.evaluation.alignment import REFERENCE_POINTS, REFERENCE_SIZE
 
-__all__ = ["CELL", "USUAL", "Nuisance", "capture", "capture_scenes"]
+__all__ = ["CELL", "USUAL", "capture", "capture_scenes"]
 
 CELL = 64
 CANVAS = 2
@@ -22,28 +22,8 @@ JPEG_QUALITY = 90
 
 # Nuisance at strength 1
 ROTATION, SHEAR, LOG_SCALE, SHIFT = np.deg2rad(10), 0.12, 0.12, 0.05
-CONTRAST, INVERTED_RATE, TINT, GRADIENT = (110.0, 200.0), 0.1, 25.0, 35.0
-OCCLUDER = (0.15, 0.35)
-BLUR, NOISE = 0.7 / 40, 15.0
+CONTRAST, INVERTED_RATE, TINT = (110.0, 200.0), 0.1, 25.0
 POSE_ROTATION, POSE_SCALE, POSE_SHIFT = np.deg2rad(25), (1.0, 1.4), 0.08
-
-
-@dataclass(frozen=True)
-class Nuisance:
-    """How strongly images are disturbed. Each image draws a strength for its distortion, contrast, light, blur and
-    noise from the range `strength`; a share `occluded_rate` has an occluder, of a strength from the range `occlusion`.
-    """
-
-    strength: tuple[float, float] = (0.0, 1.0)
-    occluded_rate: float = 0.2
-    occlusion: tuple[float, float] = (0.0, 1.0)
-
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Strengths (6, B): of distortion, contrast, light, blur and noise, then of the occluder (0: there is none)."""
-        strengths = _between(self.strength, rng.random((5, count)))
-        occluded = rng.random(count) < self.occluded_rate
-        return np.append(strengths, [np.where(occluded, _between(self.occlusion, rng.random(count)), 0)], axis=0)
-
 
 USUAL = Nuisance()
 
@@ -67,10 +47,9 @@ def capture(
         strengths = nuisance.draw(len(batch), rng)
         coverage = _cover(batch, strengths[0], poses, size, size * CANVAS if loose else size, rng)
         images = _paint(coverage, strengths, poses, size, rng)
-        scores = 1 - 0.5 * strengths.sum(axis=0) / len(strengths)
         points = np.append(REFERENCE_POINTS * (size / REFERENCE_SIZE), np.ones((5, 1)), axis=1)
         landmarks = points @ poses[:, :2].transpose(0, 2, 1)
-        for image, landmark, score in zip(images, landmarks, scores):
+        for image, landmark, score in zip(images, landmarks, detector_scores(strengths)):
             yield Sample(_encode(image), landmark, float(score))
 
 
@@ -110,10 +89,6 @@ def capture_scenes(
         boxes = np.concatenate([corners[:, 0], corners[:, 0] + scales[:, :1] * size], axis=1)
         for image, box in zip(images, boxes):
             yield _encode(image), box
-
-
-def _between(limits: tuple[float, float], share: np.ndarray) -> np.ndarray:
-    return limits[0] + (limits[1] - limits[0]) * share
 
 
 def _encode(image: np.ndarray) -> bytes:
@@ -157,8 +132,8 @@ def _paint(
 
     The occluder is drawn in the frame of a crop of side `size`, which `poses` (B, 3, 3) then place in the image.
     """
-    count, side = coverage.shape[:2]
-    _, contrast, light, blur, noise, occlusion = strengths
+    contrast = strengths[1]
+    count = len(coverage)
     gap = CONTRAST[1] + (CONTRAST[0] - CONTRAST[1]) * contrast
     middle = rng.uniform(gap / 2 + 10, 245 - gap / 2)
     sign = np.where(rng.random(count) < INVERTED_RATE, 1, -1)
@@ -166,22 +141,8 @@ def _paint(
         (grey[:, None] + rng.uniform(-TINT, TINT, (count, 3))).astype(np.float32)
         for grey in (middle + sign * gap / 2, middle - sign * gap / 2, rng.uniform(0, 255, count))
     )
-    angle = rng.uniform(0, 2 * np.pi, count)
-    slope = np.stack([np.cos(angle), np.sin(angle)], 1) * (light * GRADIENT)[:, None]
-    ramp = np.linspace(-0.5, 0.5, side)
-    shade = slope[:, :1, None] * ramp[None, None, :] + slope[:, 1:, None] * ramp[None, :, None]
     images = ground[:, None, None] + coverage[..., None] * (ink - ground)[:, None, None]
-    images += shade[..., None].astype(np.float32)
-
-    corners = _occluder_corners(occlusion, size, rng)
-    corners = corners @ poses[:, :2, :2].transpose(0, 2, 1) + poses[:, None, :2, 2]
-    for i in range(count):
-        if occlusion[i]:
-            cv2.fillConvexPoly(images[i], np.rint(corners[i]).astype(np.int32), occluder[i].tolist())
-        cv2.GaussianBlur(images[i], (0, 0), max(blur[i] * BLUR * size, 0.05), dst=images[i])
-    grain = rng.standard_normal(images.shape, dtype=np.float32)
-    images += grain * (noise * NOISE).astype(np.float32)[:, None, None, None]
-    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    return disturb(images, strengths, poses, size, occluder, rng)
 
 
 def _distortions(strength: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -194,11 +155,3 @@ def _distortions(strength: np.ndarray, size: int, rng: np.random.Generator) -> n
                        np.stack([sin * wide, (slant * sin + cos) * high], 1)], 1)  # fmt: skip
     target = (size - 1) / 2 + SHIFT * size * np.stack([right, down], 1)
     return _about(linear, np.full(2, (CELL - 1) / 2), target)
-
-
-def _occluder_corners(strength: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Corners (B, 4, 2) in the crop of a rectangle whose longer side grows with the strength."""
-    long = size * _between(OCCLUDER, strength)
-    sides = long[:, None] * np.where(rng.random((len(long), 1)) < 0.5, [[1.0, 0.6]], [[0.6, 1.0]])
-    start = rng.random((len(long), 2)) * (size - sides)
-    return start[:, None] + sides[:, None] * np.array([[0, 0], [1, 0], [1, 1], [0, 1]])

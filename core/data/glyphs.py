@@ -13,8 +13,9 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from core.data.dataset_folder import DataSource
-from core.data.glyph_images import CELL, Nuisance, capture, capture_scenes
+from core.data.glyph_images import CELL, capture, capture_scenes
 from core.data.ijb_tree import TreePeople, frames_to_media
+from core.data.nuisance import Nuisance
 from core.data.roxford_tree import GRADES, NOT_QUERIED, LandmarkImages
 from core.errors import UserError
 
