@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy as np
 from core.data.records import RecordDataset
 from core.encoder import load_encoder
 from core.errors import ArgumentParser, UserError, run_program
+from core.evaluation.embedding_cache import aligned_batches
+from core.evaluation.ijb_meta import read_identification, read_images, require_meta
 from core.evaluation.model_pairs import PairResults, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.tables import format_markdown, format_rate, format_table
@@ -29,7 +32,12 @@ PAIRS = ("old/old", "new/new", "new/old", "independent/independent", "independen
 """Query model / gallery model."""
 PARTS = {
     "glyphs": ("class", "train_part_70_class", "30 % of the identities", "the other 70 %"),
-    "orl": ("data", "train", "30 % of the images of each person", "all images of these 28 people"),
+    "orl": (
+        "data",
+        "train",
+        "30 % of the photographs of each person, just as they are",
+        "all photographs of these 28 people, also in poor light, noisy or partly covered, as the probes are",
+    ),
 }
 """How the data is split, the new models' records, and both parts in words. ORL has too few people to share them."""
 SHOWN = {"1:N": ("top1", "top5", "tpir@fpir=0.1"), "1:1": ("tar@far=1e-03", "tar@far=1e-02", "auc")}
@@ -112,6 +120,7 @@ def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResu
         {pair: tests["1:N"].curves["g1"] for pair, tests in results.items()}, out / "identification.png"
     )
     draw_identities(out)
+    draw_test(out)
     header = ["query/gallery", *(f"{task} {name}" for task, names in SHOWN.items() for name in names)]
     rows = [
         [pair, *(format_rate(tests[task].metrics[name]) for task, names in SHOWN.items() for name in names)]
@@ -143,6 +152,23 @@ def draw_identities(out: Path) -> None:
     image_grid(list(images), titles, out / "identities.png", columns=6)
 
 
+def draw_test(out: Path) -> None:
+    """A picture of four enrolled images and four probes each of six test identities."""
+    images = read_images(require_meta(out / "data" / "eval", "IJBC", one_to_n=True), "IJBC")
+    lists = read_identification(images)
+    gallery, probes = lists.galleries["g1"], lists.probes
+    rows, titles = [], []
+    for place in np.linspace(0, len(gallery.subjects) - 1, min(6, len(gallery.subjects))).astype(int):
+        of_subject = probes.templates[probes.subjects == gallery.subjects[place]]
+        for kind, templates in (("enrolled", gallery.templates[[place]]), ("probes", of_subject)):
+            rows += np.resize(images.member_image[np.isin(images.member_template, templates)], 4).tolist()
+            titles += [kind, "", "", ""]
+    shown = replace(images, names=[images.names[row] for row in rows], landmarks=images.landmarks[rows])
+    image_size = load_encoder(out / "new").image_size
+    crops = [crop for batch in aligned_batches(shown, image_size, len(rows), 0) for crop in batch.numpy()]
+    image_grid(crops, titles, out / "test.png", columns=8)
+
+
 REPORT = """# Backward-compatible training on {dataset}, seed {seed}
 
 The old model was trained on {old_part}, the two new ones, of a deeper network, on {new_part}. All are
@@ -160,6 +186,8 @@ tested on identities that none of them has seen. Rates in per cent; a name is qu
 ![Identification in gallery 1](identification.png)
 
 ![Training identities, a row each](identities.png)
+
+![Test identities, a row each](test.png)
 
 The new encoder for a service: [new.onnx](new.onnx). {credit}
 """

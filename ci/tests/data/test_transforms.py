@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.data.transforms import AUGMENTATIONS, TrainTransform, affine, flip, noise, normalize
+from core.data.transforms import AUGMENTATIONS, TrainTransform, affine, flip, light, noise, normalize, occlusion
 from core.errors import UserError
 
 
@@ -61,6 +61,44 @@ def test_noise_has_a_strength_of_its_own_for_each_image():
     assert deviations.max() < 0.22 and deviations.min() < 0.01 and abs(deviations.mean() - 0.1) < 0.02
 
 
+def test_light_keeps_a_plane_a_plane_and_its_parts_within_their_bounds():
+    torch.manual_seed(0)
+    pictures = torch.stack([torch.zeros(200, 3, 8, 12), torch.ones(200, 3, 8, 12)])
+    states = torch.get_rng_state()
+    lit = []
+    for picture in pictures:  # the same draws for both
+        torch.set_rng_state(states)
+        lit.append(light(picture, 0.5, 0.3, 0.4))
+    gain = lit[1] - lit[0]
+    assert torch.allclose(gain, gain[:, :1, :1, :1].expand_as(gain), atol=1e-6)
+    assert 0.5 <= gain.min() < 0.55 and 0.95 < gain.max() <= 1 + 1e-6
+    assert 0.25 < lit[0].mean((1, 2, 3)).abs().max() <= 0.3 + 1e-6
+    down, across = lit[0][:, 0, -1, 0] - lit[0][:, 0, 0, 0], lit[0][:, 0, 0, -1] - lit[0][:, 0, 0, 0]
+    steepness = torch.hypot(down, across)
+    assert 0.37 < steepness.max() <= 0.4 + 1e-6 and steepness.min() < 0.05
+    corner = lit[0][:, 0, 0, 0] + down + across
+    assert torch.allclose(lit[0][:, 0, -1, -1], corner, atol=1e-6)
+
+
+def test_occlusion_covers_one_grey_rectangle_in_a_share_of_the_images():
+    torch.manual_seed(0)
+    plain = torch.full((400, 3, 20, 40), 5.0)  # no grey that is drawn
+    result = occlusion(plain, 0.25, (0.2, 0.5))
+    changed = (result != 5.0).all(1)
+    assert torch.equal(changed, (result != 5.0).any(1))
+    hit = changed.flatten(1).any(1)
+    assert 70 < hit.sum() < 130
+    rows, columns = changed[hit].any(2), changed[hit].any(1)
+    assert torch.equal(changed[hit], rows[:, :, None] & columns[:, None])
+    for marked, side in ((rows, 20), (columns, 40)):
+        first, last = marked.float().argmax(1), side - 1 - marked.flip(1).float().argmax(1)
+        assert torch.equal(last - first + 1, marked.sum(1))  # without gaps
+        assert 0.2 * side - 1 <= marked.sum(1).min() and marked.sum(1).max() <= 0.5 * side + 1
+    grey = result[hit].flatten(1).min(1).values
+    assert all(((image == 5.0) | (image == value)).all() for image, value in zip(result[hit], grey))
+    assert grey.min() < -0.8 and grey.max() > 0.8 and grey.abs().max() <= 1
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_is_repeated_by_the_generator_state(images, name):
     transform = TrainTransform("face", (name,))
@@ -72,7 +110,7 @@ def test_augmentation_is_repeated_by_the_generator_state(images, name):
 
 
 def test_unknown_names_are_told_with_the_known_ones():
-    with pytest.raises(UserError, match="unknown augmentation 'mirror'.*'flip', 'affine', 'noise'"):
+    with pytest.raises(UserError, match="unknown augmentation 'mirror'.*'flip', 'affine', 'light', 'noise'"):
         TrainTransform("face", ("flip", "mirror"))
     with pytest.raises(UserError, match="unknown normalization 'none': choose one of .'face', 'imagenet'"):
         TrainTransform("none", ())

@@ -8,4 +8,4 @@ config.base = "configs/datasets/orl.py"
 config.rec = "datasets/orl/train"
 config.old_model = "work_dirs/orl_old"
 config.output = "work_dirs/orl_unibct"
-config.refine_epochs = (8, 16)
+config.refine_epochs = (16, 32)
