@@ -28,8 +28,8 @@ class RecordDataset:
     where class ranges follow. Without a header, as `im2rec` writes them, every record is an image and the number of
     classes is the largest label + 1. The label of an image is the first of its record.
 
-    Holds about 24 bytes an image, and 8 more once `labels()` was called; images stay on disk. Picklable, and safe with
-    forked and spawned workers.
+    Holds about 24 bytes an image, and 8 more once `labels()` or `fingerprint` was asked for; images stay on disk.
+    Picklable, and safe with forked and spawned workers.
 
     Attributes: `prefix`, `num_images`, `num_classes`. With `image_size` given, images of another size are resized to
     it; otherwise all must be as the first one, a square. Raises `UserError` naming file and record for damaged records,
@@ -87,11 +87,11 @@ class RecordDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the index, the file's size and 64 records spread over it: of the content, not of its place."""
+        """Hex SHA-256 of the index, the file's size, all labels and 64 records spread over it, but not of its place."""
         reader = self._reader
         digest = hashlib.sha256(f"{len(reader.file)} {len(reader)}".encode())
-        digest.update(reader.keys.tobytes())
-        digest.update(reader.offsets.tobytes())
+        for array in (reader.keys, reader.offsets, self.labels()):  # labels may be cleaned in place: no size changes
+            digest.update(array.tobytes())
         for i in np.unique(np.linspace(0, len(reader) - 1, FINGERPRINT_RECORDS).astype(np.int64)):
             labels, payload = reader.view(int(i))
             digest.update(np.array(labels, dtype="<f4").tobytes())

@@ -135,6 +135,17 @@ def test_fingerprint_depends_on_content_alone(tmp_path):
     assert RecordDataset(insightface(tmp_path / "d", jpegs=[*JPEGS[:5], JPEGS[0]])).fingerprint != first
 
 
+def test_fingerprint_depends_on_every_label(tmp_path):
+    labels = np.arange(300) % 10
+    fingerprints = set()
+    for changed in (None, *range(0, 300, 23)):
+        with RecordWriter(tmp_path / "a") as writer:
+            for i, label in enumerate(labels):
+                writer.write(i, label + (i == changed), JPEGS[0])
+        fingerprints.add(RecordDataset(tmp_path / "a").fingerprint)
+    assert len(fingerprints) == 15
+
+
 def send_batch(data, queue):
     images, labels = data.batch([1, 4])
     queue.put((int(images.sum()), labels.tolist()))
