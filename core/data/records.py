@@ -193,7 +193,10 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.
         if colours not in FOUR_INKS:
             fits = out is not None and out.shape == (height, width, 3)
             return simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
+    except cv2.error:  # a header that promises more pixels than OpenCV makes
+        image = None
     if image is None:
         raise ValueError("unknown format or damaged")
     if out is not None and out.shape == image.shape:

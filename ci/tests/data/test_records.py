@@ -2,6 +2,8 @@
 
 import multiprocessing
 import pickle
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -92,7 +94,17 @@ def test_images_of_another_size_are_resized_only_when_asked_for(tmp_path):
     assert np.abs(images[3, 15].astype(int) - 99).max() < 6
 
 
-@pytest.mark.parametrize("payload", [JPEGS[0][:200], b"", b"no image", b"\xff\xd8\xff"])
+def huge_png():
+    """A PNG whose header promises 100,000 x 100,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [JPEGS[0][:200], b"", b"no image", b"\xff\xd8\xff", huge_png(), b"P6\n99999999 99999999\n255\n"],
+    ids=["cut", "empty", "text", "no JPEG", "huge PNG", "huge PNM"],
+)
 def test_undecodable_image_is_named(tmp_path, payload):
     data = RecordDataset(insightface(tmp_path / "a", jpegs=[*JPEGS[:4], payload, JPEGS[5]]))
     with pytest.raises(UserError, match="a.rec: record 5 is not an image"):
