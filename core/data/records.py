@@ -18,6 +18,7 @@ JPEG_START = b"\xff\xd8"
 FOUR_INKS = ("CMYK", "YCCK")
 LABEL_BLOCK = 1 << 18
 FINGERPRINT_RECORDS = 64
+MOST_IMAGES = 1 << 31
 
 
 class RecordDataset:
@@ -25,8 +26,9 @@ class RecordDataset:
 
     InsightFace's files have a header record (key 0, no payload, labels (n + 1, x)): the rows are then the records with
     keys 1 to n, and whatever follows (class ranges) is left out; x is the number of classes, or n + 1 + that number
-    where class ranges follow. Without a header, as `im2rec` writes them, every record is an image and the number of
-    classes is the largest label + 1. The label of an image is the first of its record.
+    where class ranges follow. Both are float32, inexact beyond 2^24: the keys then tell the exact number. Without a
+    header, as `im2rec` writes them, every record is an image and the number of classes is the largest label + 1. The
+    label of an image is the first of its record.
 
     Holds about 24 bytes an image, and 8 more once `labels()` or `fingerprint` was asked for; images stay on disk.
     Picklable, and safe with forked and spawned workers.
@@ -62,14 +64,31 @@ class RecordDataset:
         labels, payload = reader.view(int(header[0]))
         if len(labels) != 2 or len(payload):
             return everything, None
-        end, classes = int(labels[0]), int(labels[1])
+        if not all(0 <= label <= MOST_IMAGES and label.is_integer() for label in labels):
+            raise UserError(
+                f"{self.prefix}.rec: its header, record {header[0]}, holds {labels[0]:g} and {labels[1]:g}, not the "
+                "number of images + 1 and that of classes; copy or make the files again"
+            )
+        end, classes = self._end_of_images(labels[0]), int(labels[1])
         images = everything[(reader.keys > 0) & (reader.keys < end)]
         if len(images) != end - 1:
             raise UserError(
                 f"{self.prefix}.rec: its header, record {header[0]}, promises {end - 1} images, but {len(images)} are "
                 f"in {self.prefix}.idx; copy or make the files again"
             )
-        return images, classes - end if classes > end else classes
+        ranges = int(np.count_nonzero(reader.keys >= end))
+        if ranges and classes > end:
+            classes = ranges if np.float32(end + ranges) == labels[1] else classes - end
+        return images, classes
+
+    def _end_of_images(self, stored: float) -> int:
+        """The key after the last image's. Of the keys that float32 rounds to `stored`, the first without an image."""
+        slack = int(np.spacing(np.float32(stored)) / 2)
+        for end in range(int(stored) - slack, int(stored) + slack + 1):
+            record = np.flatnonzero(self._reader.keys == end)[:1]
+            if np.float32(end) == stored and not (len(record) and len(self._reader.view(int(record[0]))[1])):
+                return end
+        return int(stored)
 
     @cached_property
     def image_size(self) -> int:

@@ -119,6 +119,44 @@ def test_label_that_is_no_class_is_named(tmp_path, label):
             read()
 
 
+@pytest.mark.parametrize("header", [(np.nan, 3), (7, np.nan), (np.inf, 3), (7, np.inf), (7, -1), (1e30, 3), (6.5, 3)])
+def test_header_without_numbers_of_images_and_classes_is_refused(tmp_path, header):
+    with pytest.raises(UserError, match="a.rec: its header, record 0, holds .* not the number of images"):
+        RecordDataset(insightface(tmp_path / "a", promised=header[0] - 1, classes=header[1]))
+
+
+class ManyRecords:
+    """In place of a reader: a header, `images` records with an image and `ranges` of a class, none of them on disk."""
+
+    def __init__(self, images, ranges, end, classes):
+        self.images, self.header = images, (float(np.float32(end)), float(np.float32(classes)))
+        self.keys = self.offsets = np.arange(images + ranges + 1, dtype=np.int32)
+
+    def __len__(self):
+        return len(self.keys)
+
+    def view(self, i):
+        return (self.header, b"") if i == 0 else ((0.0,), b"image" if i <= self.images else b"")
+
+
+@pytest.mark.parametrize("images", [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**24 + 3])
+@pytest.mark.parametrize("ranges", [0, 5])
+def test_more_images_than_float32_counts_are_all_found(monkeypatch, images, ranges):
+    end = images + 1
+    reader = ManyRecords(images, ranges, end, end + ranges if ranges else 5)
+    monkeypatch.setattr("core.data.records.RecordReader", lambda prefix: reader)
+    data = RecordDataset("a")
+    assert (data.num_images, data.num_classes) == (images, 5)
+    reader.header = (float(np.float32(end + 8)), 5.0)
+    with pytest.raises(UserError, match="promises"):
+        RecordDataset("a")
+
+
+def test_more_classes_than_images_are_no_class_ranges(tmp_path):
+    data = RecordDataset(insightface(tmp_path / "a", classes=101, labels=[0, 0, 0, 100, 100, 100]))
+    assert data.num_classes == 101 and data.labels().max() == 100
+
+
 def test_header_that_promises_more_images_than_there_are_is_refused(tmp_path):
     with pytest.raises(UserError, match="promises 7 images, but 6"):
         RecordDataset(insightface(tmp_path / "a", promised=7))
