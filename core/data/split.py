@@ -45,7 +45,7 @@ def split_records(prefix: str | Path, mode: str, ratio: float, seed: int = 0) ->
     Returns images and classes by output prefix. The outputs have InsightFace's header; payloads and further labels of
     a record stay as they are. Works in a stream: about 60 bytes an image are held, no image but the one being copied.
     """
-    _require_share(ratio)
+    _require_options(ratio, seed)
     dataset = RecordDataset(prefix)
     labels = dataset.labels()
     sides = class_split(labels, ratio) if mode == "class" else data_split(labels, ratio, seed)
@@ -70,7 +70,7 @@ def split_list(path: str | Path, mode: str, ratio: float, seed: int = 0) -> dict
     their order. Returns images and classes by file. Image files are not looked for. Memory: the list's text and some
     150 bytes a line.
     """
-    _require_share(ratio)
+    _require_options(ratio, seed)
     images = read_list(path)
     if mode == "class":
         present, rank = np.unique(images.labels, return_inverse=True)
@@ -90,11 +90,13 @@ def split_list(path: str | Path, mode: str, ratio: float, seed: int = 0) -> dict
     return written
 
 
-def _require_share(ratio: float) -> None:
+def _require_options(ratio: float, seed: int) -> None:
     if not 0 < ratio < 1:
         raise UserError(f"the ratio {ratio} is not between 0 and 1: give the old side's share, such as 0.3")
-    if ratio == 0.5:
-        raise UserError("with a ratio of 0.5 the files of both sides would have the same name; choose another ratio")
+    if len({f"{100 * share:g}" for share in (ratio, 1 - ratio, 1)}) < 3:
+        raise UserError(f"with a ratio of {ratio} two of the files would have the same name; choose another ratio")
+    if seed < 0:
+        raise UserError(f"the seed {seed} is negative: give a whole number from 0 on")
 
 
 def _require_images(source: str, ratio: float, sides: tuple[np.ndarray, np.ndarray]) -> None:

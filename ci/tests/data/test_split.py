@@ -102,6 +102,15 @@ def test_data_split_files_keep_the_labels(tmp_path):
     assert len(seen) == len(labels) + 2 and set(seen) == set(payloads)
 
 
+def test_data_split_of_fewer_images_than_classes_can_be_read(tmp_path):
+    with RecordWriter(tmp_path / "train") as writer:
+        for i in range(12):
+            writer.write(i, 0 if i < 6 else 100, b"image")
+    for prefix, (num_images, num_classes) in split_records(tmp_path / "train", "data", 0.3).items():
+        data = RecordDataset(prefix)
+        assert (data.num_images, data.num_classes) == (num_images, num_classes) and num_classes == 101
+
+
 def make_list(path, classes=10, images=4):
     """Lines `folder/<class> <number>.jpg label` in no order of classes; labels are ten times the class."""
     lines = [f"folder/{c} {i}.jpg {10 * c}" for c in range(classes) for i in range(images)]
@@ -147,7 +156,7 @@ def test_data_split_of_a_list_keeps_the_labels_and_the_order_of_lines(tmp_path):
     assert {label for _, label in old} == {label for _, label in lines}
 
 
-@pytest.mark.parametrize("ratio", [0, 1, -0.5, 30, 0.05, 0.5])
+@pytest.mark.parametrize("ratio", [0, 1, -0.5, 30, 0.05, 0.5, 0.4999999, 0.99999999])
 def test_ratio_that_leaves_a_side_empty_or_without_a_name_of_its_own_is_refused(tmp_path, ratio):
     make(tmp_path / "train")
     with pytest.raises(UserError, match="ratio"):
@@ -156,6 +165,15 @@ def test_ratio_that_leaves_a_side_empty_or_without_a_name_of_its_own_is_refused(
     with pytest.raises(UserError, match="ratio"):
         split_list(tmp_path / "train.txt", "class", ratio)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("mode", ["class", "data"])
+def test_negative_seed_is_refused(tmp_path, mode):
+    make(tmp_path / "train")
+    make_list(tmp_path / "train.txt")
+    for split, source in ((split_records, tmp_path / "train"), (split_list, tmp_path / "train.txt")):
+        with pytest.raises(UserError, match="seed -1 is negative"):
+            split(source, mode, 0.3, -1)
 
 
 def run_tool(*arguments):
