@@ -44,7 +44,7 @@ config.schedule = "polynomial"  # "polynomial", "step" or "cosine", evaluated at
 config.schedule_power = 2.0  # polynomial: lr * (1 - progress) ** power
 config.schedule_epochs = (5, 10, 20)  # step: the epochs at which lr is multiplied by schedule_gamma
 config.schedule_gamma = 0.1
-config.clip_norm = 5.0  # largest gradient norm of the backbone
+config.clip_norm = 5.0  # largest gradient norm of the backbone; 0: any
 
 # Execution
 config.device = "auto"  # "auto" (cuda if there is one), "cuda" or "cpu"

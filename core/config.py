@@ -25,7 +25,8 @@ WHOLE_NUMBERS_OR_NONE = ("image_size",)
 """Of the keys whose default is None; the others take a string."""
 COUNTS = "image_size embedding_size batch_size gradient_acc num_epoch checkpoint_steps frequent verbose".split()
 """Keys whose value is at least 1."""
-NOT_NEGATIVE = "num_workers seed lr momentum weight_decay warmup_epoch schedule_power".split()
+NOT_NEGATIVE = "num_workers seed lr momentum weight_decay warmup_epoch schedule_power schedule_gamma clip_norm".split()
+LARGEST_SEED = 2**32 - 1
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), program_base: Path | None = None) -> EasyDict:
@@ -50,6 +51,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), program_base: P
         for name in names:
             if config[name] is not None and config[name] < minimum:
                 raise UserError(f"config key {name!r} must be at least {minimum}, got {config[name]!r}")
+    if config.seed > LARGEST_SEED:
+        raise UserError(f"config key 'seed' must be at most {LARGEST_SEED}, got {config.seed}")
     if config.output is None:
         config.output = f"work_dirs/{path.stem}"
     return config
@@ -97,7 +100,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     literal = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower(), value)
     try:
         return key, ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):  # the last of a list as a dict's key
         return key, value
 
 
@@ -125,7 +128,12 @@ def _checked(name: str, value: Any, default: Any, source: str) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, list | tuple) and isinstance(value, str | list | tuple):
-        return (value,) if isinstance(value, str) else tuple(value)
+        values = (value,) if isinstance(value, str) else tuple(value)
+        kind = str if isinstance(default[0] if default else "", str) else int | float
+        if not all(isinstance(part, kind) for part in values):
+            what = "names" if kind is str else "numbers"
+            raise UserError(f"config key {name!r} in {source} must be a list of {what}, got {value!r}")
+        return values
     if isinstance(default, dict) and isinstance(value, dict):
         return EasyDict(value)
     if type(value) is not type(default):

@@ -120,6 +120,20 @@ def test_value_out_of_range_is_told_with_its_bound(write):
     assert set(COUNTS) | set(NOT_NEGATIVE) | set(WHOLE_NUMBERS_OR_NONE) <= set(load_config(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("augment=[[1]]", "'augment' in the command line must be a list of names"),
+        ("schedule_epochs=[1,'a']", "'schedule_epochs' in the command line must be a list of numbers"),
+        ("network_options={[]:1}", "'network_options' in the command line must be of type EasyDict"),
+        ("seed=4294967296", "'seed' must be at most 4294967295, got 4294967296"),
+    ],
+)
+def test_list_of_other_things_and_seeds_no_generator_takes_are_told(write, text, part):
+    with pytest.raises(UserError, match=part):
+        load_config(write("config.py"), [text])
+
+
 @pytest.mark.parametrize("text", ["lr", "=3", "0.1"])
 def test_override_without_key_or_value_is_told(write, text):
     with pytest.raises(UserError, match="an override is written key=value"):
