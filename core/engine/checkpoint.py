@@ -2,12 +2,13 @@
 
 A checkpoint is a folder `checkpoints/step_<n>` that appears under its name only when it is whole. It holds tensors in
 torch's distributed format, head shards as row-sharded DTensors, so that they are cut anew for another number of ranks,
-and `position.json` with the place in the training. Random-number states are kept by rank; ranks that the saved run did
-not have draw theirs from the seed.
+and `position.json` with the place in the training. Random-number states are kept by rank and device; ranks and devices
+that the saved run did not have draw theirs from the seed.
 """
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position"]
 
 logger = logging.getLogger(__name__)
 KEPT = 2
+NAME = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,26 @@ class Position:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the highest step below `folder`, or None."""
-    found = [path for path in folder.glob("step_*") if path.suffix != ".tmp" and (path / "position.json").exists()]
-    return max(found, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+    found = [path for path in _checkpoints(folder) if (path / "position.json").exists()]
+    return found[-1] if found else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The folders below `folder` that have a checkpoint's name, by step. What people keep beside them is left alone."""
+    return sorted((path for path in folder.glob("step_*") if NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(NAME.fullmatch(path.name)[1])
 
 
 def read_position(path: Path) -> Position:
     """The position saved in a checkpoint; `UserError` if it cannot be read."""
     try:
-        return Position(**json.loads((path / "position.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        position = Position(**json.loads((path / "position.json").read_text()))
+        position.identity.items()
+        return position
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {path} is damaged: delete it to go on from the one before ({error})") from error
 
 
@@ -72,7 +85,7 @@ class TrainingState:
         path = folder / f"step_{position.step}"
         temporary = path.with_suffix(".tmp")
         if self.ranks.is_first:
-            for unfinished in folder.glob("*.tmp"):
+            for unfinished in folder.glob("step_*.tmp"):
                 shutil.rmtree(unfinished)
             temporary.mkdir(parents=True)
         distributed.barrier()
@@ -82,8 +95,7 @@ class TrainingState:
             (temporary / "position.json").write_text(json.dumps(asdict(position), indent=2) + "\n")
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
-            steps = sorted(folder.glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
-            for old in steps[:-KEPT]:
+            for old in _checkpoints(folder)[:-KEPT]:
                 shutil.rmtree(old)
         distributed.barrier()
         return path
@@ -92,19 +104,18 @@ class TrainingState:
         """Read a checkpoint in place, cutting shards for the present ranks. Collective."""
         state = self._tensors()
         random = {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
-        known = self.ranks.rank < position.world_size
         try:
-            dcp.load(state | (random if known else {}), checkpoint_id=path)
+            saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            random = {name: value for name, value in random.items() if name in saved}
+            dcp.load(state | random, checkpoint_id=path)
         except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception, and is full of tracebacks
             cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
             raise UserError(
                 f"checkpoint {path} cannot be read ({type(cause).__name__} {cause}): delete it to go on from the one "
                 "before, or start over with resume=false"
             ) from error
-        if known:
-            _set_random_state(self.ranks, {key.rpartition(".")[2]: value for key, value in random.items()})
-        else:
-            torch.manual_seed(seed + 7919 * position.step + self.ranks.rank)
+        torch.manual_seed(seed + 7919 * position.step + self.ranks.rank)
+        _set_random_state(self.ranks, {key.rpartition(".")[2]: value for key, value in random.items()})
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors by name. Shards come as DTensors that share the memory of the parameters."""
@@ -145,6 +156,7 @@ def _random_state(ranks: Ranks) -> dict[str, Tensor]:
 
 
 def _set_random_state(ranks: Ranks, state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], ranks.device)

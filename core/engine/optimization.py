@@ -45,15 +45,16 @@ def build_optimizer(config: EasyDict, parameters: Iterable[nn.Parameter]) -> Opt
 class LossScaler(ShardedGradScaler):
     """Loss scaling for fp16: an overflow on one rank makes all ranks skip the step.
 
-    The base class adds the ranks' overflow flags up, but the fused optimisers skip a step only where the flag is 1.
+    The base class adds the ranks' overflow flags up, but the fused optimisers skip a step only where the flag is 1. Its
+    flags have one dimension, and AdamW's fused kernel takes them from counters that have none.
     """
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale and find out whether any rank has one that is not finite. Collective."""
         super().unscale_(optimizer)
         if self.is_enabled():
-            for flag in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
-                flag.clamp_(max=1.0)
+            flags = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+            flags.update({device: flag.clamp(max=1.0).reshape(()) for device, flag in flags.items()})
 
 
 def learning_rate(config: EasyDict, epoch: float) -> float:

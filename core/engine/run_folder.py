@@ -62,6 +62,14 @@ class RunFolder:
         with replaced_atomically(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(values, indent=2, default=list) + "\n")
 
+    def read_config(self) -> dict[str, Any]:
+        """The values of `config.json`, none if there is no such file, or it is no longer readable."""
+        try:
+            values = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
     def write_model(self, backbone: nn.Module) -> None:
         """Write `model.pt`, a plain float32 state dict on the CPU."""
         with replaced_atomically(self.path / "model.pt") as temporary:

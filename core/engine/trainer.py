@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -60,6 +61,8 @@ class Trainer:
         learning_rate(config, config.num_epoch)  # tells an unknown schedule now
         self.validation = Validation(config, self.data.image_size, ranks)
         self.folder = RunFolder(resolve(config.output))
+        if config.old_model is not None and resolve(config.old_model) == self.folder.path:
+            raise UserError(f"output {self.folder.path} is the old model's own run folder: name another one")
         self.checkpoint = self._find_checkpoint()
         logger.info("data: %s, %d images of %d classes", config.rec, self.data.num_images, self.data.num_classes)
         self._build_backbone()
@@ -107,9 +110,25 @@ class Trainer:
         forward = torch.compile(self.backbone) if config.compile else self.backbone
         device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         self.model = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
+        if ranks.world_size > 1:
+            self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """Let DDP find its final gradient buckets, which it lays out anew after the first backward pass of a process.
+
+        Three ranks or more add gradients in an order that depends on the buckets: the first step of a resumed run
+        would differ from the same step of an unbroken one in the last bits. Leaves weights and statistics as they are.
+        """
+        size = self.data.image_size
+        self.backbone.eval()
+        self.model(torch.zeros(1, 3, size, size, device=self.ranks.device)).sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.backbone.train()
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with the checkpoint that it goes on from, as JSON keeps it."""
+        """What a run must share with the checkpoint that it goes on from, as JSON keeps it: its tensors and what a
+        changed value would make another experiment.
+        """
         config = self.config
         identity = {
             "method": self.method_name,
@@ -118,6 +137,10 @@ class Trainer:
             "embedding_size": config.embedding_size,
             "image_size": self.data.image_size,
             "optimizer": config.optimizer,
+            "momentum": config.momentum > 0,
+            "loss": config.loss,
+            "classifier_bias": config.classifier_bias,
+            "seed": config.seed,
             "rec": self.data.fingerprint,
             "old_model": self.old_features.info.model_fingerprint if self.old_features else None,
         }
@@ -132,6 +155,7 @@ class Trainer:
                     f"{self.folder.path} holds a run with another {key} ({saved!r}, now {value!r}): name another "
                     "output, or start over with resume=false"
                 )
+        self._tell_changes()
         self.state.load(self.checkpoint, position, self.config.seed)
         if self.scaler.is_enabled() and position.scaler:
             self.scaler.load_state_dict(position.scaler)
@@ -141,6 +165,14 @@ class Trainer:
         if self.images_in_epoch // self.sampler.images_per_step >= self.sampler.steps_per_epoch:
             self.epoch, self.images_in_epoch = self.epoch + 1, 0
         logger.info("going on from %s (epoch %d)", self.checkpoint, self.epoch)
+
+    def _tell_changes(self) -> None:
+        """Warn of settings that are not those which the run began with, beside those that it must share."""
+        before, now = self.folder.read_config(), json.loads(json.dumps(dict(self.config), default=list))
+        free = [key for key in now if key not in self._identity()]
+        changes = [f"{key} {before[key]!r} -> {now[key]!r}" for key in free if before.get(key, now[key]) != now[key]]
+        if changes:
+            logger.warning("going on with other settings than before: %s", ", ".join(changes))
 
     def train(self) -> None:
         """Train to the end of the last epoch, writing checkpoints and `model.pt` on the way."""
@@ -231,7 +263,7 @@ class Trainer:
                 logged[name] = logged.get(name, 0) + value.detach() / config.gradient_acc
         average_gradients(self.averaged)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), config.clip_norm or math.inf)
         if not self.scaler.is_enabled():  # with fp16 an overflow here is met by a skipped step and a smaller scale
             finite &= torch.isfinite(norm)
         self.scaler.step(self.optimizer)

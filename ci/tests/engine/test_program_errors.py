@@ -108,6 +108,7 @@ MIXBCT_MISTAKES = {
     "weights of another network": ("old_model={place}/old.pt old_network=mbf", "are not those of network mbf: "),
     "run folder of another network": ("old_network=r50", "holds network r18, not r50"),
     "other embedding size": ("old_model={place}/wide", "size 16, the new one 8: set embedding_size=16"),
+    "output that is the old model": ("output={place}/old old_model={place}/old", "is the old model's own run folder"),
     "share above one": ("mix_ratio=1.5", "mix_ratio must be in .0, 1.* got 1.5"),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """A run that is killed and started again ends as an unbroken one; checkpoints serve any number of ranks."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def checkpoint_tensor(folder: Path, step: int, name: str, shape: tuple[int, ...]
     return state[name]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])  # three add gradients in an order that DDP's buckets decide
 def test_killed_run_ends_with_the_weights_of_an_unbroken_run(start, launch, tmp_path, ranks):
     batch = f"batch_size={16 // ranks}"
     whole = start("whole", batch, ranks=ranks)
@@ -127,10 +128,31 @@ def test_finished_run_started_again_changes_nothing(launch, tmp_path):
 
 def test_resume_with_other_settings_is_refused_and_resume_false_starts_over(launch, tmp_path):
     assert launch("run", "num_epoch=1")[0] == [0]
-    statuses, errors = launch("run", "embedding_size=4")
-    assert statuses == [2] and "embedding_size" in errors.strip().splitlines()[-1]
+    for override, told in (
+        ("embedding_size=4", "another embedding_size (8, now 4)"),
+        ("seed=7", "another seed"),
+        ("loss=softmax", "another loss ('arcface', now 'softmax')"),
+        ("momentum=0", "another momentum (True, now False)"),
+    ):
+        statuses, errors = launch("run", override)
+        assert statuses == [2] and told in errors.strip().splitlines()[-1]
     assert launch("run", "embedding_size=4", "resume=false", "num_epoch=1")[0] == [0]
     assert weights(tmp_path / "run")["features.weight"].shape == (4,)
+
+
+def test_resume_with_a_setting_that_may_change_goes_on_and_names_it(launch, tmp_path):
+    assert launch("run", "num_epoch=1", "weight_decay=0.01")[0] == [0]
+    statuses, errors = launch("run", "num_epoch=2", "weight_decay=0.01")
+    assert statuses == [0] and "other settings than before: num_epoch 1 -> 2\n" in errors
+
+
+def test_what_people_keep_beside_checkpoints_is_left_alone(launch, tmp_path):
+    assert launch("run", "num_epoch=1")[0] == [0]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step_4", checkpoints / "step_4.bak")
+    (checkpoints / "notes.tmp").write_text("mine")
+    assert launch("run", "num_epoch=3")[0] == [0]
+    assert {path.name for path in checkpoints.iterdir()} == {"step_4.bak", "notes.tmp", "step_9", "step_12"}
 
 
 def test_model_without_checkpoint_is_not_trained_over_by_accident(launch, tmp_path):

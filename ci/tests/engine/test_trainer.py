@@ -17,6 +17,7 @@ from core.config import load_config
 from core.data.records import RecordDataset
 from core.data.samplers import TrainSampler
 from core.encoder import load_encoder
+from core.engine import checkpoint
 from core.engine.trainer import Trainer
 from core.engine.window import StepWindow
 from core.evaluation.verification import verification_accuracy
@@ -222,6 +223,32 @@ def test_fp16_skips_steps_that_overflow_and_then_trains(build, tmp_path):
     assert position["scaler"]["scale"] == lines[-1]["loss_scale"]
     resumed = build("run", "precision=fp16", "num_epoch=7")
     assert resumed.scaler.get_scale() == lines[-1]["loss_scale"]
+
+
+def test_fp16_trains_with_adamw(build, tmp_path):
+    build("run", "precision=fp16", "optimizer=adamw", "lr=0.003", "num_epoch=6", "frequent=1").train()
+    lines = logged(tmp_path / "run")
+    assert lines[0]["grad_norm"] is None and lines[-1]["loss"] < lines[0]["loss"] / 2
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_set_and_zero_leaves_them_alone(build, monkeypatch):
+    norms = {}
+    for clip_norm in (0.0, 0.01, 1e9):
+        trainer = build(f"run_{clip_norm}", f"clip_norm={clip_norm}")
+        monkeypatch.setattr(trainer.optimizer, "zero_grad", lambda **_: None)
+        trainer.window = StepWindow(trainer.ranks)
+        trainer._train_step([next(trainer._batches())])
+        gradients = [parameter.grad for parameter in trainer.backbone.parameters() if parameter.requires_grad]
+        norms[clip_norm] = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+    assert norms[0.0] == norms[1e9] > 0.1 and norms[0.01] == pytest.approx(0.01, rel=1e-4)
+
+
+def test_checkpoint_without_this_devices_random_state_goes_on(build, monkeypatch):
+    build("run", "num_epoch=1").train()
+    state = checkpoint._random_state
+    monkeypatch.setattr(checkpoint, "_random_state", lambda ranks: {**state(ranks), "cuda": torch.zeros(16)})
+    trainer = build("run", "num_epoch=2")  # the CPU's was saved, no GPU's
+    assert (trainer.epoch, trainer.step) == (1, 4)
 
 
 def test_fp16_overflow_is_skipped_by_two_ranks_together(settings, tmp_path):
