@@ -143,12 +143,16 @@ def read_images(root: Path, subset: str) -> IjbImages:
     if len(degenerate):
         name = images["name"][int(degenerate[0])]
         raise UserError(f"{name_path}: the five landmarks of {name} are one point or not finite: nothing to align")
+    scores = images["score"].to_numpy()
+    if not np.isfinite(scores).all():
+        name = images["name"][int(np.isfinite(scores).argmin())]
+        raise UserError(f"{name_path}: the detector score of {name} is not finite: detect that face again")
     return IjbImages(
         root=root,
         subset=subset,
         names=images["name"].to_list(),
         landmarks=landmarks,
-        detector_scores=images["score"].to_numpy(),
+        detector_scores=scores,
         member_image=rows["row"].to_numpy().astype(np.int64),
         member_template=member_template,
         media_size=media_size.to_numpy(),

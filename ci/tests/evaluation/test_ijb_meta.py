@@ -75,6 +75,8 @@ def test_wrong_folder_is_named(tmp_path):
         ("name_5pts_score.txt", "3.jpg 1 2 3 4 5 6 7 x 9 10 0.9", "line 3: 'x' is not"),
         ("name_5pts_score.txt", "3.jpg 1 2 1 2 1 2 1 2 1 2 0.9", "landmarks of 3.jpg"),
         ("name_5pts_score.txt", "3.jpg 1 2 3 4 5 6 7 nan 9 10 0.9", "landmarks of 3.jpg"),
+        ("name_5pts_score.txt", "3.jpg 1 2 3 4 5 6 7 8 9 10 nan", "detector score of 3.jpg is not finite"),
+        ("name_5pts_score.txt", "3.jpg 1 2 3 4 5 6 7 8 9 10 inf", "detector score of 3.jpg is not finite"),
         ("name_5pts_score.txt", "2.jpg 1 2 3 4 5 6 7 8 9 10 0.9", "2.jpg twice"),
         ("name_5pts_score.txt", "other.jpg 1 2 3 4 5 6 7 8 9 10 0.9", "image other.jpg"),
         ("face_tid_mid.txt", "other.jpg 10 1", "image 3.jpg"),
