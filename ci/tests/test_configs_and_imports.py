@@ -140,6 +140,7 @@ def test_built_in_configs_train_old_and_new_on_their_parts_with_one_embedding_si
         folder = f"datasets/{data.removesuffix('_retrieval')}"
         assert (old.rec, new.rec) == (f"{folder}/{old_part}", f"{folder}/{new_part}")
         assert alone.rec == new.rec and alone.network_options == new.network_options and alone.lr == new.lr
+        assert new.get("old_classes_only", data == "glyphs_retrieval") == (data == "glyphs_retrieval")
 
 
 def test_keys_of_the_contract_exist():

@@ -11,3 +11,4 @@ config.output = "work_dirs/glyphs_retrieval_advbct"
 config.threshold = 1.0
 config.p2s_weight = 1.0
 config.adv_weight = 1.0
+config.old_classes_only = True  # as in EXclass_gldv2_*; nothing changes where the old run saw all classes

@@ -8,3 +8,4 @@ config.base = "configs/datasets/glyphs_retrieval.py"
 config.rec = "datasets/glyphs/train"
 config.old_model = "work_dirs/glyphs_retrieval_old"
 config.output = "work_dirs/glyphs_retrieval_lce"
+config.old_classes_only = True  # as in EXclass_gldv2_*; nothing changes where the old run saw all classes

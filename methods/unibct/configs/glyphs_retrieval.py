@@ -11,3 +11,4 @@ config.output = "work_dirs/glyphs_retrieval_unibct"
 config.refine_epochs = ()
 config.compat_scale = 30.0
 config.compat_margin = 0.3
+config.old_classes_only = True  # as in EXclass_gldv2_*; nothing changes where the old run saw all classes
