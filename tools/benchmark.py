@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.config import load_config
 from core.encoder import Encoder, load_encoder
+from core.engine.run_folder import RunFolder
 from core.errors import ArgumentParser, UserError, run_program
 from core.evaluation.comparison import Comparison, Entry
 from core.evaluation.cross_test import choose_device
@@ -137,6 +139,8 @@ def parse_arguments() -> argparse.Namespace:
     if args.scenario not in known:
         raise UserError(f"unknown scenario {args.scenario!r}: {args.dataset} has {', '.join(known)}; choose one")
     args.out = (args.out or ROOT / "work_dirs" / "benchmark" / args.dataset).resolve()
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file: name a folder")
     return args
 
 
@@ -209,31 +213,33 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
         program, config = f"methods/{method}/train.py", f"methods/{method}/configs/{bench.config}.py"
         settings += [*extension, f"old_model={old}", f"features={old / f'features_{records}'}"]
     settings += args.overrides
+    _require_same_settings(run, program, config, [_shown(setting) for setting in settings])
     commands.run(done, program, config, *settings)
     if not done:
         tested = bench.evaluate({"new": run, "old": old}, ["new/new", "new/old"], data)
-        result = {
-            "self_test": tested["new/new"],
-            "cross_test": tested["new/old"],
-            "overrides": args.overrides,
-        }
+        result = {"self_test": tested["new/new"], "cross_test": tested["new/old"]}
         with replaced_atomically(run / "result.json") as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n")
     for line in bench.test_commands(run, old, data):
         commands.run(True, *line)
-    return Entry(method, seed, **_read_result(run / "result.json", args.overrides))
+    return Entry(method, seed, **_read_result(run / "result.json"))
 
 
-def _read_result(path: Path, overrides: list[str]) -> dict:
+def _require_same_settings(run: Path, program: str, config: str, settings: list[str]) -> None:
+    """`UserError` if the run folder has a training that was begun with other settings than these give today."""
+    folder = RunFolder(run)
+    now = load_config(ROOT / config, settings, (ROOT / program).parent / "configs" / "base.py")
+    changed = folder.changed_settings(now)
+    if changed:
+        raise UserError(f"{run} was trained with other settings ({', '.join(changed)}): name another --out")
+
+
+def _read_result(path: Path) -> dict:
     try:
         result = json.loads(path.read_text())
-        values = {name: result[name] for name in ("self_test", "cross_test")}
-        found = result["overrides"]
+        return {name: result[name] for name in ("self_test", "cross_test")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the benchmark tests that model again") from error
-    if found != overrides:
-        raise UserError(f"{path.parent} was trained with --overrides {' '.join(found) or '(none)'}: name another --out")
-    return values
 
 
 def write_report(folder: Path, comparison: Comparison, args: argparse.Namespace, commands: Commands) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from core.data.records import RecordDataset
 from core.encoder import load_encoder
+from core.engine.run_folder import code_version
 from core.errors import ArgumentParser, UserError, run_program
 from core.evaluation.embedding_cache import aligned_batches
 from core.evaluation.ijb_meta import read_identification, read_images, require_meta
@@ -53,7 +54,7 @@ def main() -> None:
     set_up_logging()
     started = time.monotonic()
     out = args.out.resolve()
-    start_folder(out, {"dataset": args.dataset, "seed": args.seed})
+    start_folder(out, {"dataset": args.dataset, "seed": args.seed, "version": code_version()})
     train_models(out, args.dataset, args.seed)
     results = evaluate(out)
     run("tools/export_onnx.py", "-m", out / "new", "-o", out / "new.onnx")
@@ -62,16 +63,19 @@ def main() -> None:
 
 
 def start_folder(out: Path, demo: dict[str, object]) -> None:
-    """Make the folder; empty it of what an earlier demo with another data set or seed left there."""
-    marker = out / "demo.json"
-    if marker.exists() and json.loads(marker.read_text()) != demo:
+    """Make the folder; empty it of what a demo with another data set, seed or version of this code left there."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: name a folder with OUT= or --out")
+    marker, text = out / "demo.json", json.dumps(demo) + "\n"
+    if marker.exists() and marker.read_text() != text:
         print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")
         for name in ("data", "embeddings", *MODELS):
             shutil.rmtree(out / name, ignore_errors=True)
     elif out.exists() and not marker.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds files that are not a demo's: name an empty folder with OUT= or --out")
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(demo) + "\n")
+    with replaced_atomically(marker) as temporary:
+        temporary.write_text(text)
 
 
 def run(program: str, *arguments: object) -> None:

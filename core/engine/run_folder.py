@@ -62,13 +62,20 @@ class RunFolder:
         with replaced_atomically(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(values, indent=2, default=list) + "\n")
 
-    def read_config(self) -> dict[str, Any]:
-        """The values of `config.json`, none if there is no such file, or it is no longer readable."""
+    def changed_settings(self, config: dict[str, Any]) -> list[str]:
+        """The settings of `config` that differ from those in `config.json`, as "key old -> new".
+
+        A key that the file lacks does not count, nor what a run derives from its data where `config` says None. Empty
+        if there is no such file, or it is no longer readable.
+        """
         try:
-            values = json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return values if isinstance(values, dict) else {}
+            before = dict(json.loads((self.path / "config.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return []
+        now = json.loads(json.dumps(config, default=list))
+        derived = {"image_size"} if now.get("image_size") is None else set()
+        changed = [key for key in now if key not in derived and before.get(key, now[key]) != now[key]]
+        return [f"{key} {before[key]!r} -> {now[key]!r}" for key in changed]
 
     def write_model(self, backbone: nn.Module) -> None:
         """Write `model.pt`, a plain float32 state dict on the CPU."""

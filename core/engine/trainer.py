@@ -93,6 +93,8 @@ class Trainer:
         self.backbone = build_backbone(
             config.network, config.embedding_size, image_size=self.data.image_size, **options
         ).to(self.ranks.device, memory_format=torch.channels_last)
+        if config.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.backbone.modules()):
+            raise UserError(f"batch_size is 1: {config.network} normalises its embeddings over a batch; set 2 or more")
 
     def _build(self, run: Run) -> None:
         config, ranks = self.config, self.ranks
@@ -155,7 +157,9 @@ class Trainer:
                     f"{self.folder.path} holds a run with another {key} ({saved!r}, now {value!r}): name another "
                     "output, or start over with resume=false"
                 )
-        self._tell_changes()
+        changed = self.folder.changed_settings(self.config)
+        if changed:
+            logger.warning("going on with other settings than before: %s", ", ".join(changed))
         self.state.load(self.checkpoint, position, self.config.seed)
         if self.scaler.is_enabled() and position.scaler:
             self.scaler.load_state_dict(position.scaler)
@@ -165,14 +169,6 @@ class Trainer:
         if self.images_in_epoch // self.sampler.images_per_step >= self.sampler.steps_per_epoch:
             self.epoch, self.images_in_epoch = self.epoch + 1, 0
         logger.info("going on from %s (epoch %d)", self.checkpoint, self.epoch)
-
-    def _tell_changes(self) -> None:
-        """Warn of settings that are not those which the run began with, beside those that it must share."""
-        before, now = self.folder.read_config(), json.loads(json.dumps(dict(self.config), default=list))
-        free = [key for key in now if key not in self._identity()]
-        changes = [f"{key} {before[key]!r} -> {now[key]!r}" for key in free if before.get(key, now[key]) != now[key]]
-        if changes:
-            logger.warning("going on with other settings than before: %s", ", ".join(changes))
 
     def train(self) -> None:
         """Train to the end of the last epoch, writing checkpoints and `model.pt` on the way."""

@@ -85,6 +85,7 @@ MISTAKES = {
         "batch_size=73",
         "takes 73 images .* the data has only 72: set a smaller batch_size",
     ),
+    "batch of one": ("batch_size=1", "batch_size is 1: r18 normalises its embeddings over a batch; set 2 or more"),
     "unknown network": ("network=r19", "unknown network 'r19': did you mean r18"),
     "unknown option of the network": ("network_options.wide=3", "network r18 has no option 'wide'"),
     "image size among the options": ("network_options.image_size=32", "set the config key 'image_size'"),

@@ -91,8 +91,19 @@ def test_benchmark_goes_on_where_it_was_stopped_skips_what_is_done_and_writes_it
 
 
 def test_results_of_other_settings_are_not_mixed_in(benchmark, data):
-    with pytest.raises(UserError, match="name another --out"):
+    for result in data.glob("seed_0/*/**/result.json"):  # models that were not tested yet are guarded too
+        result.unlink()
+    with pytest.raises(UserError, match=r"old_class was trained with other settings \(lr 0.1 -> 0.05\): name another"):
         benchmark("--scenario", "exclass", overrides=[*TINY, "lr=0.05"])
+    assert benchmark.programs.started == []
+
+
+def test_file_in_place_of_the_folder_is_told(data, monkeypatch):
+    module = load_program(ROOT / "tools" / "benchmark.py")
+    (data / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--out", str(data / "file")])
+    with pytest.raises(UserError, match="file is a file: name a folder"):
+        module.main()
 
 
 def test_scenario_of_another_data_set_is_told(benchmark):
