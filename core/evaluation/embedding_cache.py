@@ -87,8 +87,8 @@ def cached_embeddings(
     """Arrays float32 of `shape` (N, D), one for each of `names`, memory-mapped from the cache below `folder`.
 
     `folder` is that of the data. The arrays' folder below it is named by the model (weights, network, image size, mean
-    and std) and by `settings`, what else the embeddings depend on. If it is not there `embed` is called with the empty
-    arrays, of which nothing is left if it fails. `about` is noted beside them for people.
+    and std) and by `settings`, what else the embeddings depend on. If it is missing or damaged `embed` is called with
+    the empty arrays, of which nothing is left if it fails. `about` is noted beside them for people.
     """
     made_by = {
         "model": encoder.fingerprint,
@@ -100,8 +100,13 @@ def cached_embeddings(
     }
     folder = folder / hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
     if (folder / "info.json").is_file():
-        logger.info("%s: embeddings from cache %s", encoder.name, folder)
-        return _open(folder, names)
+        try:
+            arrays = _open(folder, names, shape)
+        except Exception as error:  # whatever a missing or damaged file makes of NumPy
+            logger.warning("%s: the cache %s is damaged (%s): embedding again", encoder.name, folder, error)
+        else:
+            logger.info("%s: embeddings from cache %s", encoder.name, folder)
+            return arrays
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,11 +122,15 @@ def cached_embeddings(
             array.flush()
         info = {**made_by, "name": encoder.name, **about}
         (temporary / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-    return _open(folder, names)
+    return _open(folder, names, shape)
 
 
-def _open(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
-    return tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names)
+def _open(folder: Path, names: Sequence[str], shape: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    arrays = tuple(np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in names)
+    for name, array in zip(names, arrays):
+        if (array.shape, array.dtype) != (shape, np.float32):
+            raise ValueError(f"{name}.npy holds {array.dtype} {array.shape}, not float32 {shape}")
+    return arrays
 
 
 def require_finite(embeddings: np.ndarray, encoder: Encoder, first: Path) -> None:

@@ -54,6 +54,34 @@ def test_second_test_embeds_nothing_and_another_model_size_or_image_does(images,
     assert changed.calls == 2 * len(images.names)
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no array"),
+        lambda path: np.save(path, np.zeros((3, 16), np.float32)),
+        cut,
+    ],
+    ids=["missing", "empty", "no array", "other shape", "cut short"],
+)
+def test_damaged_cache_is_told_and_made_again(images, pixel_model, tmp_path, caplog, damage):
+    cache = tmp_path / "cache"
+    first = embed_images(pixel_model(), images, num_workers=0, cache=cache)
+    wanted = np.array(first.mirrored)
+    damage(next(cache.rglob("mirrored.npy")))
+    again, after = pixel_model(), pixel_model()
+    result = embed_images(again, images, num_workers=0, cache=cache)
+    np.testing.assert_array_equal(result.mirrored, wanted)
+    assert again.calls == 2 * len(images.names) and "is damaged" in caplog.text and str(cache) in caplog.text
+    embed_images(after, images, num_workers=0, cache=cache)
+    assert after.calls == 0
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "no image", "cut short"])
 def test_undecodable_image_is_named_and_leaves_no_cache(images, pixel_model, tmp_path, num_workers, content):
