@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import distributed
 
+from core.collectives import broadcast_object
 from core.data.loader import load_batches
 from core.data.open_dataset import ImageDataset
 from core.data.samplers import evaluation_rows
@@ -46,38 +47,66 @@ def extract_features(
     goes on with any number of ranks; one run at a time works on it. Memory: a few batches a rank; the array is written
     through a memory map.
     """
-    if (path / "store.json").exists():
-        store = FeatureStore.open(path)
-        store.require_data(data)
-        store.require_model(encoder.name, encoder.fingerprint)
-        logger.info("old features: using the store %s", path)
-        return store
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if broadcast_object(_is_finished(path)):  # the first rank's answer: another may see the folder later
+        return _open_finished(encoder, data, path)
+    if ranks.is_first and path.exists() and not _is_finished(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is no feature store: name an empty folder or a new one")
     info = StoreInfo(
         data.fingerprint, encoder.fingerprint, data.num_images, encoder.embedding_size, str(data.prefix), encoder.name
     )
     partial = path.with_name(path.name + ".partial")
-    num_blocks = -(-data.num_images // BLOCK)
     with _claimed(partial) if ranks.is_first else nullcontext():
-        if ranks.is_first:
-            _prepare_partial(partial, info, num_blocks)
-        distributed.barrier()
-        try:
-            _embed_missing_blocks(encoder, data, partial, ranks, batch_size, num_workers)
-        except UserError:  # an unreadable image: the data must be mended first, and is then other data
+        finished = broadcast_object(_is_finished(path))  # by another run, before this one's claim
+        if not finished:
+            _make_store(encoder, data, info, path, partial, ranks, batch_size, num_workers)
+        elif ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
-        distributed.barrier()
-        if ranks.is_first:
-            (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-            for name in ("done.npy", "plan.json", LOCK):
-                (partial / name).unlink()
-            if path.exists():
-                path.rmdir()
-            partial.rename(path)
+    if finished:
+        return _open_finished(encoder, data, path)
     distributed.barrier()
     return FeatureStore.open(path)
+
+
+def _is_finished(path: Path) -> bool:
+    return (path / "store.json").exists()
+
+
+def _open_finished(encoder: Encoder, data: ImageDataset, path: Path) -> FeatureStore:
+    store = FeatureStore.open(path)
+    store.require_data(data)
+    store.require_model(encoder.name, encoder.fingerprint)
+    logger.info("old features: using the store %s", path)
+    return store
+
+
+def _make_store(
+    encoder: Encoder,
+    data: ImageDataset,
+    info: StoreInfo,
+    path: Path,
+    partial: Path,
+    ranks: Ranks,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    """Embed what is missing in the claimed folder `partial`, which then becomes `path`."""
+    if ranks.is_first:
+        _prepare_partial(partial, info, num_blocks=-(-data.num_images // BLOCK))
+    distributed.barrier()
+    try:
+        _embed_missing_blocks(encoder, data, partial, ranks, batch_size, num_workers)
+    except UserError:  # an unreadable image: the data must be mended first, and is then other data
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    distributed.barrier()
+    if ranks.is_first:
+        (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
+        for name in ("done.npy", "plan.json"):
+            (partial / name).unlink()
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+        (path / LOCK).unlink()  # last, or another run could claim the folder before it has its name
 
 
 def _embed_missing_blocks(

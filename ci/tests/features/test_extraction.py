@@ -1,6 +1,7 @@
 """Embedding a data set into a store: complete, in record order, resumable, on any number of ranks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,54 @@ def test_two_runs_do_not_make_one_store_at_once(data, ranks, tmp_path, monkeypat
     assert seen and np.isfinite(store.features).all() and store.features.any()
 
 
+def finish_before_the_claim(make_store, monkeypatch) -> None:
+    """Another run's store appears between a run's look for one and its claim."""
+    claimed = extraction._claimed
+
+    def late(partial):
+        monkeypatch.setattr(extraction, "_claimed", claimed)
+        make_store()
+        return claimed(partial)
+
+    monkeypatch.setattr(extraction, "_claimed", late)
+
+
+def test_store_that_another_run_finishes_before_the_claim_is_opened(data, ranks, tmp_path, monkeypatch):
+    finish_before_the_claim(
+        lambda: extract_features(projection_encoder(), data, tmp_path / "store", ranks), monkeypatch
+    )
+    encoder = projection_encoder()
+    store = extract_features(encoder, data, tmp_path / "store", ranks)
+    assert encoder.module.calls == 0 and store.info.num_images == 35
+    assert [path.name for path in tmp_path.glob("store*")] == ["store"]
+    finish_before_the_claim(
+        lambda: extract_features(projection_encoder(seed=1), data, tmp_path / "other", ranks), monkeypatch
+    )
+    with pytest.raises(UserError, match="another model"):
+        extract_features(encoder, data, tmp_path / "other", ranks)
+    assert [path.name for path in tmp_path.glob("other*")] == ["other"]
+
+
+def test_folder_is_claimed_until_it_has_its_name(data, ranks, tmp_path, monkeypatch):
+    rename, seen = Path.rename, []
+
+    def rename_while_another_run_starts(partial, path):
+        seen.append(path)
+        with pytest.raises(UserError, match="another run is making the feature store"):
+            extract_features(projection_encoder(), data, path, ranks)
+        rename(partial, path)
+
+    monkeypatch.setattr(Path, "rename", rename_while_another_run_starts)
+    store = extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+    assert seen == [tmp_path / "store"] and store.info.num_images == 35
+
+
+def test_rank_that_does_not_see_the_store_yet_takes_the_first_ones_answer(data, ranks, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "broadcast_object", lambda value: True)
+    with pytest.raises(UserError, match="no feature store in"):
+        extract_features(projection_encoder(), data, tmp_path / "store", replace(ranks, rank=1))
+
+
 def test_finished_store_is_opened_without_embedding_anything(data, ranks, tmp_path):
     extract_features(projection_encoder(), data, tmp_path / "store", ranks)
     encoder = projection_encoder()
@@ -140,6 +189,15 @@ def test_undecodable_image_is_told_with_its_record_and_leaves_nothing(tmp_path, 
         for row in range(20):
             writer.write(row, 0.0, b"no image" if row == 13 else good.payload(row))
     with pytest.raises(UserError, match=r"bad\.rec: record 13 "):
+        extract_features(projection_encoder(), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
+    assert not list(tmp_path.glob("store*"))
+
+
+def test_label_that_is_no_class_is_told_and_leaves_nothing(tmp_path, ranks):
+    with RecordWriter(tmp_path / "bad") as writer:
+        writer.write(0, (2, 1), b"")
+        writer.write(1, 0.5, b"no image")
+    with pytest.raises(UserError, match=r"bad\.rec: record 1 has the label 0.5"):
         extract_features(projection_encoder(), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
     assert not list(tmp_path.glob("store*"))
 
