@@ -30,6 +30,15 @@ logger = logging.getLogger(__name__)
 Triple = tuple[float, float, float]
 DEFAULT_IMAGE_SIZE = 112
 """Input size of an ONNX model that leaves height and width open: that of the face networks."""
+RUN_TYPES = {
+    "network": str,
+    "embedding_size": int,
+    "image_size": int,
+    "normalization": str,
+    "network_options": dict | None,
+    "num_classes": int,
+}
+"""Of what this project reads of a run's `config.json`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +135,10 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def read_run_config(folder: Path) -> EasyDict:
-    """`config.json` of a run folder. `UserError` if it is missing, damaged, or does not tell the network."""
+    """`config.json` of a run folder. `UserError` if it is missing, damaged, or does not tell the network.
+
+    What it has of `RUN_TYPES` is of these types.
+    """
     file = require_file(folder / "config.json", "config of the run folder")
     try:
         config = EasyDict(json.loads(file.read_text(encoding="utf-8")))
@@ -135,6 +147,10 @@ def read_run_config(folder: Path) -> EasyDict:
         raise UserError(f"{file} is no JSON object ({error}): the run folder is damaged") from error
     if missing:
         raise UserError(f"{file} has no {missing[0]!r}: it is not the config of a run")
+    for key, kind in RUN_TYPES.items():
+        if key in config and not isinstance(config[key], kind):
+            found = type(config[key]).__name__
+            raise UserError(f"{file}: {key} is {config[key]!r}, of type {found}: the run folder is damaged")
     return config
 
 
@@ -220,7 +236,13 @@ def _load_onnx(path: Path, network: str | None, device: torch.device) -> Encoder
     image_size = shape[2] if isinstance(shape[2], int) else DEFAULT_IMAGE_SIZE
     if shape[3] not in (shape[2], image_size) and isinstance(shape[3], int):
         raise UserError(f"{path} takes images of {shape[2]}x{shape[3]}: only square ones are known here")
-    probe = run_session(session, np.zeros((1, 3, image_size, image_size), np.float32))
+    try:
+        probe = run_session(session, np.zeros((1, 3, image_size, image_size), np.float32))
+    except Exception as error:
+        raise UserError(
+            f"ONNX Runtime cannot run {path} on images of {image_size}x{image_size} (if its images have another size, "
+            f"export it with fixed height and width): {error}"
+        ) from error
     if probe.ndim != 2:
         raise UserError(f"{path} is no image encoder: expected an output (batch, size), got {probe.shape}")
     mean, std = _onnx_normalization(metadata, content, path)

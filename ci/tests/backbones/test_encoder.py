@@ -42,7 +42,7 @@ def network_input(batch):
 
 
 def write_onnx(path, batch="N", side=12, names=("data", "fc1"), before=()):
-    """A model of another maker: mean over the pixels, then a 3 x 5 matrix."""
+    """A model of another maker: what is named in `before` with its constant, mean over pixels, a 3 x 5 matrix."""
     matrix = np.arange(15, dtype=np.float32).reshape(3, 5)
     source = names[0]
     nodes, constants = [], [numpy_helper.from_array(matrix, "matrix")]
@@ -125,6 +125,11 @@ def test_network_that_contradicts_the_run_is_an_error(run):
         (lambda run: edit(run, network="mbf", network_options={}), "not those of network mbf.*look like"),
         (lambda run: edit(run, embedding_size=8), r"fc.weight is \(16, 288\) in place of \(8, 288\)"),
         (lambda run: edit(run, normalization="none"), "unknown normalization 'none', known are face, imagenet"),
+        (lambda run: edit(run, normalization=["face"]), r"config.json: normalization is \['face'\], of type list"),
+        (lambda run: edit(run, network_options=[1]), r"config.json: network_options is \[1\], of type list"),
+        (lambda run: edit(run, network=["r18"]), r"config.json: network is \['r18'\], of type list"),
+        (lambda run: edit(run, embedding_size="16"), "config.json: embedding_size is '16', of type str"),
+        (lambda run: edit(run, image_size=None), "config.json: image_size is None"),
     ],
 )
 def test_damaged_run_folder_is_told_in_one_line(run, damage, message):
@@ -193,6 +198,12 @@ def test_onnx_metadata_sets_the_normalisation(tmp_path):
 
 def test_open_height_and_width_are_taken_as_112(tmp_path):
     assert load_encoder(write_onnx(tmp_path / "m.onnx", side="side")).image_size == 112
+
+
+def test_onnx_with_open_height_and_width_that_does_not_take_112_is_named(tmp_path):
+    before = (("Add", np.zeros((3, 24, 24))),)
+    with pytest.raises(UserError, match="cannot run .*other.onnx on images of 112x112 .*fixed height and width"):
+        load_encoder(write_onnx(tmp_path / "other.onnx", side="side", before=before))
 
 
 def test_damaged_onnx_and_missing_models_are_named(tmp_path):
