@@ -90,7 +90,10 @@ class RetrievalImages:
 
 def read_image_list(path: Path, root: Path, what: str) -> RetrievalImages:
     """The images that the lines of the text file `path` name, relative to `root`; empty lines are skipped."""
-    names = [line for line in require_file(path, what).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line for line in require_file(path, what).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): give a {what} in UTF-8") from error
     if not names:
         raise UserError(f"{path} lists no images")
     return RetrievalImages(root, names, path)

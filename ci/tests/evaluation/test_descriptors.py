@@ -97,6 +97,9 @@ def test_list_of_images_has_a_line_an_image(tmp_path):
     assert read_image_list(tmp_path / "list.txt", Path("/root"), "list").names == ["a/b.jpg", "c d.jpg"]
     with pytest.raises(UserError, match="list of distractors not found: .*none.txt"):
         read_image_list(tmp_path / "none.txt", tmp_path, "list of distractors")
+    (tmp_path / "latin.txt").write_bytes("Zürich.jpg\n".encode("latin-1"))
+    with pytest.raises(UserError, match="latin.txt is not UTF-8 .*give a list of distractors in UTF-8"):
+        read_image_list(tmp_path / "latin.txt", tmp_path, "list of distractors")
 
 
 def test_descriptor_is_the_normalised_mean_of_the_normalised_embeddings_of_all_scales(test, tmp_path):
