@@ -1,8 +1,10 @@
 """Embedding all images of a data set into a feature store, over any number of ranks, resumable."""
 
+import errno
 import fcntl
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -44,8 +46,8 @@ def extract_features(
 
     A finished store of the same model and data is opened as it is; one of another model or data is an error. Blocks of
     4,096 rows are dealt to the ranks in turn and marked as done in `<path>.partial`, from where a killed extraction
-    goes on with any number of ranks; one run at a time works on it. Memory: a few batches a rank; the array is written
-    through a memory map.
+    goes on with any number of ranks; one run at a time works on it. `UserError` if its room cannot be had on the disk,
+    which is taken before anything is embedded. Memory: a few batches a rank; the array is written through a memory map.
     """
     if broadcast_object(_is_finished(path)):  # the first rank's answer: another may see the folder later
         return _open_finished(encoder, data, path)
@@ -166,10 +168,30 @@ def _prepare_partial(partial: Path, info: StoreInfo, num_blocks: int) -> None:
     for file in partial.iterdir():
         if file.name != LOCK:
             file.unlink()
-    for name, dtype, shape in (
-        ("features", np.float32, (info.num_images, info.embedding_size)),
-        ("labels", np.int64, (info.num_images,)),
-        ("done", np.bool_, (num_blocks,)),
-    ):
-        np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-    plan.write_text(json.dumps(asdict(info)))
+    try:
+        for name, dtype, shape in (
+            ("features", np.float32, (info.num_images, info.embedding_size)),
+            ("labels", np.int64, (info.num_images,)),
+            ("done", np.bool_, (num_blocks,)),
+        ):
+            file = partial / f"{name}.npy"
+            np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+            _reserve(file)
+        plan.write_text(json.dumps(asdict(info)))
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        needed = info.num_images * (4 * info.embedding_size + 8)
+        raise UserError(
+            f"cannot make the feature store in {partial}: it needs {needed} bytes there ({error.strerror}); make room "
+            "or name a folder on another disk"
+        ) from error
+
+
+def _reserve(file: Path) -> None:
+    """Have the disk set the whole file aside: where it is full, a write through a memory map kills the process."""
+    with open(file, "r+b") as handle:
+        try:
+            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # what file systems say that cannot do it
+                raise

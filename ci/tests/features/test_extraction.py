@@ -1,5 +1,6 @@
 """Embedding a data set into a store: complete, in record order, resumable, on any number of ranks."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from core.data.records import RecordDataset
 from core.encoder import load_encoder
 from core.errors import UserError
 from core.features.extraction import default_store_path, extract_features
-from core.features.store import FeatureStore
+from core.features.store import FeatureStore, StoreInfo
 from core.files import ROOT
 
 LABELS = [3, 0, 1, 1, 2, 0, 3, 3] * 4 + [1, 2, 0]
@@ -191,6 +192,32 @@ def test_undecodable_image_is_told_with_its_record_and_leaves_nothing(tmp_path, 
     with pytest.raises(UserError, match=r"bad\.rec: record 13 "):
         extract_features(projection_encoder(), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
     assert not list(tmp_path.glob("store*"))
+
+
+def test_full_disk_is_told_before_anything_is_embedded_and_leaves_nothing(data, ranks, tmp_path, monkeypatch):
+    def refuse(descriptor, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    encoder = projection_encoder()
+    with pytest.raises(UserError, match=r"store\.partial: it needs 1400 bytes there \(No space left on device\)"):
+        extract_features(encoder, data, tmp_path / "store", ranks)
+    assert encoder.module.calls == 0 and not list(tmp_path.glob("store*"))
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_system_that_cannot_set_room_aside_is_borne(data, ranks, tmp_path, monkeypatch, number):
+    def refuse(descriptor, start, size):
+        raise OSError(number, "no such thing")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    assert len(extract_features(projection_encoder(), data, tmp_path / "store", ranks).features) == 35
+
+
+def test_room_for_the_whole_store_is_taken_at_once(tmp_path):
+    extraction._prepare_partial(tmp_path, StoreInfo("data", "model", 100_000, 8, "train", "old"), 25)
+    for name, size in (("features", 3_200_000), ("labels", 800_000)):
+        assert (tmp_path / f"{name}.npy").stat().st_blocks * 512 >= size
 
 
 def test_label_that_is_no_class_is_told_and_leaves_nothing(tmp_path, ranks):
