@@ -3,10 +3,8 @@
 python tools/denoise_features.py features/glyphs_old_train_part_70_class_1f0c2a3b_9d8e7f60 --keep 0.9
 """
 
-import numpy as np
-
 from core.errors import ArgumentParser, UserError, run_program
-from core.features.statistics import credible_mask, credible_mask_path, write_once
+from core.features.statistics import credible_mask, credible_mask_path, load_statistic, write_once
 from core.features.store import FeatureStore
 
 
@@ -26,7 +24,7 @@ def main() -> None:
     store = FeatureStore.open(args.store)
     path = credible_mask_path(store, args.keep, args.scale_dimensions)
     write_once(path, lambda: credible_mask(store, args.keep, args.scale_dimensions))
-    mask = np.load(path)
+    mask = load_statistic(path)
     print(f"{path}: {int(mask.sum())} of {len(mask)} rows are credible")
 
 

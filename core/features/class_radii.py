@@ -14,7 +14,7 @@ import numpy as np
 from torch import distributed
 
 from core.engine.distributed import Ranks
-from core.features.statistics import normalized_blocks, prepare_class_means, write_once
+from core.features.statistics import load_statistic, normalized_blocks, prepare_class_means, write_once
 from core.features.store import FeatureStore
 
 __all__ = ["NO_RADIUS", "Measure", "class_radii", "prepare_class_radii"]
@@ -64,4 +64,4 @@ def prepare_class_radii(store: FeatureStore, measure: Measure, ranks: Ranks) -> 
     if ranks.is_first:
         write_once(path, lambda: class_radii(store, means, measure).astype(np.float32))
     distributed.barrier()
-    return means, np.load(path)
+    return means, load_statistic(path)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.collectives import all_gather_rows, broadcast_object
 from core.engine.distributed import Ranks
-from core.features.statistics import class_means, normalized_blocks, write_once
+from core.features.statistics import class_means, load_statistic, normalized_blocks, write_once
 from core.features.store import FeatureStore
 
 __all__ = ["entropy_credible_mask", "entropy_credible_mask_path", "prepare_entropy_credible_mask"]
@@ -70,7 +70,7 @@ def prepare_entropy_credible_mask(store: FeatureStore, ranks: Ranks) -> np.ndarr
     """`entropy_credible_mask`, kept beside the store: computed by all ranks if it is not there yet. Collective."""
     path = entropy_credible_mask_path(store)
     if broadcast_object(path.exists()):
-        return np.load(path)
+        return load_statistic(path)
     mask = entropy_credible_mask(store, ranks)
     if ranks.is_first:
         write_once(path, lambda: mask)

@@ -6,11 +6,13 @@ a few values a row and one block of rows; rows may come in any order of classes.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import distributed
 
 from core.engine.distributed import Ranks
+from core.errors import UserError
 from core.features.store import FeatureStore
 from core.files import replaced_atomically
 
@@ -18,6 +20,7 @@ __all__ = [
     "class_means",
     "credible_mask",
     "credible_mask_path",
+    "load_statistic",
     "normalized_blocks",
     "prepare_class_means",
     "prepare_credible_mask",
@@ -70,7 +73,7 @@ def prepare_class_means(store: FeatureStore, ranks: Ranks, normalized: bool = Tr
     if ranks.is_first:
         write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
     distributed.barrier()
-    return np.load(path, mmap_mode="r")
+    return load_statistic(path, mmap_mode="r")
 
 
 def dimension_scale(store: FeatureStore) -> np.ndarray:
@@ -110,12 +113,20 @@ def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bo
     if ranks.is_first:
         write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
     distributed.barrier()
-    return np.load(path)
+    return load_statistic(path)
 
 
 def credible_mask_path(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
     """Where the mask is kept: `credible_<keep>.npy` or `credible_<keep>_scaled.npy` beside the store, bool (N,)."""
     return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
+
+
+def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """An array that is kept beside the store; `UserError` if the file is damaged."""
+    try:
+        return np.load(path, mmap_mode=mmap_mode)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {error}; delete it, it will be computed again") from error
 
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:

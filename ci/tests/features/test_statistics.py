@@ -12,12 +12,15 @@ from launching import load_program
 
 import core.features.statistics as statistics
 from core.errors import UserError
+from core.features.class_radii import prepare_class_radii
+from core.features.credibility import prepare_entropy_credible_mask
 from core.features.statistics import (
     class_means,
     credible_mask,
     credible_mask_path,
     dimension_scale,
     per_class_rank,
+    prepare_class_means,
     prepare_credible_mask,
 )
 from core.features.store import FeatureStore, StoreInfo
@@ -134,6 +137,24 @@ def test_mask_is_kept_beside_the_store_by_share_and_scaling_and_not_computed_aga
     for (keep, scaled), mask in masks.items():
         assert np.array_equal(prepare_credible_mask(store, keep, scaled, ranks), mask)
         assert np.array_equal(np.load(credible_mask_path(store, keep, scaled)), mask)
+
+
+@pytest.mark.parametrize("cut", [0, 50, -3])
+def test_damaged_statistics_are_told_with_the_remedy(store, ranks, cut):
+    for prepare in (
+        lambda: prepare_credible_mask(store, 0.9, False, ranks),
+        lambda: prepare_class_means(store, ranks),
+        lambda: prepare_class_radii(store, "distance", ranks),
+        lambda: prepare_entropy_credible_mask(store, ranks),
+    ):
+        before = set(store.path.iterdir())
+        prepare()
+        (path,) = set(store.path.iterdir()) - before
+        whole = path.read_bytes()
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=rf"{path} is damaged: .*; delete it"):
+            prepare()
+        path.write_bytes(whole)
 
 
 def test_shares_that_differ_in_the_seventh_digit_have_masks_of_their_own(store):
