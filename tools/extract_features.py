@@ -10,7 +10,7 @@ from pathlib import Path
 from core.data.open_dataset import BAD_IMAGES, open_dataset
 from core.encoder import load_encoder
 from core.engine.distributed import process_group
-from core.errors import ArgumentParser, run_program
+from core.errors import ArgumentParser, UserError, run_program
 from core.features.extraction import default_store_path, extract_features
 from core.logs import set_up_logging
 
@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=2, help="processes a rank that read and decode")
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
     args = parser.parse_args()
+    if args.batch_size < 1 or args.num_workers < 0:
+        raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
     set_up_logging()
     with process_group(args.device) as ranks:
         encoder = load_encoder(args.model, args.network, ranks.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import Launch
+from launching import Launch, load_program
 from tiny import projection_encoder, write_records, write_run_folder
 
 import core.features.extraction as extraction
@@ -237,6 +237,14 @@ def test_default_path_depends_on_names_and_contents(data, tmp_path):
         len({path, default_store_path(projection_encoder(1), data), default_store_path(projection_encoder(), other)})
         == 3
     )
+
+
+@pytest.mark.parametrize("wrong", [["--batch-size", "0"], ["--num-workers", "-1"]])
+def test_tool_refuses_impossible_sizes_at_the_start(records, tmp_path, monkeypatch, wrong):
+    tool = load_program(ROOT / "tools" / "extract_features.py")
+    monkeypatch.setattr("sys.argv", ["", "--model", "old", "--rec", "a", "--out", str(tmp_path / "store"), *wrong])
+    with pytest.raises(UserError, match="--batch-size must be 1 or more and --num-workers 0 or more"):
+        tool.main()
 
 
 def test_tool_on_two_ranks_gives_the_store_of_one(records, tmp_path):
