@@ -65,7 +65,10 @@ def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, 
     Written beside `out` and renamed at the end, so that `out` is whole or as it was. Returns the description.
     """
     check_replaceable(out, source.kind)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out.parent}: {error.strerror}; give another folder") from error
     num_images, num_classes = len(source.labels), int(source.labels[-1]) + 1
     with replaced_atomically(out) as folder:
         folder.mkdir()

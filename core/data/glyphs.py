@@ -58,6 +58,8 @@ def glyph_source(seed: int, image_size: int, identities: int | None) -> DataSour
 
     Training has an image for each font that has the character, in an order of characters drawn from the seed.
     """
+    if identities is not None and identities < MIN_IDENTITIES:
+        raise UserError(f"--identities {identities}: give at least {MIN_IDENTITIES}")
     rng = np.random.default_rng([seed, 0])
     points, has = _characters()
     if identities is not None:
@@ -66,8 +68,8 @@ def glyph_source(seed: int, image_size: int, identities: int | None) -> DataSour
     masks, has = _draw_masks(points, has)
     distinct = _distinct(masks, has)
     masks, has = masks[distinct], has[distinct]
-    if identities is not None and not MIN_IDENTITIES <= identities <= len(masks):
-        raise UserError(f"--identities {identities}: the fonts give {MIN_IDENTITIES} to {len(masks)} identities")
+    if identities is not None and identities > len(masks):
+        raise UserError(f"--identities {identities}: the fonts give {len(masks)}; give that number or fewer")
     chosen = rng.permutation(len(masks))[:identities]
     num_test = round(TEST_SHARE * len(chosen))
     train, test = chosen[num_test:], chosen[:num_test]

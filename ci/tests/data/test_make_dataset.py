@@ -235,7 +235,9 @@ def test_folder_with_too_few_people_is_refused(people):
         (("folder",), "--src"),
         (("folder", "--src", "no such folder"), "no such folder"),
         (("orl", "--identities", "30"), "--identities"),
-        (("glyphs", "--identities", "3"), "--identities 3"),
+        (("glyphs", "--identities", "0"), "--identities 0: give at least 20"),
+        (("glyphs", "--identities", "3"), "--identities 3: give at least 20"),
+        (("glyphs", "--identities", "9999"), "--identities 9999: the fonts give 2"),
         (("glyphs", "--image-size", "4"), "--image-size 4"),
         (("faces",), "faces"),
         (("orl", "--seed", "-1"), "--seed"),
@@ -244,6 +246,11 @@ def test_folder_with_too_few_people_is_refused(people):
 def test_wrong_command_lines_end_with_one_line(tmp_path, arguments, part):
     assert_is_error(make(*arguments, "--out", tmp_path / "out"), part)
     assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_made_ends_with_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert_is_error(make("orl", "--out", tmp_path / "file" / "out"), f"cannot make the folder {tmp_path / 'file'}")
 
 
 def test_folder_with_other_content_is_not_replaced(glyphs, tmp_path):
