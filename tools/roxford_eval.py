@@ -59,8 +59,8 @@ def parse_arguments() -> Namespace:
     )  # fmt: skip
     args = parser.parse_args()
     check_arguments(args)
-    if min(args.scales) <= 0 or (args.image_size is not None and args.image_size < 1):
-        raise UserError("--scales must be above 0 and --image-size 1 or more")
+    if not all(0 < scale < np.inf for scale in args.scales) or (args.image_size is not None and args.image_size < 1):
+        raise UserError("--scales must be above 0 and finite and --image-size 1 or more")
     if args.query_expansion < 0 or args.pictures < 0:
         raise UserError("--query-expansion and --pictures must be 0 or more")
     if args.distractors and args.dataset == "gldv2":
