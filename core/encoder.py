@@ -64,6 +64,11 @@ class Encoder:
     any_size: bool = False
     """True: images of any height and width may be given; `image_size` is that of the training."""
 
+    @property
+    def preprocessing(self) -> str:
+        """What the weights alone do not say of how images become embeddings: input size, mean and deviation."""
+        return f"{self.image_size} pixels, mean {tuple(self.mean)}, std {tuple(self.std)}"
+
     @torch.no_grad()
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) RGB to float32 (B, D) on `device`, not normalised; H = W = `image_size` unless `any_size`.

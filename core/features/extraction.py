@@ -54,7 +54,13 @@ def extract_features(
     if ranks.is_first and path.exists() and not _is_finished(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is no feature store: name an empty folder or a new one")
     info = StoreInfo(
-        data.fingerprint, encoder.fingerprint, data.num_images, encoder.embedding_size, str(data.prefix), encoder.name
+        data.fingerprint,
+        encoder.fingerprint,
+        data.num_images,
+        encoder.embedding_size,
+        str(data.prefix),
+        encoder.name,
+        encoder.preprocessing,
     )
     partial = path.with_name(path.name + ".partial")
     with _claimed(partial) if ranks.is_first else nullcontext():
@@ -76,7 +82,7 @@ def _is_finished(path: Path) -> bool:
 def _open_finished(encoder: Encoder, data: ImageDataset, path: Path) -> FeatureStore:
     store = FeatureStore.open(path)
     store.require_data(data)
-    store.require_model(encoder.name, encoder.fingerprint)
+    store.require_model(encoder.name, encoder.fingerprint, encoder.preprocessing)
     logger.info("old features: using the store %s", path)
     return store
 

@@ -1,9 +1,10 @@
 """The feature store: a model's embeddings of a data set's images on disk, one row an image in record order.
 
 A store is a folder with `features.npy` (float32 (N, D), not normalised), `labels.npy` (int64 (N,)) and `store.json`
-(`data_fingerprint`, `model_fingerprint`, `num_images`, `embedding_size`, and the names of both for people). The
-fingerprints tie each row to one image and one model: opening a store against others is an error that names both. Class
-statistics are kept beside, as arrays whose names say what they hold.
+(`data_fingerprint`, `model_fingerprint`, `num_images`, `embedding_size`, the names of both for people, and
+`preprocessing`, the input size and normalisation that the model was given). The fingerprints tie each row to one image
+and one model: opening a store against others is an error that names both. Class statistics are kept beside, as arrays
+whose names say what they hold.
 """
 
 import json
@@ -28,6 +29,7 @@ class StoreInfo:
     embedding_size: int
     data_name: str
     model_name: str
+    preprocessing: str = ""
 
 
 @dataclass
@@ -83,11 +85,16 @@ class FeatureStore:
                 f"fingerprint {data.fingerprint[:12]}): extract the features of these images"
             )
 
-    def require_model(self, name: str, fingerprint: str) -> None:
-        """`UserError` unless the store holds this model's embeddings."""
+    def require_model(self, name: str, fingerprint: str, preprocessing: str) -> None:
+        """`UserError` unless the store holds the embeddings of this model, and of images prepared as these are."""
         if self.info.model_fingerprint != fingerprint:
             raise UserError(
                 f"feature store {self.path} was made with another model ({self.info.model_name}, fingerprint "
                 f"{self.info.model_fingerprint[:12]}) than {name} (fingerprint {fingerprint[:12]}): "
                 "extract that model's features"
+            )
+        if self.info.preprocessing != preprocessing:
+            raise UserError(
+                f"feature store {self.path} was made with the weights of {name}, but other inputs "
+                f"({self.info.preprocessing or 'not known'}; now {preprocessing}): extract the features again elsewhere"
             )

@@ -54,6 +54,7 @@ def test_store_holds_what_direct_encoder_calls_give_in_record_order(data, ranks,
     assert json.loads((store.path / "store.json").read_text()) == {
         "data_fingerprint": data.fingerprint, "model_fingerprint": encoder.fingerprint, "num_images": 35,
         "embedding_size": 8, "data_name": str(data.prefix), "model_name": "projection0",
+        "preprocessing": "16 pixels, mean (127.5, 127.5, 127.5), std (127.5, 127.5, 127.5)",
     }  # fmt: skip
 
 
@@ -158,6 +159,13 @@ def test_store_of_other_data_is_an_error_that_names_both(data, ranks, tmp_path):
     message = str(caught.value)
     for part in (str(data.prefix), data.fingerprint[:12], str(other.prefix), other.fingerprint[:12], "store was"):
         assert part in message.replace(str(tmp_path / "store"), "store")
+
+
+def test_store_of_the_same_weights_with_other_inputs_is_an_error(data, ranks, tmp_path):
+    encoder = projection_encoder()
+    extract_features(encoder, data, tmp_path / "store", ranks)
+    with pytest.raises(UserError, match=r"other inputs \(.*127.5.*; now .*123.675.*\)"):
+        extract_features(replace(encoder, mean=(123.675, 116.28, 103.53)), data, tmp_path / "store", ranks)
 
 
 def test_store_of_another_model_is_an_error_that_names_both(data, ranks, tmp_path):
