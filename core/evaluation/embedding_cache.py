@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.data.records import decode_image
 from core.encoder import Encoder
 from core.errors import UserError
 from core.evaluation.alignment import similarity_transforms, warp
 from core.evaluation.ijb_meta import IjbImages
-from core.evaluation.ordered_loader import load_in_order
+from core.evaluation.ordered_loader import load_in_order, read_image
 from core.files import ROOT, replaced_atomically
 from core.progress import Progress
 
@@ -48,20 +47,10 @@ class _AlignedBatches(Dataset):
         batch = np.empty((len(rows), self.image_size, self.image_size, 3), dtype=np.uint8)
         try:
             for crop, row in zip(batch, rows):
-                crop[:] = warp(_read(self.images.path(row)), self.transforms[row], self.image_size)
+                crop[:] = warp(read_image(self.images.path(row)), self.transforms[row], self.image_size)
         except UserError as error:
             return error
         return torch.from_numpy(batch)
-
-
-def _read(path: Path) -> np.ndarray:
-    """The image at `path`, uint8 (H, W, 3) RGB."""
-    try:
-        return decode_image(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"image not readable: {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"image cannot be decoded: {path} ({error})") from None
 
 
 def aligned_batches(

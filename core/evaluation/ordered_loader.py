@@ -1,14 +1,17 @@
 """Images of a test in their order, read by worker processes a batch at a time."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from core.data.records import decode_image
 from core.errors import UserError
 
-__all__ = ["load_in_order"]
+__all__ = ["load_in_order", "read_image"]
 
 
 def load_in_order(
@@ -31,6 +34,16 @@ def load_in_order(
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The image at `path`, uint8 (H, W, 3) RGB; `UserError` naming it if it cannot be read or decoded."""
+    try:
+        return decode_image(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"image not readable: {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"image cannot be decoded: {path} ({error})") from None
 
 
 def _use_one_thread(worker: int) -> None:

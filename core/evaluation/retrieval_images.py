@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.data.records import decode_image, resize_image
+from core.data.records import resize_image
 from core.errors import UserError
-from core.evaluation.ordered_loader import load_in_order
+from core.evaluation.ordered_loader import load_in_order, read_image
 from core.files import require_file
 
 __all__ = ["RetrievalImages", "image_batches", "read_image_list"]
@@ -69,12 +69,7 @@ class RetrievalImages:
         Box edges are rounded to whole pixels, as the benchmark's reader does, and end at the image's edge.
         """
         path = self.path(row)
-        try:
-            image = decode_image(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"image not readable: {path} ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"image cannot be decoded: {path} ({error})") from error
+        image = read_image(path)
         if self.boxes is None:
             return image
         left, top, right, bottom = np.rint(self.boxes[row]).astype(np.int64).clip(min=0).tolist()
