@@ -157,7 +157,7 @@ def draw_identities(out: Path) -> None:
 
 
 def draw_test(out: Path) -> None:
-    """A picture of four enrolled images and four probes each of six test identities."""
+    """A picture of four enrolled images and four probes each of up to six test identities."""
     images = read_images(require_meta(out / "data" / "eval", "IJBC", one_to_n=True), "IJBC")
     lists = read_identification(images)
     gallery, probes = lists.galleries["g1"], lists.probes
@@ -168,9 +168,9 @@ def draw_test(out: Path) -> None:
             rows += np.resize(images.member_image[np.isin(images.member_template, templates)], 4).tolist()
             titles += [kind, "", "", ""]
     shown = replace(images, names=[images.names[row] for row in rows], landmarks=images.landmarks[rows])
-    image_size = load_encoder(out / "new").image_size
-    crops = [crop for batch in aligned_batches(shown, image_size, len(rows), 0) for crop in batch.numpy()]
-    image_grid(crops, titles, out / "test.png", columns=8)
+    image_size = RecordDataset(out / "data" / "train").image_size
+    crops = next(aligned_batches(shown, image_size, batch_size=len(rows), num_workers=0)).numpy()
+    image_grid(list(crops), titles, out / "test.png", columns=8)
 
 
 REPORT = """# Backward-compatible training on {dataset}, seed {seed}

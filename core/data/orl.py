@@ -84,6 +84,7 @@ def _poor_captures(frames: np.ndarray, rng: np.random.Generator) -> tuple[np.nda
     """The frames (people, photographs, H, W) as a poor camera might have them, and the detector's scores of them."""
     grey = frames.reshape(-1, *frames.shape[2:]).astype(np.float32)
     strengths = POOR.draw(len(grey), rng)
+    strengths[0] = 0  # frames are left in place: their landmarks are but a mean face's
     contrast = strengths[1].astype(np.float32)[:, None, None]
     brightness = rng.uniform(-BRIGHTNESS, BRIGHTNESS, contrast.shape).astype(np.float32) * contrast
     grey = (grey - 128) * (1 - CONTRAST_LOST * contrast) + 128 + brightness

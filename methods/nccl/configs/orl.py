@@ -1,4 +1,4 @@
-"""The new model of the demo: on all images of the people, compatible with old_model/configs/orl.py."""
+"""The new model on all images of the people, compatible with old_model/configs/orl.py."""
 
 from easydict import EasyDict as edict
 
