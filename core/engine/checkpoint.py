@@ -66,9 +66,10 @@ def read_position(path: Path) -> Position:
     """The position saved in a checkpoint; `UserError` if it cannot be read."""
     try:
         position = Position(**json.loads((path / "position.json").read_text()))
-        position.identity.items()
+        if not isinstance(position.identity, dict):
+            raise TypeError("its identity is no JSON object")
         return position
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"checkpoint {path} is damaged: delete it to go on from the one before ({error})") from error
 
 
