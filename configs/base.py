@@ -13,7 +13,7 @@ config.image_root = None  # folder that the paths of an image list start from; N
 config.bad_images = "error"  # missing or undecodable files of a list: "error", or "skip": left out, or replaced
 config.image_size = None  # side of the network's input in pixels; None: that of the stored images
 config.normalization = "face"  # mean and std of the input: "face" (127.5, 127.5) or "imagenet"
-config.augment = ("flip",)  # of core.data.transforms.AUGMENTATIONS, in this order
+config.augment = ("flip",)  # of core.images.transforms.AUGMENTATIONS, in this order
 config.num_workers = 4  # processes a rank that read and decode; 0: the training process itself
 
 # Model

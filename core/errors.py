@@ -1,30 +1,18 @@
-"""How a program of this project ends: the one-line error of a user's mistake, and argument parsing that uses it."""
+"""How a program of this project ends: with status 0, or with one line that says what the user got wrong."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
 
-__all__ = ["ArgumentParser", "UserError", "run_program"]
+__all__ = ["UserError", "run_program"]
 
 ERROR_STATUS = 2
 
 
-class UserError(Exception):
-    """A mistake the user can mend. The text says what is wrong, where, and what to do, in one line."""
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` that shows defaults in `--help` and raises `UserError` on a wrong command line."""
-
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `message` as a `UserError` that points to `--help`."""
-        raise UserError(f"{message} (see {self.prog} --help)")
+class UserError(ValueError):
+    """A mistake that the user can correct. The text says what is wrong, where, and what to do, in one line."""
 
 
 def run_program(main: Callable[[], None]) -> NoReturn:

@@ -9,9 +9,9 @@ Also trains whatever a new model is compared with: the same network without an o
 from torch import Tensor
 
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
 from core.errors import run_program
 from core.heads import build_head
+from core.program import train_program
 
 
 class OldModel(Method):

@@ -4,10 +4,11 @@ python tools/average_features.py features/glyphs_old_train_part_70_class_1f0c2a3
 """
 
 import numpy as np
+from command_line import ArgumentParser
 
-from core.errors import ArgumentParser, run_program
-from core.features.statistics import class_means
-from core.features.store import FeatureStore
+from core.embeddings.statistics import class_means
+from core.embeddings.store import FeatureStore
+from core.errors import run_program
 from core.files import replaced_atomically
 
 

@@ -19,19 +19,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import load_config
-from core.encoder import Encoder, load_encoder
+from command_line import ArgumentParser, choose_device
+
 from core.engine.run_folder import RunFolder
-from core.errors import ArgumentParser, UserError, run_program
+from core.errors import UserError, run_program
 from core.evaluation.comparison import Comparison, Entry
-from core.evaluation.cross_test import choose_device
 from core.evaluation.model_pairs import evaluate_pairs
 from core.evaluation.retrieval import RetrievalOptions, rank_database
 from core.evaluation.revisited import SETUPS
 from core.evaluation.revisited_files import read_revisited
 from core.files import ROOT, replaced_atomically
 from core.logs import set_up_logging
+from core.models.encoder import Encoder, load_encoder
 from core.progress import format_seconds
+from core.settings import load_config
 
 METHODS = ("mixbct", "l2", "bct", "unibct", "nccl", "advbct", "lce", "hot_refresh")
 FACE_SCENARIOS = {

@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from command_line import ArgumentParser, add_run_arguments, check_run_arguments
 
-from core.encoder import Encoder, load_encoder
-from core.errors import ArgumentParser, UserError, run_program
+from core.errors import UserError, run_program
 from core.evaluation.compatibility_matrix import UpdateMatrix, write_matrices
-from core.evaluation.cross_test import add_run_arguments, check_run_arguments
 from core.evaluation.embedding_cache import CACHE
 from core.evaluation.ijb import FARS, FPIRS, RANKS
 from core.evaluation.ijb_meta import SUBSETS, require_meta
@@ -27,6 +26,7 @@ from core.evaluation.plots import plot_matrices
 from core.evaluation.tables import format_table
 from core.files import replaced_atomically
 from core.logs import set_up_logging
+from core.models.encoder import Encoder, load_encoder
 
 TASKS = {
     **{f"top{rank}": "1:N" for rank in RANKS},

@@ -12,7 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.errors import ArgumentParser, UserError, run_program
+from command_line import ArgumentParser
+
+from core.errors import UserError, run_program
 from core.evaluation.compatibility import CompatibilityScores, scores
 from core.evaluation.result_files import Evaluation, UpdateTests, assign_roles, default_metric, read_evaluation
 from core.evaluation.tables import format_table

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from command_line import ArgumentParser
 
 from core.data.records import RecordDataset
-from core.encoder import load_encoder
 from core.engine.run_folder import code_version
-from core.errors import ArgumentParser, UserError, run_program
+from core.errors import UserError, run_program
 from core.evaluation.embedding_cache import aligned_batches
 from core.evaluation.ijb_meta import read_identification, read_images, require_meta
 from core.evaluation.model_pairs import PairResults, evaluate_pairs
@@ -26,6 +26,7 @@ from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.tables import format_markdown, format_rate, format_table
 from core.files import ROOT, replaced_atomically
 from core.logs import set_up_logging
+from core.models.encoder import load_encoder
 from core.progress import format_seconds
 
 MODELS = ("old", "new", "independent")

@@ -3,9 +3,11 @@
 python tools/denoise_features.py features/glyphs_old_train_part_70_class_1f0c2a3b_9d8e7f60 --keep 0.9
 """
 
-from core.errors import ArgumentParser, UserError, run_program
-from core.features.statistics import credible_mask, credible_mask_path, load_statistic, write_once
-from core.features.store import FeatureStore
+from command_line import ArgumentParser
+
+from core.embeddings.statistics import credible_mask, credible_mask_path, load_statistic, write_once
+from core.embeddings.store import FeatureStore
+from core.errors import UserError, run_program
 
 
 def main() -> None:

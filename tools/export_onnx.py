@@ -6,10 +6,12 @@ python tools/export_onnx.py -m backbone.pt -net r18 -o r18.onnx
 
 import logging
 
-from core.encoder import load_encoder
-from core.errors import ArgumentParser, run_program
-from core.export import export_onnx
+from command_line import ArgumentParser
+
+from core.errors import run_program
 from core.logs import set_up_logging
+from core.models.encoder import load_encoder
+from core.models.export import export_onnx
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,14 @@ python tools/extract_features.py --model old.pt --network resnet18 --rec dataset
 
 from pathlib import Path
 
+from command_line import ArgumentParser
+
 from core.data.open_dataset import BAD_IMAGES, open_dataset
-from core.encoder import load_encoder
-from core.engine.distributed import process_group
-from core.errors import ArgumentParser, UserError, run_program
-from core.features.extraction import default_store_path, extract_features
+from core.embeddings.extraction import default_store_path, extract_features
+from core.errors import UserError, run_program
 from core.logs import set_up_logging
+from core.models.encoder import load_encoder
+from core.parallel.ranks import process_group
 
 
 def main() -> None:

@@ -11,10 +11,9 @@ a table to the terminal.
 from argparse import Namespace
 
 import numpy as np
+from command_line import ArgumentParser, add_arguments, check_arguments, load_models, write_results
 
-from core.encoder import Encoder
-from core.errors import ArgumentParser, run_program
-from core.evaluation.cross_test import add_arguments, check_arguments, load_models, write_results
+from core.errors import run_program
 from core.evaluation.embedding_cache import CACHE, embed_images
 from core.evaluation.ijb import (
     IdentificationResult,
@@ -27,6 +26,7 @@ from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, re
 from core.evaluation.plots import plot_identification, plot_roc
 from core.evaluation.tables import format_rate, format_table
 from core.logs import set_up_logging
+from core.models.encoder import Encoder
 
 
 def parse_arguments() -> Namespace:

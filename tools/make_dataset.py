@@ -11,11 +11,13 @@ gives the same bytes.
 import logging
 from pathlib import Path
 
-from core.data.dataset_folder import check_replaceable, write_dataset_folder
-from core.data.folder import folder_source
-from core.data.glyphs import glyph_source
-from core.data.orl import orl_source
-from core.errors import ArgumentParser, UserError, run_program
+from command_line import ArgumentParser
+
+from core.builtin.dataset_folder import check_replaceable, write_dataset_folder
+from core.builtin.glyphs import glyph_source
+from core.builtin.image_folder import folder_source
+from core.builtin.orl import orl_source
+from core.errors import UserError, run_program
 from core.logs import set_up_logging
 
 logger = logging.getLogger(__name__)

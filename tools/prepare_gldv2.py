@@ -9,8 +9,10 @@ in train/, index/ and test/ below --images. Where --out is another folder, train
 
 from pathlib import Path
 
-from core.data.gldv2 import PARTS, prepare_gldv2
-from core.errors import ArgumentParser, run_program
+from command_line import ArgumentParser
+
+from core.builtin.gldv2_lists import PARTS, prepare_gldv2
+from core.errors import run_program
 from core.logs import set_up_logging
 
 

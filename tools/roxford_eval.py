@@ -14,9 +14,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+from command_line import ArgumentParser, add_arguments, check_arguments, load_models, write_results
 
-from core.errors import ArgumentParser, UserError, run_program
-from core.evaluation.cross_test import add_arguments, check_arguments, load_models, write_results
+from core.errors import UserError, run_program
 from core.evaluation.descriptors import CACHE
 from core.evaluation.gldv2 import read_gldv2
 from core.evaluation.plots import plot_hits, plot_precision_recall

@@ -10,9 +10,11 @@ train_clean_part_100_class.txt: the whole list with the classes of the 30 % numb
 
 import logging
 
+from command_line import ArgumentParser
+
 from core.data.open_dataset import is_list
 from core.data.split import split_list, split_records
-from core.errors import ArgumentParser, run_program
+from core.errors import run_program
 from core.logs import set_up_logging
 
 logger = logging.getLogger(__name__)

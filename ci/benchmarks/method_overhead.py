@@ -10,6 +10,7 @@ alone, in turns, and their difference is set against the whole step with the hea
 is one; new and old embeddings are random. Methods are those with a folder below methods/.
 """
 
+import argparse
 import importlib.util
 import json
 import statistics
@@ -24,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones import build_backbone
-from core.config import load_config
-from core.engine.distributed import Ranks, process_group
+from core.embeddings.store import FeatureStore, StoreInfo
 from core.engine.method import Batch, Method, Run
 from core.engine.optimization import build_optimizer
-from core.errors import ArgumentParser, run_program
-from core.features.store import FeatureStore, StoreInfo
+from core.errors import run_program
 from core.files import ROOT
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
+from core.parallel.ranks import Ranks, process_group
+from core.settings import load_config
 
 TARGETS = {"nccl": 15.0}
 """Most extra time a step, in per cent; of all others 5."""
@@ -151,7 +152,9 @@ def measure(names: list[str], quick: bool, repeats: int, ranks: Ranks, folder: P
 
 def main() -> None:
     known = sorted(path.parent.name for path in (ROOT / "methods").glob("*/train.py"))
-    parser = ArgumentParser(__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="32x32, B 32, C 5,000, D 128")
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--repeats", type=int, default=4, help="timed whole steps; of the losses three times as many")

@@ -7,6 +7,7 @@ Each way runs in a process of its own, on CUDA if there is one, and is measured 
 above embeddings and class weights: of the allocator on CUDA, of the process (resident) on the CPU.
 """
 
+import argparse
 import multiprocessing
 import resource
 import statistics
@@ -15,7 +16,7 @@ import time
 import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from core.errors import ArgumentParser, run_program
+from core.errors import run_program
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 
@@ -69,7 +70,9 @@ def resident_mib() -> float:
 
 
 def main() -> None:
-    parser = ArgumentParser(__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="B 32, C 10,000, D 128, 3 steps")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one to warm up")
     args = parser.parse_args()

@@ -7,6 +7,7 @@ Class sizes are log-normal. Features are drawn once for a pool of images, to whi
 the benchmark needs no 20 GB, and reading costs what it costs from memory. Linear algebra is all but that reading.
 """
 
+import argparse
 import resource
 import time
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from core.errors import ArgumentParser, run_program
-from core.features.refinement import refined_prototypes
+from core.embeddings.refinement import refined_prototypes
+from core.errors import run_program
 
 POOL = 65_536
 PROPAGATION, TEMPERATURE = 0.9, 0.05
@@ -61,7 +62,9 @@ def resident_mib() -> float:
 
 
 def main() -> None:
-    parser = ArgumentParser(__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="2,000 classes, D 128")
     parser.add_argument("--classes", type=int, help="another number of classes")
     args = parser.parse_args()

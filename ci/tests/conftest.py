@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import write_records
 
-from core.engine.distributed import Ranks, process_group
+from core.parallel.ranks import Ranks, process_group
 
 
 @pytest.fixture(scope="session")

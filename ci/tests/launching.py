@@ -13,7 +13,7 @@ import torch
 
 SECONDS = 120
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["core.engine.program", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["core.program", "torch._dynamo"])
 
 
 class Launch:
@@ -59,6 +59,7 @@ def run_program_file(program: str, arguments: list[str], environment: dict[str, 
     os.chdir(Path(program).parent)
     torch.set_num_threads(1)
     sys.argv = [program, *arguments]
+    sys.path.insert(0, str(Path(program).parent))
     runpy.run_path(program, run_name="__main__")
 
 

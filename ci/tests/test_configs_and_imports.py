@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config import _read, load_config
+from core.settings import _read, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_CONFIGS = sorted(

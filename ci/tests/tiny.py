@@ -11,8 +11,8 @@ from torch import nn
 
 from core.backbones import build_backbone
 from core.data.recordio import RecordWriter
-from core.encoder import Encoder
-from core.weights import fingerprint
+from core.models.encoder import Encoder
+from core.models.weights import fingerprint
 
 FACE = (127.5, 127.5, 127.5)
 

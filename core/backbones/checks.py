@@ -16,7 +16,7 @@ class Layout:
     image_size: int
     options: dict[str, object] = field(default_factory=dict)
     normalization: str = "face"
-    """Of the images (`core.data.transforms.NORMALIZATIONS`), where nothing else tells it."""
+    """Of the images (`core.images.transforms.NORMALIZATIONS`), where nothing else tells it."""
 
 
 def require_positive(**values: object) -> None:

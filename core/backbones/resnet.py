@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from core.backbones.checks import Layout, require_positive
+from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import resolve
-from core.state_dicts import read_state_dict
 
 __all__ = ["NETWORKS", "OPTIONS", "GeM", "ResNet", "read_layout"]
 
@@ -77,7 +77,7 @@ class ResNet(nn.Module):
     """
 
     any_size = True
-    """See `core.encoder.Encoder.any_size`."""
+    """See `core.models.encoder.Encoder.any_size`."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""Training data: record files, built-in data sets, samplers, loading and augmentation."""
+"""Training data: record files, image lists, splits, samplers, the loader."""

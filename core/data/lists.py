@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from core.data.records import FOUR_INKS, JPEG_START, decode_image, resize_image
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
+from core.images.codec import FOUR_COMPONENTS, JPEG_START, decode_image, resize_image
 from core.progress import Progress
 
 __all__ = ["ImageList", "ListDataset", "file_sizes", "read_list", "write_list"]
@@ -140,6 +140,8 @@ class ListDataset:
                 continue
             try:
                 self._decode(row, image)
+            except UserError:
+                raise
             except (OSError, ValueError) as error:
                 raise self._undecodable(row, error) from None
         return images, self._list.labels[rows]
@@ -159,7 +161,7 @@ class ListDataset:
         data, size = self._read(row), len(out)
         if self._size is not None and data[:2] == JPEG_START:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if min(height, width) >= 2 * size and colours not in FOUR_INKS:
+            if min(height, width) >= 2 * size and colours not in FOUR_COMPONENTS:
                 out[:] = resize_image(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size), size)
                 return
         image = decode_image(data, out)
@@ -179,6 +181,8 @@ class ListDataset:
                 continue
             try:
                 return self._decode(candidate, out)
+            except UserError:
+                raise
             except (OSError, ValueError) as error:
                 self._bad[candidate] = 1
                 logger.warning(

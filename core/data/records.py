@@ -5,17 +5,14 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
-import simplejpeg
 
 from core.data.recordio import HEADER, LENGTH_BITS, LENGTH_MASK, MAGIC, RecordReader, RecordWriter
 from core.errors import UserError
+from core.images.codec import decode_image, resize_image
 
-__all__ = ["RecordDataset", "decode_image", "resize_image", "write_image_records"]
+__all__ = ["RecordDataset", "write_image_records"]
 
-JPEG_START = b"\xff\xd8"
-FOUR_INKS = ("CMYK", "YCCK")
 LABEL_BLOCK = 1 << 18
 FINGERPRINT_RECORDS = 64
 MOST_IMAGES = 1 << 31
@@ -199,34 +196,6 @@ class RecordDataset:
                 "give the size that images shall be resized to"
             )
         return resize_image(image, size)
-
-
-def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode JPEG, PNG or what else OpenCV reads to uint8 (H, W, 3) RGB; `ValueError` if that is impossible.
-
-    Where `out` has the image's shape the pixels go there and the result has the same memory; otherwise it is a new
-    array. A JPEG that is cut short counts as undecodable.
-    """
-    if data[:2] == JPEG_START:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in FOUR_INKS:
-            fits = out is not None and out.shape == (height, width, 3)
-            return simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
-    except cv2.error:  # a header that promises more pixels than OpenCV makes
-        image = None
-    if image is None:
-        raise ValueError("unknown format or damaged")
-    if out is not None and out.shape == image.shape:
-        out[:] = image
-    return image
-
-
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """An image (H, W, 3) as (size, size, 3): pixel areas averaged when it shrinks, bilinear when it grows."""
-    shrinks = min(image.shape[:2]) >= size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def write_image_records(

@@ -21,9 +21,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
-from core.engine.distributed import Ranks
 from core.errors import UserError
 from core.heads import PartialFC
+from core.parallel.ranks import Ranks
 
 __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position"]
 

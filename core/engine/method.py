@@ -7,8 +7,8 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from core.data.open_dataset import ImageDataset
-from core.engine.distributed import Ranks
-from core.features.store import FeatureStore
+from core.embeddings.store import FeatureStore
+from core.parallel.ranks import Ranks
 
 __all__ = ["Batch", "Method", "Run"]
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 import core
+from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import ROOT, replaced_atomically
-from core.state_dicts import read_state_dict
-from core.weights import fingerprint
+from core.models.weights import fingerprint
 
 __all__ = ["MetricsLog", "RunFolder", "code_version"]
 

@@ -3,10 +3,10 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,24 +18,33 @@ from core.backbones import build_backbone
 from core.data.loader import load_batches
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
-from core.data.transforms import TrainTransform
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
-from core.engine.distributed import Ranks, average_gradients, share_buffers
 from core.engine.method import Batch, Method, Run
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
+from core.engine.preparation import prepare_old_features
 from core.engine.run_folder import MetricsLog, RunFolder, code_version
-from core.engine.validation import Validation
 from core.engine.window import StepWindow
 from core.errors import UserError
-from core.features.preparation import prepare_old_features
 from core.files import resolve
 from core.heads import PartialFC
+from core.images.transforms import TrainTransform
+from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Validation(Protocol):
+    """Tests during training; made from the config, the side of the network's input and the ranks."""
+
+    sets: Mapping[str, object]
+    """The test sets by name; without any, `accuracies` is never asked for."""
+
+    def accuracies(self, backbone: nn.Module) -> dict[str, float]:
+        """Accuracy of each set, the same on every rank. Collective. Leaves the backbone in training mode."""
 
 
 class Trainer:
@@ -46,7 +55,14 @@ class Trainer:
     that it ends with the weights of an unbroken one.
     """
 
-    def __init__(self, config: EasyDict, method: Method, method_name: str, ranks: Ranks):
+    def __init__(
+        self,
+        config: EasyDict,
+        method: Method,
+        method_name: str,
+        ranks: Ranks,
+        make_validation: Callable[[EasyDict, int, Ranks], Validation] | None = None,
+    ):
         self.config, self.method, self.method_name, self.ranks = config, method, method_name, ranks
         if config.rec is None:
             raise UserError(
@@ -59,7 +75,9 @@ class Trainer:
         self.transform = TrainTransform(config.normalization, config.augment)
         self.autocast_type = _autocast_type(config.precision, ranks.device)
         learning_rate(config, config.num_epoch)  # tells an unknown schedule now
-        self.validation = Validation(config, self.data.image_size, ranks)
+        self.validation = None
+        if make_validation is not None:
+            self.validation = make_validation(config, self.data.image_size, ranks)
         self.folder = RunFolder(resolve(config.output))
         if config.old_model is not None and resolve(config.old_model) == self.folder.path:
             raise UserError(f"output {self.folder.path} is the old model's own run folder: name another one")
@@ -207,7 +225,7 @@ class Trainer:
                     self.epoch, self.images_in_epoch = self.epoch + 1, 0
                 if epoch_ends or self.step % config.checkpoint_steps == 0:
                     self._save(write_model=epoch_ends)
-                if self.validation.sets and (self.step % config.verbose == 0 or last):
+                if self.validation is not None and self.validation.sets and (self.step % config.verbose == 0 or last):
                     self._validate(metrics)
         if metrics is not None:
             metrics.close()

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor, distributed
 
-from core.engine.distributed import Ranks
+from core.parallel.ranks import Ranks
 
 __all__ = ["StepWindow"]
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.encoder import Encoder
 from core.errors import UserError
 from core.evaluation.embedding_cache import cached_embeddings, require_finite
 from core.evaluation.retrieval_images import RetrievalImages, image_batches
 from core.files import ROOT
+from core.models.encoder import Encoder
 from core.progress import Progress
 
 __all__ = ["CACHE", "Whitening", "describe_images", "expand_queries", "image_sides"]

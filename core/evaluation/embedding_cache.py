@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.encoder import Encoder
 from core.errors import UserError
-from core.evaluation.alignment import similarity_transforms, warp
 from core.evaluation.ijb_meta import IjbImages
-from core.evaluation.ordered_loader import load_in_order, read_image
 from core.files import ROOT, replaced_atomically
+from core.images.alignment import similarity_transforms, warp
+from core.images.codec import read_image
+from core.images.ordered_loader import load_in_order
+from core.models.encoder import Encoder
 from core.progress import Progress
 
 __all__ = ["CACHE", "ImageEmbeddings", "aligned_batches", "cached_embeddings", "embed_images", "require_finite"]

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from core.encoder import Encoder
 from core.evaluation.descriptors import CACHE, Whitening, describe_images, expand_queries, image_sides
 from core.evaluation.precision_recall import RetrievalResult
 from core.evaluation.retrieval_images import RetrievalImages
 from core.evaluation.search import search
+from core.models.encoder import Encoder
 
 __all__ = ["RetrievalOptions", "RetrievalTest", "rank_database"]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.data.records import resize_image
 from core.errors import UserError
-from core.evaluation.ordered_loader import load_in_order, read_image
 from core.files import require_file
+from core.images.codec import read_image, resize_image
+from core.images.ordered_loader import load_in_order
 
 __all__ = ["RetrievalImages", "image_batches", "read_image_list"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.data.records import decode_image, resize_image
 from core.errors import UserError
+from core.images.codec import decode_image, resize_image
 from core.restricted_pickle import load_plain_pickle
 
 __all__ = ["THRESHOLDS", "VerificationResult", "fold_accuracies", "read_verification_set", "verification_accuracy"]

@@ -14,9 +14,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from core.collectives import all_gather_rows, all_reduce_, broadcast_object, rank, row_counts, world_size
 from core.errors import UserError
 from core.heads.margins import Margin
+from core.parallel.collectives import all_gather_rows, all_reduce_, broadcast_object, rank, row_counts, world_size
 
 __all__ = ["PartialFC"]
 

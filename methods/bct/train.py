@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.embeddings.statistics import prepare_class_means
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
+from core.engine.old_classifier import load_old_classifier, share_classified_right
 from core.errors import UserError, run_program
-from core.features.statistics import prepare_class_means
 from core.files import resolve
 from core.heads import build_head
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import CosFace
-from core.heads.old_classifier import load_old_classifier, share_classified_right
+from core.program import train_program
 
 logger = logging.getLogger(__name__)
 

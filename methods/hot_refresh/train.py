@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from core.collectives import all_gather_rows
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
 from core.errors import UserError, run_program
 from core.heads import build_head
+from core.parallel.collectives import all_gather_rows
+from core.program import train_program
 
 
 def negatives(new: Tensor, others: Tensor, same_class: Tensor, hardest: int) -> Tensor:

@@ -15,9 +15,9 @@ from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
 from core.errors import UserError, run_program
 from core.heads import build_head
+from core.program import train_program
 
 
 def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.linalg import vecdot, vector_norm
 from torch.nn.functional import normalize
 
-from core.collectives import all_gather_rows, rank, world_size
+from core.embeddings.class_radii import NO_RADIUS, prepare_class_radii
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
+from core.engine.old_classifier import num_old_classes
 from core.errors import UserError, run_program
-from core.features.class_radii import NO_RADIUS, prepare_class_radii
 from core.files import resolve
 from core.heads import build_head
-from core.heads.old_classifier import num_old_classes
-from core.losses import mean_of_selected, scale_gradient
+from core.parallel.collectives import all_gather_rows, rank, world_size
+from core.parallel.losses import mean_of_selected, scale_gradient
+from core.program import train_program
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.embeddings.statistics import prepare_credible_mask
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
 from core.errors import UserError, run_program
-from core.features.statistics import prepare_credible_mask
 from core.heads import build_head
+from core.program import train_program
 
 
 def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:

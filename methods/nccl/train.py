@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from core.collectives import all_gather_rows, world_size
+from core.embeddings.credibility import prepare_entropy_credible_mask
+from core.embeddings.queue import EmbeddingQueue
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
 from core.errors import UserError, run_program
-from core.features.credibility import prepare_entropy_credible_mask
-from core.features.embedding_queue import EmbeddingQueue
 from core.heads import build_head
-from core.losses import scale_gradient
+from core.parallel.collectives import all_gather_rows, world_size
+from core.parallel.losses import scale_gradient
+from core.program import train_program
 
 
 def neighbour_weights(old: Tensor, label: Tensor, queue: Tensor, queue_label: Tensor) -> Tensor:

@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.embeddings.refinement import refined_prototypes
+from core.embeddings.statistics import prepare_class_means
+from core.engine.current_features import current_features
 from core.engine.method import Batch, Method, Run
-from core.engine.program import train_program
+from core.engine.old_classifier import num_old_classes
 from core.errors import UserError, run_program
-from core.features.refinement import current_features, refined_prototypes
-from core.features.statistics import prepare_class_means
 from core.files import resolve
 from core.heads import build_head
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import ArcFace
-from core.heads.old_classifier import num_old_classes
+from core.program import train_program
 
 logger = logging.getLogger(__name__)
 

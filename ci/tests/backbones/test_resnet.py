@@ -13,10 +13,10 @@ from torchvision.models import get_model, get_model_weights
 
 from core.backbones import build_backbone, list_backbones, read_layout
 from core.backbones.resnet import GeM
-from core.encoder import load_encoder
 from core.errors import UserError
-from core.export import export_onnx
-from core.weights import shapes_of
+from core.models.encoder import load_encoder
+from core.models.export import export_onnx
+from core.models.weights import shapes_of
 
 NAMES = ("resnet18", "resnet50", "resnet101")
 IMAGENET_MEAN, IMAGENET_STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])

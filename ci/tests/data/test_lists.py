@@ -17,9 +17,9 @@ from core.data.lists import ListDataset, file_sizes, read_list
 from core.data.loader import load_batches
 from core.data.open_dataset import is_list, open_dataset
 from core.data.records import RecordDataset
+from core.embeddings.extraction import extract_features
+from core.embeddings.store import FeatureStore
 from core.errors import UserError
-from core.features.extraction import extract_features
-from core.features.store import FeatureStore
 from core.files import ROOT
 
 OLD_MODEL, MIXBCT = ROOT / "old_model" / "train.py", ROOT / "methods" / "mixbct" / "train.py"

@@ -11,8 +11,9 @@ import pytest
 import simplejpeg
 
 from core.data.recordio import MAGIC_BYTES, RecordReader, RecordWriter
-from core.data.records import RecordDataset, decode_image
+from core.data.records import RecordDataset
 from core.errors import UserError
+from core.images.codec import decode_image
 
 
 def picture(value, size=16):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from core.config import load_config
 from core.engine.optimization import build_optimizer, learning_rate
 from core.errors import UserError
+from core.settings import load_config
 
 
 def settings(**values) -> EasyDict:

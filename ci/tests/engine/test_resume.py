@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
 PROGRAM = """
 import os, signal, sys, torch
 from core.engine.method import Method
-from core.engine.program import train_program
+from core.program import train_program
 from core.errors import run_program
 from core.heads import PartialFC
 from core.heads.margins import ArcFace

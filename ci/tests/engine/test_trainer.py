@@ -13,15 +13,15 @@ from tiny import build_linear, write_verification_set
 from torch.nn import functional
 
 import core.engine.trainer
-from core.config import load_config
 from core.data.records import RecordDataset
 from core.data.samplers import TrainSampler
-from core.encoder import load_encoder
 from core.engine import checkpoint
 from core.engine.trainer import Trainer
 from core.engine.window import StepWindow
 from core.evaluation.verification import verification_accuracy
 from core.files import ROOT
+from core.models.encoder import load_encoder
+from core.settings import load_config
 
 BASE = ROOT / "old_model" / "configs" / "base.py"
 LINEAR = f"""

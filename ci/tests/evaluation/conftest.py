@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.evaluation.alignment import REFERENCE_POINTS
+from core.images.alignment import REFERENCE_POINTS
 
 SIZE = 24
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.evaluation.alignment import REFERENCE_POINTS
 from core.evaluation.embedding_cache import aligned_batches, embed_images
 from core.evaluation.ijb_meta import read_images
+from core.images.alignment import REFERENCE_POINTS
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import torch
 from easydict import EasyDict
 from plain_softmax import D, make_head
 
-from core.config import load_config
 from core.errors import UserError
 from core.files import ROOT
 from core.heads import build_head, build_margin
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import ArcFace, CosFace, Softmax
+from core.settings import load_config
 
 
 def config(**values):

@@ -16,13 +16,13 @@ from launching import Launch, load_program
 from tiny import write_run_folder
 from torch.distributed.checkpoint import FileSystemReader
 
-from core.collectives import all_reduce_
-from core.config import load_config
-from core.engine.distributed import process_group
+from core.embeddings.store import FeatureStore, StoreInfo
 from core.engine.method import Batch, Method, Run
 from core.engine.trainer import Trainer
-from core.features.store import FeatureStore, StoreInfo
 from core.files import ROOT
+from core.parallel.collectives import all_reduce_
+from core.parallel.ranks import process_group
+from core.settings import load_config
 
 D, NUM_CLASSES = 6, 6
 # Class 2 has one image, 3 none; class 4 has three times the same image.

@@ -15,8 +15,8 @@ from method_steps import (
     plain_arcface,
 )
 
+from core.embeddings.statistics import class_means, prepare_class_means
 from core.errors import UserError
-from core.features.statistics import class_means, prepare_class_means
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import CosFace
 

@@ -20,10 +20,10 @@ from method_steps import (
 from tiny import write_records
 from torch.nn.functional import cross_entropy, normalize
 
-from core.encoder import load_encoder
+from core.engine.old_classifier import num_old_classes, read_classifier, share_classified_right
 from core.errors import UserError
 from core.files import ROOT
-from core.heads.old_classifier import num_old_classes, read_classifier, share_classified_right
+from core.models.encoder import load_encoder
 
 NUM_OLD = 3
 """Of the old run: classes 0, 1 and 2 of the six. The step's labels are 0, 2, 1, 4, 5, 1, 1, 0."""

@@ -14,16 +14,16 @@ from launching import Launch, load_program
 from tiny import write_run_folder
 from torch.nn import functional
 
-import core.features.extraction as extraction
-from core.config import load_config
-from core.encoder import load_encoder
+import core.embeddings.extraction as extraction
+from core.embeddings.statistics import credible_mask
+from core.embeddings.store import FeatureStore
 from core.engine.method import Batch
 from core.engine.trainer import Trainer
-from core.features.statistics import credible_mask
-from core.features.store import FeatureStore
 from core.files import ROOT
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
+from core.models.encoder import load_encoder
+from core.settings import load_config
 
 PROGRAM = ROOT / "methods" / "mixbct" / "train.py"
 mixbct = load_program(PROGRAM)

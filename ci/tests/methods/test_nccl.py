@@ -21,8 +21,8 @@ from method_steps import (
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from core.embeddings.credibility import entropy_credible_mask_path
 from core.errors import UserError
-from core.features.credibility import entropy_credible_mask_path
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 

@@ -19,13 +19,13 @@ from method_steps import (
 )
 from tiny import build_linear
 
-from core.config import load_config
 from core.data.records import RecordDataset
-from core.engine.distributed import process_group
+from core.embeddings.store import FeatureStore, StoreInfo
 from core.engine.method import Batch, Run
 from core.errors import UserError
-from core.features.store import FeatureStore, StoreInfo
 from core.files import ROOT
+from core.parallel.ranks import process_group
+from core.settings import load_config
 
 KNOWN = [0, 1, 2, 4, 5]
 """Class 3 has no image."""

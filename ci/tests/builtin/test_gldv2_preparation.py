@@ -1,0 +1,167 @@
+"""Lists of GLDv2 from hand-written csv files, through the tool's function and the tool."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.builtin.gldv2_lists import ground_truth, prepare_gldv2, read_index, read_solution, read_train
+from core.data.lists import read_list
+from core.errors import UserError
+from core.evaluation.gldv2 import read_gldv2
+from core.files import ROOT
+
+TRAIN = {27: ["aa00000000000001", "b000000000000002"], 1: ["c000000000000003"], 203: ["0d00000000000004"]}
+INDEX = ["1a00000000000000", "2b00000000000000", "3c00000000000000", "4d00000000000000"]
+QUERIES = {
+    "e100000000000000": ("3c00000000000000 1a00000000000000", "Private"),
+    "e200000000000000": ("None", "Ignored"),
+    "e300000000000000": ("2b00000000000000 ffffffffffffffff", "Public"),
+    "e400000000000000": ("eeeeeeeeeeeeeeee", "Public"),
+}
+OUTPUTS = ["gldv2_ground_truth.json", "gldv2_index.txt", "gldv2_queries.txt", "train_clean.txt"]
+
+
+def place_of(part: str, image: str) -> str:
+    return f"{part}/{image[0]}/{image[1]}/{image[2]}/{image}.jpg"
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A folder with csv/, images/ and an empty out/; queries that are ignored have no image."""
+    for folder in ("csv", "out"):
+        (tmp_path / folder).mkdir()
+    lines = [f"{landmark},{' '.join(images)}" for landmark, images in TRAIN.items()]
+    (tmp_path / "csv" / "train_clean.csv").write_text("\n".join(["landmark_id,images", *lines]) + "\n")
+    (tmp_path / "csv" / "index.csv").write_text("\n".join(["id", *INDEX]) + "\n")
+    lines = [f"{query},{images},{usage}" for query, (images, usage) in QUERIES.items()]
+    (tmp_path / "csv" / "retrieval_solution_v2.1.csv").write_text("\n".join(["id,images,Usage", *lines]) + "\n")
+    files = [place_of("train", image) for images in TRAIN.values() for image in images]
+    files += [place_of("index", image) for image in INDEX]
+    files += [place_of("test", query) for query, (_, usage) in QUERIES.items() if usage != "Ignored"]
+    for file in files:
+        (tmp_path / "images" / file).parent.mkdir(parents=True)
+        (tmp_path / "images" / file).touch()
+    return tmp_path
+
+
+def prepare(data: Path, **options) -> Path:
+    prepare_gldv2(data / "csv", data / "images", data / "out", **options)
+    return data / "out"
+
+
+def test_classes_are_numbered_by_landmark_and_the_test_has_no_ignored_queries(data, caplog):
+    with caplog.at_level(logging.INFO):
+        out = prepare(data)
+    assert sorted(path.name for path in out.iterdir()) == OUTPUTS
+    expected = [("c000000000000003", 0), *((image, 1) for image in TRAIN[27]), ("0d00000000000004", 2)]
+    lines = (out / "train_clean.txt").read_text().splitlines()
+    assert lines == [f"{place_of('train', image)} {label}" for image, label in expected]
+    assert (out / "gldv2_index.txt").read_text().splitlines() == [place_of("index", image) for image in INDEX]
+    queries = ["e100000000000000", "e300000000000000", "e400000000000000"]
+    assert (out / "gldv2_queries.txt").read_text().splitlines() == [place_of("test", query) for query in queries]
+    truth = json.loads((out / "gldv2_ground_truth.json").read_text())
+    assert truth == {"usage": ["Private", "Public", "Public"], "positives": [[0, 2], [1], []]}
+    assert "2 of 5 positives are not in the index" in caplog.text and "1 of 3 queries have no positives" in caplog.text
+
+
+def test_lists_are_read_by_training_and_evaluation(data):
+    out = prepare(data)
+    assert read_list(out / "train_clean.txt").labels.tolist() == [0, 1, 1, 2]
+    test = read_gldv2(out, data / "images")
+    assert test.usage.tolist() == ["private", "public", "public"]
+    assert [rows.tolist() for rows in test.positives] == [[0, 2], [1], []]
+
+
+@pytest.mark.parametrize(("part", "outputs"), [("train", OUTPUTS[3:]), ("test", OUTPUTS[:3])])
+def test_one_part_needs_only_its_own_files(data, part, outputs):
+    for name in ["train_clean.csv"] if part == "test" else ["index.csv", "retrieval_solution_v2.1.csv"]:
+        (data / "csv" / name).unlink()
+    assert sorted(path.name for path in prepare(data, parts=(part,)).iterdir()) == outputs
+
+
+@pytest.mark.parametrize(
+    ("part", "image"), [("train", "b000000000000002"), ("index", "1a00000000000000"), ("test", "e300000000000000")]
+)
+def test_missing_image_is_named_and_counted_and_fatal_or_left_out(data, caplog, part, image):
+    (data / "images" / place_of(part, image)).unlink()
+    count = {"train": 4, "index": 4, "test": 3}[part]
+    message = f"1 of the {count} files of {part} are missing below {data / 'images'}: {place_of(part, image)}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        prepare(data)
+    assert list((data / "out").iterdir()) == []
+    with caplog.at_level(logging.INFO):
+        out = prepare(data, skip_missing=True)
+    assert message in caplog.text
+    assert not any(image in path.read_text() for path in out.iterdir())
+    truth = json.loads((out / "gldv2_ground_truth.json").read_text())
+    expected = {
+        "train": {"usage": ["Private", "Public", "Public"], "positives": [[0, 2], [1], []]},
+        "index": {"usage": ["Private", "Public", "Public"], "positives": [[1], [0], []]},
+        "test": {"usage": ["Private", "Public"], "positives": [[0, 2], []]},
+    }
+    assert truth == expected[part]
+    labels = [line.split()[-1] for line in (out / "train_clean.txt").read_text().splitlines()]
+    assert labels == (["0", "1", "2"] if part == "train" else ["0", "1", "1", "2"])
+
+
+def test_all_images_missing_is_an_error_even_if_missing_ones_are_left_out(data):
+    with pytest.raises(UserError, match="4 of the 4 files of train are missing"):
+        prepare_gldv2(data / "csv", data / "out", data / "out", skip_missing=True)
+
+
+def test_positive_named_twice_counts_once_and_blanks_do_not_matter(tmp_path):
+    (tmp_path / "s.csv").write_text('id,images,Usage\nq00,"i02  i01 i02 ",Public\nq01,,Private\n')
+    (tmp_path / "i.csv").write_text("id\ni01\ni00\ni02\n")
+    truth = ground_truth(read_solution(tmp_path / "s.csv"), read_index(tmp_path / "i.csv"))
+    assert truth == {"usage": ["Public", "Private"], "positives": [[0, 2], []]}
+
+
+def test_landmarks_are_ordered_as_numbers_and_other_columns_do_not_matter(tmp_path):
+    (tmp_path / "t.csv").write_text("extra,images,landmark_id\nx,b00 a00,10\ny,c00,9\n")
+    assert read_train(tmp_path / "t.csv").rows() == [("c00", 0), ("b00", 1), ("a00", 1)]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("train_clean.csv", "landmark_id,images\n1,abc\nx,abd\n", "line 3: landmark_id is not a whole number"),
+        ("train_clean.csv", "landmark_id,images\n1,abc\n1,abd\n", "line 3: this landmark_id is there twice"),
+        ("train_clean.csv", "landmark_id,images\n1, \n", "line 2: images is empty"),
+        ("train_clean.csv", "landmark_id,images\n1,abc ../../etc\n", "line 2: images is not a row of ids"),
+        ("train_clean.csv", "landmark,images\n1,abc\n", "cannot be read .*expected the columns landmark_id, images"),
+        ("train_clean.csv", "landmark_id,images\n", "has no lines below its header"),
+        ("train_clean.csv", "", "cannot be read"),
+        ("index.csv", "id\nabc\nabc\n", "line 3: this id is there twice"),
+        ("index.csv", "id\nabc\na/b/c\n", "line 3: id is not the id of an image"),
+        ("retrieval_solution_v2.1.csv", "id,images,Usage\nabc,abd,public\n", "line 2: Usage is not Public, Private"),
+        ("retrieval_solution_v2.1.csv", "id,images,Usage\nabc,abd,Public\nabc,,Public\n", "line 3: this id is there"),
+        ("retrieval_solution_v2.1.csv", None, "csv file of GLDv2 not found"),
+    ],
+)
+def test_damaged_csv_file_is_told_with_its_line_and_nothing_is_written(data, file, text, message):
+    (data / "csv" / file).unlink() if text is None else (data / "csv" / file).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(data)
+    assert file in str(caught.value) and list((data / "out").iterdir()) == []
+
+
+def test_tool_writes_the_lists_or_ends_with_one_error_line(data):
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "tools/prepare_gldv2.py", "--csv", data / "csv", "--images", data / "images"]
+        return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    (data / "images" / place_of("test", "e300000000000000")).unlink()
+    for out, message in (("nowhere", "the output folder"), ("out", "1 of the 3 files of test are missing")):
+        done = run("--out", data / out)
+        lines = done.stderr.splitlines()
+        assert done.returncode == 2 and [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        assert message in lines[-1] and "Traceback" not in done.stderr and list((data / "out").iterdir()) == []
+    assert run("--out", data / "out", "--only", "train").returncode == 0
+    assert [path.name for path in (data / "out").iterdir()] == ["train_clean.txt"]
+    assert run("--out", data / "out", "--missing", "skip").returncode == 0
+    assert sorted(path.name for path in (data / "out").iterdir()) == OUTPUTS

@@ -1,0 +1,63 @@
+"""The feature store on disk."""
+
+import json
+import pickle
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from core.embeddings.store import FeatureStore, StoreInfo
+from core.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store of 10 rows of size 4."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    np.save(folder / "features.npy", np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32))
+    np.save(folder / "labels.npy", np.arange(10) // 3)
+    (folder / "store.json").write_text(json.dumps(asdict(StoreInfo("data", "model", 10, 4, "train", "old"))))
+    return folder
+
+
+def test_rows_are_read_as_written_in_any_order_and_after_pickling(path):
+    store = FeatureStore.open(path)
+    expected = np.load(path / "features.npy")
+    rows = np.array([7, 0, 7, 9])
+    assert np.array_equal(store[rows], expected[rows]) and np.array_equal(store.labels(), np.arange(10) // 3)
+    copied = pickle.loads(pickle.dumps(store))
+    assert len(pickle.dumps(store)) < 1000  # the array itself does not travel to workers
+    assert copied.info == store.info and np.array_equal(copied[rows], expected[rows])
+
+
+def cut(path):
+    (path / "features.npy").write_bytes((path / "features.npy").read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        lambda path: (path / "features.npy").write_bytes(b"nonsense"),
+        lambda path: (path / "features.npy").write_bytes(b""),
+        lambda path: (path / "labels.npy").unlink(),
+        lambda path: np.save(path / "labels.npy", np.arange(9)),
+        lambda path: np.save(path / "features.npy", np.zeros((10, 5), np.float32)),
+    ],
+    ids=["cut", "nonsense", "empty", "no labels", "too few labels", "other size"],
+)
+def test_damaged_store_is_told_with_its_folder_and_the_remedy(path, damage):
+    damage(path)
+    with pytest.raises(UserError, match=f"feature store {path} is damaged: .*; delete it, extract it again"):
+        FeatureStore.open(path)
+
+
+@pytest.mark.parametrize("text", [None, "", "[1, 2]", '{"num_images": 10}', "{"])
+def test_folder_that_is_no_store_is_told_with_the_tool_that_makes_one(path, text):
+    (path / "store.json").unlink()
+    if text is not None:
+        (path / "store.json").write_text(text)
+    with pytest.raises(UserError, match=f"no feature store in {path} .make one with tools/extract_features.py"):
+        FeatureStore.open(path)

@@ -1,0 +1,1 @@
+"""What writes data sets: glyphs, ORL faces, image folders, evaluation trees, lists of GLDv2."""

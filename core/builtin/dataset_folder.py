@@ -1,0 +1,90 @@
+"""A made data set as a folder: training records, an evaluation tree of other identities, and a description."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core.builtin.ijb_tree import TreePeople, write_ijb_tree
+from core.builtin.roxford_tree import LandmarkImages, write_roxford_tree
+from core.data.records import write_image_records
+from core.errors import UserError
+from core.files import replaced_atomically
+from core.progress import track
+
+__all__ = ["DataSource", "check_replaceable", "write_dataset_folder"]
+
+DESCRIPTION = "dataset.json"
+MEMBERS = ("train.rec", "train.idx", "eval", DESCRIPTION)
+
+
+@dataclass
+class DataSource:
+    """What a data set is made from.
+
+    `labels` (N,) of the training images, sorted, 0 to C - 1 without gaps; `jpegs` yields the images in that order;
+    `people` are the identities of the evaluation, none of them in training, and `landmarks` those of a retrieval test,
+    if there is one. `facts` go into the description, among them `source` and `credit`.
+    """
+
+    kind: str
+    image_size: int
+    labels: np.ndarray
+    jpegs: Iterator[bytes]
+    people: TreePeople
+    num_pairs: int
+    facts: dict[str, object]
+    landmarks: LandmarkImages | None = None
+
+
+def check_replaceable(out: Path, kind: str) -> None:
+    """`UserError` unless `out` is free, empty, or holds a data set of this kind (and splits of it) alone."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder for the data set")
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in MEMBERS and not p.name.startswith("train_part_"))
+    if foreign:
+        raise UserError(f"{out} holds other files, such as {foreign[0]}; give another folder, or empty this one")
+    if not any(out.iterdir()):
+        return
+    try:
+        found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = "unknown"
+    if found != kind:
+        raise UserError(f"{out} holds a data set of kind {found}, not {kind}; give another folder, or empty this one")
+
+
+def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, object]:
+    """Write `out`/train.rec and .idx (InsightFace's layout, sorted by class), `out`/eval/IJBC, `out`/eval/roxford5k if
+    the source has a retrieval test, and `out`/dataset.json.
+
+    Written beside `out` and renamed at the end, so that `out` is whole or as it was. Returns the description.
+    """
+    check_replaceable(out, source.kind)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out.parent}: {error.strerror}; give another folder") from error
+    num_images, num_classes = len(source.labels), int(source.labels[-1]) + 1
+    with replaced_atomically(out) as folder:
+        folder.mkdir()
+        images = (((label, 0), jpeg) for label, jpeg in zip(source.labels.tolist(), source.jpegs))
+        images = track(images, "Training images", num_images, "images")
+        write_image_records(folder / "train", num_images, num_classes, images)
+        counts = {"eval/IJBC": write_ijb_tree(folder / "eval" / "IJBC", source.people, seed, source.num_pairs)}
+        if source.landmarks is not None:
+            counts["eval/roxford5k"] = write_roxford_tree(folder / "eval" / "roxford5k", source.landmarks, seed)
+        description = {
+            "kind": source.kind,
+            "seed": seed,
+            "image_size": source.image_size,
+            "train": {"images": num_images, "classes": num_classes},
+            **counts,
+            **source.facts,
+        }
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return description

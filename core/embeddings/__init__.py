@@ -1,0 +1,1 @@
+"""Embeddings of a model on disk, joined to images by row, and the class statistics made from them."""

@@ -1,0 +1,67 @@
+"""How far the features of a class lie from its mean: the class boundaries of AdvBCT (distances) and LCE (angles).
+
+Boundary of a class of k rows (released code of AdvBCT, Pan et al., CVPR 2023): the largest of its sorted distances
+d_0 <= ... <= d_(k-1), outliers left out. For k >= 4 an outlier is farther than q_3 + 1.5 (q_3 - q_1), the quartiles
+being q_1 = d_(floor(k / 4)) and q_3 = d_(floor(3 k / 4)). A class of fewer than two rows has no boundary.
+
+Features are L2-normalised by row; the mean is not normalised again for distances, and of no consequence for angles.
+Memory: one block of rows and a few values a row.
+"""
+
+from typing import Literal
+
+import numpy as np
+from torch import distributed
+
+from core.embeddings.statistics import load_statistic, normalized_blocks, prepare_class_means, write_once
+from core.embeddings.store import FeatureStore
+from core.parallel.ranks import Ranks
+
+__all__ = ["NO_RADIUS", "Measure", "class_radii", "prepare_class_radii"]
+
+Measure = Literal["distance", "angle"]
+NO_RADIUS = -1.0
+"""In place of a radius, for a class without one."""
+
+
+def class_radii(store: FeatureStore, means: np.ndarray, measure: Measure) -> np.ndarray:
+    """Radius of every class around `means` (C, D): float64 (C,), -1 for a class of fewer than two rows.
+
+    `measure`: "distance", Euclidean, or "angle", in radians between a feature and its class mean.
+    """
+    values = np.empty(store.info.num_images)
+    for rows, block, labels in normalized_blocks(store):
+        own = means[labels].astype(np.float64)
+        if measure == "distance":
+            values[rows] = np.linalg.norm(block - own, axis=1)
+        else:
+            own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+            values[rows] = np.arccos(np.clip(np.einsum("nd,nd->n", block, own), -1, 1))
+    return largest_without_outliers(values, np.asarray(store.labels()), len(means))
+
+
+def largest_without_outliers(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """The largest of the values (N,) of each class that is no outlier, (C,); -1 for classes of fewer than two."""
+    order = np.lexsort((values, labels))
+    values, labels = values[order], labels[order]
+    first = np.flatnonzero(np.diff(labels, prepend=-1))
+    sizes = np.diff(first, append=len(labels))
+    lower, upper = values[first + sizes // 4], values[first + 3 * sizes // 4]
+    limit = np.where(sizes >= 4, upper + 1.5 * (upper - lower), np.inf)
+    kept = np.where(values <= np.repeat(limit, sizes), values, 0.0)
+    radii = np.full(num_classes, NO_RADIUS)
+    radii[labels[first]] = np.where(sizes >= 2, np.maximum.reduceat(kept, first), NO_RADIUS)
+    return radii
+
+
+def prepare_class_radii(store: FeatureStore, measure: Measure, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+    """The class means, float32 (C, D), memory-mapped, and `class_radii` around them, float32 (C,). Collective.
+
+    Both are kept beside the store, the radii as `class_radii_<measure>.npy`; the first rank computes what is missing.
+    """
+    means = prepare_class_means(store, ranks)
+    path = store.path / f"class_radii_{measure}.npy"
+    if ranks.is_first:
+        write_once(path, lambda: class_radii(store, means, measure).astype(np.float32))
+    distributed.barrier()
+    return means, load_statistic(path)

@@ -1,0 +1,137 @@
+"""Class statistics of a feature store, streamed in blocks: class means and MixBCT's credible rows.
+
+Features are L2-normalised by row first, unless a function says otherwise. Memory is that of a (C, D) float64 table plus
+a few values a row and one block of rows; rows may come in any order of classes.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import distributed
+
+from core.embeddings.store import FeatureStore
+from core.errors import UserError
+from core.files import replaced_atomically
+from core.parallel.ranks import Ranks
+
+__all__ = [
+    "class_means",
+    "credible_mask",
+    "credible_mask_path",
+    "load_statistic",
+    "normalized_blocks",
+    "prepare_class_means",
+    "prepare_credible_mask",
+    "write_once",
+]
+
+BLOCK_ROWS = 16384
+
+
+def normalized_blocks(store: FeatureStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield (rows, float64 features (n, D), labels (n,)) over the store, 16,384 rows at a time; rows of unit length.
+
+    `normalized=False` gives the features as they are stored.
+    """
+    labels = store.labels()
+    for start in range(0, store.info.num_images, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, store.info.num_images))
+        block = store.features[rows].astype(np.float64)
+        if normalized:
+            block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
+        yield rows, block, labels[rows]
+
+
+def class_means(
+    store: FeatureStore, scale: np.ndarray | None = None, normalized: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the normalised features of every class, float64 (C, D), and the images a class, int64 (C,).
+
+    C is the largest label + 1; a class without images has a zero mean. The means are not normalised again. `scale` (D,)
+    multiplies the features by dimension before the mean. `normalized=False` takes the features as they are stored.
+    """
+    num_classes = int(store.labels().max()) + 1
+    sums = np.zeros((num_classes, store.info.embedding_size))
+    counts = np.bincount(store.labels(), minlength=num_classes)
+    for _, block, labels in normalized_blocks(store, normalized):
+        order = np.argsort(labels, kind="stable")
+        present, first = np.unique(labels[order], return_index=True)
+        sums[present] += np.add.reduceat(block[order], first, axis=0)
+    if scale is not None:
+        sums *= scale
+    return sums / np.maximum(counts, 1)[:, None], counts
+
+
+def prepare_class_means(store: FeatureStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
+    """`class_means`, float32 (C, D), memory-mapped: computed by the first rank if not there yet. Collective.
+
+    Kept as `class_means.npy`, or `class_means_raw.npy` for features as they are stored, beside the store.
+    """
+    path = store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
+    if ranks.is_first:
+        write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
+    distributed.barrier()
+    return load_statistic(path, mmap_mode="r")
+
+
+def dimension_scale(store: FeatureStore) -> np.ndarray:
+    """One over the L2 norm of each dimension of the normalised features over all rows, float64 (D,)."""
+    squares = sum((block**2).sum(axis=0) for _, block, _ in normalized_blocks(store))
+    return 1 / np.sqrt(np.maximum(squares, 1e-24))
+
+
+def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Place of each value among those of its class, ascending from 0; ties in row order. int64 (N,)."""
+    order = np.lexsort((values, labels))
+    first_of_class = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    sizes = np.diff(first_of_class, append=len(labels))
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[order] = np.arange(len(labels)) - np.repeat(first_of_class, sizes)
+    return ranks
+
+
+def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
+    """MixBCT's denoising (arXiv 2308.06948): True for the ceil(keep * k) rows of a class of k nearest its mean. (N,).
+
+    `scale_dimensions` first divides every dimension by its norm over the whole data set, as the released tool does.
+    """
+    scale = dimension_scale(store) if scale_dimensions else None
+    means, counts = class_means(store, scale)
+    distances = np.empty(store.info.num_images)
+    for rows, block, labels in normalized_blocks(store):
+        distances[rows] = np.linalg.norm((block if scale is None else block * scale) - means[labels], axis=1)
+    labels = np.asarray(store.labels())
+    kept = np.ceil(np.round(keep * counts, 9)).astype(np.int64)  # rounded first: 0.7 * 10 is not quite 7
+    return per_class_rank(distances, labels) < kept[labels]
+
+
+def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:
+    """`credible_mask`, kept beside the store: computed by the first rank if it is not there yet. Collective."""
+    path = credible_mask_path(store, keep, scale_dimensions)
+    if ranks.is_first:
+        write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
+    distributed.barrier()
+    return load_statistic(path)
+
+
+def credible_mask_path(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
+    """Where the mask is kept: `credible_<keep>.npy` or `credible_<keep>_scaled.npy` beside the store, bool (N,)."""
+    return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
+
+
+def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """An array that is kept beside the store; `UserError` if the file is damaged."""
+    try:
+        return np.load(path, mmap_mode=mmap_mode)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {error}; delete it, it will be computed again") from error
+
+
+def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
+    """Compute an array and save it at `path`, unless it is there."""
+    if not path.exists():
+        array = compute()
+        with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)

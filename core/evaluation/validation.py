@@ -1,0 +1,53 @@
+"""Verification sets during training."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, distributed, nn
+
+from core.errors import UserError
+from core.evaluation.verification import read_verification_set, verification_accuracy
+from core.files import require_file, resolve
+from core.images.transforms import NORMALIZATIONS, normalize
+from core.parallel.ranks import Ranks
+
+__all__ = ["Validation"]
+
+
+class Validation:
+    """The sets `config.val_targets` below `config.rec_val`, shared out over the ranks. All are opened at once.
+
+    Images of another size than the network's `image_size` are resized.
+    """
+
+    def __init__(self, config: EasyDict, image_size: int, ranks: Ranks):
+        if config.val_targets and config.rec_val is None:
+            raise UserError("config key 'val_targets' names verification sets but 'rec_val', their folder, is not set")
+        folder = resolve(config.rec_val) if config.val_targets else None
+        self.sets = {name: require_file(folder / f"{name}.bin", "verification set") for name in config.val_targets}
+        self.ranks, self.batch_size, self.image_size = ranks, config.batch_size, image_size
+        for path in self._own_sets().values():
+            read_verification_set(path)  # a damaged file is told now, not at the first test
+        self.mean, self.std = NORMALIZATIONS[config.normalization]
+
+    def _own_sets(self) -> dict[int, Path]:
+        """The sets that this rank tests, by their number."""
+        return dict(list(enumerate(self.sets.values()))[self.ranks.rank :: self.ranks.world_size])
+
+    def accuracies(self, backbone: nn.Module) -> dict[str, float]:
+        """Accuracy of each set, the same on every rank. Collective. Leaves the backbone in training mode."""
+        backbone.eval()
+        results = torch.zeros(len(self.sets), dtype=torch.float64, device=self.ranks.device)
+        for number, path in self._own_sets().items():
+            embed = partial(self._embed, backbone)
+            results[number] = verification_accuracy(embed, path, self.batch_size, self.image_size).accuracy
+        distributed.all_reduce(results)
+        backbone.train()
+        return dict(zip(self.sets, results.tolist()))
+
+    @torch.no_grad()
+    def _embed(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        images = torch.as_tensor(images).to(self.ranks.device)
+        return backbone(normalize(images, self.mean, self.std)).float()

@@ -1,0 +1,1 @@
+"""Images as arrays: decoding, alignment, network input."""

@@ -1,0 +1,1 @@
+"""Any model argument: weights on disk, encoders, ONNX export."""

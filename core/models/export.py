@@ -1,0 +1,126 @@
+"""A trained encoder as one ONNX file that any runtime, and the `insightface` package, can load.
+
+The file has one input `input`, float32 (batch, 3, H, W) RGB, already normalised, batch dynamic, H and W fixed, and one
+output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`, `input_size` (side in
+pixels), `mean` and `std` (JSON lists by channel, in units of 0 to 255), `channel_order` (RGB), `fingerprint` (of the
+backbone's weights) and, for a model trained to be compatible, `old_model_fingerprint` (of the old model's).
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from core.errors import UserError
+from core.files import replaced_atomically
+from core.models.encoder import Encoder, onnx_session, run_session
+
+__all__ = ["export_onnx", "to_onnx", "worst_difference"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 2**31 - 2**24
+"""One protobuf message, and so one ONNX file without files beside it, holds 2 GiB; 16 MiB are left for the graph."""
+TOLERANCE = 1e-4
+"""Largest difference that passes, of one number relative to the length of its embedding, and of the cosine to 1."""
+CHECKED_BATCHES = (1, 3)
+
+
+def export_onnx(encoder: Encoder, path: str | Path) -> float:
+    """Write `encoder` to `path`, if ONNX Runtime gives PyTorch's embeddings; return the `worst_difference`.
+
+    Nothing is written otherwise. `UserError` if the encoder is an ONNX model, if it is too large for one file, if the
+    folder of `path` does not exist, or if the embeddings differ or are not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"the output {path} is a folder: name a file")
+    if encoder.module is None:
+        raise UserError(f"model {encoder.name} is an ONNX file already: give a run folder or a .pt file")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.module.state_dict().values())
+    if size > MAX_BYTES:
+        raise UserError(
+            f"model {encoder.name} has {size / 2**30:.1f} GiB of weights: one ONNX file cannot hold more than 2 GiB; "
+            "export a smaller network"
+        )
+    with replaced_atomically(path) as temporary:
+        onnx.save_model(to_onnx(encoder), temporary)
+        difference = worst_difference(encoder, temporary)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"the ONNX form of model {encoder.name} does not give PyTorch's embeddings: nothing written to {path}; "
+                f"difference {difference:.2g}, allowed {TOLERANCE:.0e}; are all weights finite?"
+            )
+    return difference
+
+
+def to_onnx(encoder: Encoder) -> onnx.ModelProto:
+    """The ONNX model of the encoder's module, with its metadata, unchecked."""
+    inputs = torch.zeros(2, 3, encoder.image_size, encoder.image_size, device=encoder.device)
+    with _silence():
+        program = torch.onnx.export(
+            encoder.module,
+            (inputs,),
+            dynamo=True,
+            input_names=["input"],
+            output_names=["embedding"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )
+    model = program.model_proto
+    graph = model.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        item.ClearField("metadata_props")  # the exporter's notes, with stack traces that name this machine's folders
+    metadata = {
+        "network": encoder.network,
+        "embedding_size": encoder.embedding_size,
+        "input_size": encoder.image_size,
+        "mean": json.dumps(encoder.mean),
+        "std": json.dumps(encoder.std),
+        "channel_order": "RGB",
+        "fingerprint": encoder.fingerprint,
+    }
+    if encoder.old_model_fingerprint is not None:
+        metadata["old_model_fingerprint"] = encoder.old_model_fingerprint
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
+    return model
+
+
+def worst_difference(encoder: Encoder, path: str | Path) -> float:
+    """The largest difference between ONNX Runtime on `path` and PyTorch, over random images in batches of 1 and 3.
+
+    Of each embedding: the largest difference of one number relative to the length, and 1 - cosine. NaN if an embedding
+    has a length of 0 or is not finite.
+    """
+    session = onnx_session(Path(path), torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    differences = []
+    for batch in CHECKED_BATCHES:
+        images = rng.integers(0, 256, (batch, encoder.image_size, encoder.image_size, 3), np.uint8)
+        wanted = encoder(images).double().cpu().numpy()
+        inputs = (images.astype(np.float32) - np.float32(encoder.mean)) / np.float32(encoder.std)
+        got = run_session(session, np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))).astype(np.float64)
+        with np.errstate(all="ignore"):
+            length = np.linalg.norm(wanted, axis=1)
+            cosine = (got * wanted).sum(1) / (np.linalg.norm(got, axis=1) * length)
+            differences += [(np.abs(got - wanted).max(1) / length).max(), (1 - cosine).max()]
+    return float(np.max(differences))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's chatter (prints, warnings, log lines) off the terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
