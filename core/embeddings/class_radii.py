@@ -11,10 +11,10 @@ Memory: one block of rows and a few values a row.
 from typing import Literal
 
 import numpy as np
-from torch import distributed
 
 from core.embeddings.statistics import load_statistic, normalized_blocks, prepare_class_means, write_once
 from core.embeddings.store import FeatureStore
+from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
 __all__ = ["NO_RADIUS", "Measure", "class_radii", "prepare_class_radii"]
@@ -63,5 +63,5 @@ def prepare_class_radii(store: FeatureStore, measure: Measure, ranks: Ranks) -> 
     path = store.path / f"class_radii_{measure}.npy"
     if ranks.is_first:
         write_once(path, lambda: class_radii(store, means, measure).astype(np.float32))
-    distributed.barrier()
+    barrier()
     return means, load_statistic(path)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import distributed
 
 from core.embeddings.store import FeatureStore
 from core.errors import UserError
 from core.files import replaced_atomically
+from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
 __all__ = [
@@ -72,7 +72,7 @@ def prepare_class_means(store: FeatureStore, ranks: Ranks, normalized: bool = Tr
     path = store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
     if ranks.is_first:
         write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
-    distributed.barrier()
+    barrier()
     return load_statistic(path, mmap_mode="r")
 
 
@@ -112,7 +112,7 @@ def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bo
     path = credible_mask_path(store, keep, scale_dimensions)
     if ranks.is_first:
         write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
-    distributed.barrier()
+    barrier()
     return load_statistic(path)
 
 

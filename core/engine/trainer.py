@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core.backbones import build_backbone
-from core.data.loader import load_batches
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
@@ -27,6 +26,7 @@ from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve
 from core.heads import PartialFC
+from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
@@ -257,7 +257,7 @@ class Trainer:
 
         columns = {"old_embedding": self.old_features} if self.old_features else {}
         on_gpu = self.ranks.device.type == "cuda"
-        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu)
+        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu, prefetch=4)
 
     def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
         config = self.config

@@ -14,13 +14,13 @@ from PIL import Image
 from tiny import projection_encoder, write_run_folder
 
 from core.data.lists import ListDataset, file_sizes, read_list
-from core.data.loader import load_batches
 from core.data.open_dataset import is_list, open_dataset
 from core.data.records import RecordDataset
 from core.embeddings.extraction import extract_features
 from core.embeddings.store import FeatureStore
 from core.errors import UserError
 from core.files import ROOT
+from core.images.loader import load_batches
 
 OLD_MODEL, MIXBCT = ROOT / "old_model" / "train.py", ROOT / "methods" / "mixbct" / "train.py"
 
