@@ -14,7 +14,7 @@ from core.files import replaced_atomically
 
 def main() -> None:
     """Write `class_means.npy`, float32 (C, D), not normalised again, to the store."""
-    parser = ArgumentParser("Write class_means.npy (C, D) beside a store's embeddings.")
+    parser = ArgumentParser("Write class_means.npy (C, D) to the store.")
     parser.add_argument("store", help="folder of the embedding store")
     args = parser.parse_args()
     store = FeatureStore.open(args.store)

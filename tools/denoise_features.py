@@ -1,4 +1,4 @@
-"""MixBCT's credible rows of a feature store: in each class the share nearest to the class mean.
+"""MixBCT's credible rows of an embedding store: in each class the fraction nearest to the class mean.
 
 python tools/denoise_features.py features/glyphs_old_train_part_70_class_1f0c2a3b_9d8e7f60 --keep 0.9
 """
@@ -12,9 +12,9 @@ from core.errors import UserError, run_program
 
 def main() -> None:
     """Write the mask `credible_<keep>.npy` (bool (N,)) to the store."""
-    parser = ArgumentParser("Write the mask of credible rows beside a store's features.")
-    parser.add_argument("store", help="folder of the feature store")
-    parser.add_argument("--keep", type=float, default=0.9, help="share of each class that is credible (T)")
+    parser = ArgumentParser("Write the mask of credible rows in the store.")
+    parser.add_argument("store", help="folder of the embedding store")
+    parser.add_argument("--keep", type=float, default=0.9, help="fraction of each class that is credible (T)")
     parser.add_argument(
         "--scale-dimensions",
         action="store_true",

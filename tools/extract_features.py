@@ -18,9 +18,9 @@ from core.parallel.ranks import process_group
 
 
 def main() -> None:
-    """Make a feature store, or go on with one that was interrupted."""
+    """Make an embedding store, or go on with one that was interrupted."""
     parser = ArgumentParser(
-        "Embed the images of a record file or an image list into a feature store; resumable, over any number of ranks."
+        "Embed the images of a record file or an image list into a store; resumable, over any number of ranks."
     )
     parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
@@ -33,7 +33,7 @@ def main() -> None:
         "--out", type=Path, help="the store's folder; without it one below features/ is named by content"
     )
     parser.add_argument("--batch-size", type=int, default=128, help="images a forward pass")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes a rank that read and decode")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes a rank that read and decode images")
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
     args = parser.parse_args()
     if args.batch_size < 1 or args.num_workers < 0:

@@ -32,13 +32,13 @@ LEAST_VARIANCE = 1e-6
 def image_sides(encoder: Encoder, image_size: int | None = None, scales: Sequence[float] = (1.0,)) -> list[int]:
     """Sides in pixels that images are resized to, for each scale: of `image_size`, or of the model's own.
 
-    `UserError` if the model takes images of its own size alone and another one is asked for.
+    `UserError` if the model takes only images of its own size and another one is asked for.
     """
     sides = [max(1, round((image_size or encoder.image_size) * scale)) for scale in scales]
     if any(side != encoder.image_size for side in sides) and not encoder.any_size:
         raise UserError(
-            f"the model {encoder.name} ({encoder.network}) takes images of {encoder.image_size} pixels alone, not "
-            f"{', '.join(str(side) for side in sides)}: leave --scales and --image-size out, or name a network that "
+            f"the model {encoder.name} ({encoder.network}) takes only images of {encoder.image_size} pixels, not "
+            f"{', '.join(str(side) for side in sides)}: leave out --scales and --image-size, or name a network that "
             "pools its features, such as resnet50"
         )
     return sides
@@ -78,10 +78,10 @@ def _describe(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 class Whitening:
-    """Turns descriptors (N, D) so that those it was learned on have mean 0 and equal variances, and unit length again.
+    """PCA whitening: the descriptors (N, D) it is learned on get mean 0 and equal variances, then unit length again.
 
-    Directions in which they hardly vary (a millionth of the largest variance) are left out, as are those beyond N - 1.
-    Learned in float64 by blocks. `UserError` if they do not vary at all.
+    Directions with less than a millionth of the largest variance are left out, as are those beyond N - 1. Learned in
+    float64, block by block. `UserError` if the descriptors do not vary at all.
     """
 
     def __init__(self, descriptors: np.ndarray):
@@ -106,7 +106,7 @@ class Whitening:
 def expand_queries(
     queries: np.ndarray, gallery: np.ndarray, scores: np.ndarray, rows: np.ndarray, alpha: float = ALPHA
 ) -> np.ndarray:
-    """Queries (Q, D) plus their best results, each times its score to the power of `alpha`, as unit vectors.
+    """Queries (Q, D) plus their best results, each weighted by its score to the power of `alpha`, as unit vectors.
 
     `scores` and `rows` (Q, n) are the first n results of a search in `gallery` (N, D); a score below 0 adds nothing.
     """

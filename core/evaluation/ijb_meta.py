@@ -127,7 +127,9 @@ def read_images(root: Path, subset: str) -> IjbImages:
     )
     if len(degenerate):
         name = images["name"][int(degenerate[0])]
-        raise UserError(f"{name_path}: the five landmarks of {name} are one point or not finite: nothing to align")
+        raise UserError(
+            f"{name_path}: the five landmarks of {name} are one point or not finite: detect that face again"
+        )
     scores = images["score"].to_numpy()
     if not np.isfinite(scores).all():
         name = images["name"][int(np.isfinite(scores).argmin())]
@@ -162,8 +164,8 @@ def read_pairs(images: IjbImages) -> Pairs:
 def read_identification(images: IjbImages) -> IdentificationLists:
     """Galleries and probes of the 1:N protocol; a template listed on several lines counts once.
 
-    `UserError` naming file and line where a line is malformed, naming a template that no image belongs to, or that is
-    given to two subjects in a file.
+    `UserError` naming file and line where a line is malformed, naming a template that no image belongs to, or one
+    that a file assigns to two subjects.
     """
     galleries = {
         f"g{i}": _read_subjects(images, f"1N_gallery_{n}.csv") for i, n in enumerate(SUBSETS[images.subset], 1)
@@ -225,7 +227,7 @@ def _read_subjects(images: IjbImages, file: str) -> Subjects:
     table = table.sort("template")
     twice = table["template"].is_duplicated()
     if twice.any():
-        raise UserError(f"{path} gives the template {table['template'].filter(twice)[0]} to two subjects")
+        raise UserError(f"{path} assigns the template {table['template'].filter(twice)[0]} to two subjects")
     return Subjects(_template_rows(images, table["template"].to_numpy(), path), table["subject"].to_numpy())
 
 

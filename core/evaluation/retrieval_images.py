@@ -17,9 +17,9 @@ __all__ = ["ResizedImages", "RetrievalImages", "read_image_list"]
 
 @dataclass(frozen=True)
 class RetrievalImages:
-    """N images: the files `root`/`names[i]`, listed in the file `listed_in`, of which `boxes` (N, 4) are used.
+    """N images: the files `root`/`names[i]`, listed in the file `listed_in`, cropped to `boxes` (N, 4).
 
-    A box is left, top, right, bottom in pixels, right and bottom exclusive; None: the whole images.
+    A box is left, top, right, bottom in pixels, right and bottom exclusive; without boxes the whole images are used.
     """
 
     root: Path
@@ -57,7 +57,7 @@ class RetrievalImages:
         if not cropped.size:
             height, width = image.shape[:2]
             raise UserError(
-                f"the box {self.boxes[row].tolist()} of {path} in {self.listed_in} lies outside of its image of "
+                f"the box {self.boxes[row].tolist()} of {path} in {self.listed_in} lies outside its image of "
                 f"{width}x{height} pixels"
             )
         return cropped

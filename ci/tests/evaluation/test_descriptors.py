@@ -71,7 +71,7 @@ def test_box_is_rounded_to_pixels_and_ends_at_the_edge_of_the_image(tmp_path):
     assert images.read(0).shape == (10, 10, 3) and images.read(0).mean() > 250
     assert images.cropped(np.array([[-5, 10.0, 99, 99]])).read(0).shape == (10, 30, 3)
     assert images.cropped(None).read(0).shape == (20, 30, 3)
-    with pytest.raises(UserError, match="a.jpg in .*list lies outside of its image of 30x20"):
+    with pytest.raises(UserError, match="a.jpg in .*list lies outside its image of 30x20"):
         images.cropped(np.array([[40.0, 0, 50, 10]])).read(0)
 
 
@@ -151,9 +151,9 @@ def test_embeddings_that_are_not_finite_stop_the_test(test, tmp_path):
 def test_network_of_one_image_size_takes_no_other():
     fixed = PoolingModel(any_size=False)
     assert image_sides(fixed) == image_sides(fixed, 16) == [16]
-    with pytest.raises(UserError, match="takes images of 16 pixels alone, not 16, 23"):
+    with pytest.raises(UserError, match="takes only images of 16 pixels, not 16, 23"):
         image_sides(fixed, None, (1.0, 1.4142))
-    with pytest.raises(UserError, match="alone, not 32"):
+    with pytest.raises(UserError, match="pixels, not 32"):
         image_sides(fixed, 32)
     assert image_sides(PoolingModel(), 32, (1.0, 0.5)) == [32, 16]
 
