@@ -1,22 +1,22 @@
 """Embedding all images of a source into a store, over any number of ranks, resumable."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.data.samplers import evaluation_rows
+from core.embeddings.claim import LOCK, claimed
 from core.embeddings.store import FEATURES, FeatureStore, StoreInfo, open_arrays
 from core.errors import UserError
 from core.files import ROOT
@@ -32,7 +32,6 @@ __all__ = ["Views", "default_store_path", "extract_features"]
 logger = logging.getLogger(__name__)
 BLOCK = 4096
 """Rows that are embedded and marked as done together: the most that a killed extraction loses for each rank."""
-LOCK = "lock"
 
 Views: TypeAlias = Mapping[str, Callable[[Encoder, Mapping[str, Tensor]], Tensor]]
 """By the name of its array: a function from a batch of a source, on the model's device, to float32 (B, D)."""
@@ -71,7 +70,7 @@ def extract_features(
     if ranks.is_first and path.exists() and not _is_finished(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is no embedding store: name an empty folder or a new one")
     partial = path.with_name(path.name + ".partial")
-    with _claimed(partial, wait) if ranks.is_first else nullcontext():
+    with claimed(partial, wait) if ranks.is_first else nullcontext():
         finished = broadcast_object(_is_finished(path))  # by another run, before this one's claim
         if not finished:
             if ranks.is_first:
@@ -210,51 +209,3 @@ def _finish(partial: Path, info: StoreInfo, path: Path) -> None:
         path.rmdir()
     partial.rename(path)
     (path / LOCK).unlink()  # last, or another run could claim the folder before it has its name
-
-
-@contextmanager
-def _claimed(partial: Path, wait: bool) -> Iterator[None]:
-    """Claim the folder of an extraction under way, made if it is missing, for this run alone.
-
-    The claim ends with the context, or with the process if it is killed.
-    """
-    lock = _lock(partial, wait)
-    while lock is None:
-        lock = _lock(partial, wait)
-    with lock:
-        yield
-
-
-def _lock(partial: Path, wait: bool) -> TextIO | None:
-    """The locked lock file of the folder; None if another run finished or removed the folder in the meantime.
-
-    The file is open for writing: NFS gives an exclusive lock for no other.
-    """
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder of the embedding store {partial}: {error.strerror}") from error
-    try:
-        lock = open(partial / LOCK, "w")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"cannot make the folder of the embedding store {partial}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            raise UserError(
-                f"another run is making the embedding store in {partial}: wait for it or name another folder"
-            ) from None
-        logger.info("waiting for another run that is making the embedding store in %s", partial)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): let no other run make the same store", partial, error.strerror)
-    try:
-        if os.path.samestat(os.fstat(lock.fileno()), os.stat(partial / LOCK)):
-            return lock
-    except FileNotFoundError:
-        pass
-    lock.close()
-    return None

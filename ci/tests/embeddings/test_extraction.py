@@ -15,6 +15,7 @@ import torch
 from launching import Launch, load_program
 from tiny import projection_encoder, write_records, write_run_folder
 
+import core.embeddings.claim as claim
 import core.embeddings.extraction as extraction
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
@@ -146,8 +147,8 @@ def test_run_that_waits_for_another_one_takes_its_store_or_makes_its_own(data, r
                 waiting.set()
 
     listener = Listener()
-    extraction.logger.addHandler(listener)
-    extraction.logger.setLevel(logging.INFO)
+    claim.logger.addHandler(listener)
+    claim.logger.setLevel(logging.INFO)
     first = threading.Thread(target=first_run)
     first.start()
     while not (tmp_path / "store.partial" / "plan.json").exists():
@@ -155,7 +156,7 @@ def test_run_that_waits_for_another_one_takes_its_store_or_makes_its_own(data, r
     encoder = projection_encoder()
     store = extract_features(encoder, data, tmp_path / "store", ranks, wait=True)
     first.join()
-    extraction.logger.removeHandler(listener)
+    claim.logger.removeHandler(listener)
     assert encoder.module.images == (0 if outcome == "finishes" else 35) and np.isfinite(store.features).all()
     assert [path.name for path in tmp_path.glob("store*")] == ["store"]
 
@@ -177,14 +178,14 @@ def test_two_runs_do_not_make_one_store_at_once(data, ranks, tmp_path, monkeypat
 
 def finish_before_the_claim(make_store, monkeypatch) -> None:
     """Another run's store appears between a run's look for one and its claim."""
-    claimed = extraction._claimed
+    claimed = extraction.claimed
 
     def late(partial, wait):
-        monkeypatch.setattr(extraction, "_claimed", claimed)
+        monkeypatch.setattr(extraction, "claimed", claimed)
         make_store()
         return claimed(partial, wait)
 
-    monkeypatch.setattr(extraction, "_claimed", late)
+    monkeypatch.setattr(extraction, "claimed", late)
 
 
 def test_store_that_another_run_finishes_before_the_claim_is_opened(data, ranks, tmp_path, monkeypatch):
