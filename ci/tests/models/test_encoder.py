@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.models.encoder import load_encoder
 from core.models.weights import fingerprint
 
-OPTIONS = {"width": 4, "depth": 1}
+OPTIONS = {"width": 8, "depth": 1}
 
 
 @pytest.fixture
