@@ -7,7 +7,7 @@ import numpy as np
 from command_line import ArgumentParser
 
 from core.embeddings.statistics import class_means
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.errors import run_program
 from core.files import replaced_atomically
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser = ArgumentParser("Write class_means.npy (C, D) to the store.")
     parser.add_argument("store", help="folder of the embedding store")
     args = parser.parse_args()
-    store = FeatureStore.open(args.store)
+    store = EmbeddingStore.open(args.store)
     means, _ = class_means(store)
     path = store.path / "class_means.npy"
     with replaced_atomically(path) as temporary, open(temporary, "wb") as file:

@@ -19,7 +19,7 @@ from command_line import ArgumentParser
 from core.data.records import RecordDataset
 from core.engine.run_folder import code_version
 from core.errors import UserError, run_program
-from core.evaluation.embedding_cache import AlignedImages
+from core.evaluation.ijb_embeddings import AlignedImages
 from core.evaluation.ijb_meta import read_identification, read_images, require_meta
 from core.evaluation.model_pairs import PairResults, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc

@@ -6,7 +6,7 @@ python tools/denoise_features.py features/glyphs_old_train_part_70_class_1f0c2a3
 from command_line import ArgumentParser
 
 from core.embeddings.statistics import credible_mask, credible_mask_path, load_statistic, write_once
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError, run_program
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 < args.keep <= 1:
         raise UserError(f"--keep must be above 0 and at most 1, got {args.keep}")
-    store = FeatureStore.open(args.store)
+    store = EmbeddingStore.open(args.store)
     path = credible_mask_path(store, args.keep, args.scale_dimensions)
     write_once(path, lambda: credible_mask(store, args.keep, args.scale_dimensions))
     mask = load_statistic(path)

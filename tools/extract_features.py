@@ -10,7 +10,7 @@ from pathlib import Path
 from command_line import ArgumentParser
 
 from core.data.open_dataset import BAD_IMAGES, open_dataset
-from core.embeddings.extraction import default_store_path, extract_features
+from core.embeddings.extraction import default_store_path, extract_embeddings
 from core.errors import UserError, run_program
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
@@ -43,7 +43,7 @@ def main() -> None:
         encoder = load_encoder(args.model, args.network, ranks.device)
         data = open_dataset(args.rec, encoder.image_size, args.image_root, args.bad_images == "skip")
         path = args.out or default_store_path(encoder, data)
-        store = extract_features(encoder, data, path, ranks, args.batch_size, args.num_workers)
+        store = extract_embeddings(encoder, data, path, ranks, args.batch_size, args.num_workers)
         if ranks.is_first:
             print(f"{store.path}: {store.info.num_images} x {store.info.embedding_size}")
 

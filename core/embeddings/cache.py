@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from core.embeddings.extraction import Views, extract_features
-from core.embeddings.store import FeatureStore
+from core.embeddings.extraction import Views, extract_embeddings
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
@@ -30,23 +30,23 @@ def cached_embeddings(
     settings: Mapping[str, object],
     batch_size: int,
     num_workers: int,
-) -> FeatureStore:
+) -> EmbeddingStore:
     """The store of `encoder`'s embeddings of `source` below `folder`, made if it is missing or damaged.
 
     It lies in `<data fingerprint>/<hash of the model and of settings>`; `settings` is what else the embeddings depend
     on. A run that finds another one at work on the same store waits for it. Errors, memory and disk as
-    `extract_features`.
+    `extract_embeddings`.
     """
     settings = {"network": encoder.network, **settings}
     made_by = json.dumps([encoder.fingerprint, encoder.preprocessing, settings], sort_keys=True)
     path = folder / source.fingerprint[:16] / hashlib.sha256(made_by.encode()).hexdigest()[:16]
     if path.exists():
         try:
-            FeatureStore.open(path)
+            EmbeddingStore.open(path)
         except UserError as error:
             logger.warning("%s: embedding again: %s", encoder.name, error)
             shutil.rmtree(path)
     ranks = Ranks(collectives.rank(), collectives.world_size(), torch.device(encoder.device))
-    return extract_features(
+    return extract_embeddings(
         encoder, source, path, ranks, batch_size, num_workers, views=views, settings=settings, wait=True
     )

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from core.embeddings.statistics import load_statistic, normalized_blocks, prepare_class_means, write_once
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
@@ -24,7 +24,7 @@ NO_RADIUS = -1.0
 """Stands for the radius of a class that has none."""
 
 
-def class_radii(store: FeatureStore, means: np.ndarray, measure: Measure) -> np.ndarray:
+def class_radii(store: EmbeddingStore, means: np.ndarray, measure: Measure) -> np.ndarray:
     """Radius of every class around `means` (C, D): float64 (C,), -1 for a class of fewer than two rows.
 
     `measure`: "distance", Euclidean, or "angle", in radians between an embedding and its class mean.
@@ -54,7 +54,7 @@ def largest_without_outliers(values: np.ndarray, labels: np.ndarray, num_classes
     return radii
 
 
-def prepare_class_radii(store: FeatureStore, measure: Measure, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+def prepare_class_radii(store: EmbeddingStore, measure: Measure, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
     """The class means, float32 (C, D), memory-mapped, and `class_radii` around them, float32 (C,). Collective.
 
     Both are kept beside the store, the radii as `class_radii_<measure>.npy`; the first rank computes what is missing.

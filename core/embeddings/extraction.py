@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.data.samplers import evaluation_rows
 from core.embeddings.claim import LOCK, claimed
-from core.embeddings.store import FEATURES, FeatureStore, StoreInfo, open_arrays
+from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
 from core.files import ROOT
 from core.images.loader import load_batches
@@ -27,7 +27,7 @@ from core.parallel.collectives import barrier, broadcast_object
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
-__all__ = ["Views", "default_store_path", "extract_features"]
+__all__ = ["Views", "default_store_path", "extract_embeddings"]
 
 logger = logging.getLogger(__name__)
 BLOCK = 4096
@@ -44,7 +44,7 @@ def default_store_path(encoder: Encoder, source: ImageSource) -> Path:
     return ROOT / "features" / name
 
 
-def extract_features(
+def extract_embeddings(
     encoder: Encoder,
     source: ImageSource,
     path: Path,
@@ -55,7 +55,7 @@ def extract_features(
     views: Views = PLAIN,
     settings: Mapping[str, object] | None = None,
     wait: bool = False,
-) -> FeatureStore:
+) -> EmbeddingStore:
     """The store at `path` of `encoder`'s embeddings of `source`, made if it is not there; every rank must call this.
 
     A finished store of the same model and data is opened as it is; one of another model, of other data, views or
@@ -89,15 +89,15 @@ def extract_features(
     if finished:
         return _open_finished(path, info)
     barrier()
-    return FeatureStore.open(path)
+    return EmbeddingStore.open(path)
 
 
 def _is_finished(path: Path) -> bool:
     return (path / "store.json").is_file()
 
 
-def _open_finished(path: Path, info: StoreInfo) -> FeatureStore:
-    store = FeatureStore.open(path)
+def _open_finished(path: Path, info: StoreInfo) -> EmbeddingStore:
+    store = EmbeddingStore.open(path)
     store.require(info)
     logger.info("%s: embeddings from the store %s", info.model_name, path)
     return store

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import replaced_atomically
 from core.parallel.collectives import barrier
@@ -30,7 +30,7 @@ __all__ = [
 BLOCK_ROWS = 16384
 
 
-def normalized_blocks(store: FeatureStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def normalized_blocks(store: EmbeddingStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield (rows, float64 embeddings (n, D), labels (n,)) over the store, 16,384 rows at a time; rows of unit length.
 
     `normalized=False` gives the embeddings as they are stored.
@@ -45,7 +45,7 @@ def normalized_blocks(store: FeatureStore, normalized: bool = True) -> Iterator[
 
 
 def class_means(
-    store: FeatureStore, scale: np.ndarray | None = None, normalized: bool = True
+    store: EmbeddingStore, scale: np.ndarray | None = None, normalized: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the normalised embeddings of every class, float64 (C, D), and its number of images, int64 (C,).
 
@@ -64,7 +64,7 @@ def class_means(
     return sums / np.maximum(counts, 1)[:, None], counts
 
 
-def prepare_class_means(store: FeatureStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
+def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
     """`class_means`, float32 (C, D), memory-mapped: computed by the first rank if it is missing. Collective.
 
     Kept as `class_means.npy`, or `class_means_raw.npy` for embeddings as they are stored, in the store.
@@ -76,7 +76,7 @@ def prepare_class_means(store: FeatureStore, ranks: Ranks, normalized: bool = Tr
     return load_statistic(path, mmap_mode="r")
 
 
-def dimension_scale(store: FeatureStore) -> np.ndarray:
+def dimension_scale(store: EmbeddingStore) -> np.ndarray:
     """One over the L2 norm of each dimension of the normalised embeddings over all rows, float64 (D,)."""
     squares = sum((block**2).sum(axis=0) for _, block, _ in normalized_blocks(store))
     return 1 / np.sqrt(np.maximum(squares, 1e-24))
@@ -92,7 +92,7 @@ def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
+def credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
     """MixBCT's denoising (arXiv 2308.06948): True for the ceil(keep * k) rows of a class of k nearest its mean. (N,).
 
     `scale_dimensions` first divides each dimension by its norm over the whole data set, as the released tool does.
@@ -107,7 +107,7 @@ def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = Fal
     return per_class_rank(distances, labels) < kept[labels]
 
 
-def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:
+def prepare_credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:
     """`credible_mask`, kept in the store: computed by the first rank if it is missing. Collective."""
     path = credible_mask_path(store, keep, scale_dimensions)
     if ranks.is_first:
@@ -116,7 +116,7 @@ def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bo
     return load_statistic(path)
 
 
-def credible_mask_path(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
+def credible_mask_path(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> Path:
     """Path of the mask, bool (N,): `credible_<keep>.npy` or `credible_<keep>_scaled.npy` in the store."""
     return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
 

@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 
-__all__ = ["FEATURES", "FeatureStore", "StoreInfo", "open_arrays"]
+__all__ = ["FEATURES", "EmbeddingStore", "StoreInfo", "open_arrays"]
 
 FEATURES = "features"
 """The view of a training store: the embeddings as the model gives them."""
@@ -62,7 +62,7 @@ class StoreInfo:
 
 
 @dataclass
-class FeatureStore:
+class EmbeddingStore:
     """An opened store; `store[rows]` reads rows of `features`. Arrays are memory-mapped, anew in each process."""
 
     path: Path
@@ -70,7 +70,7 @@ class FeatureStore:
     _opened: dict[str, np.memmap] | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> "FeatureStore":
+    def open(cls, path: str | Path) -> "EmbeddingStore":
         """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
         path = Path(path)
         try:

@@ -22,7 +22,7 @@ from core.embeddings.statistics import (
     prepare_class_means,
     prepare_credible_mask,
 )
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.errors import UserError
 from core.files import ROOT
 
@@ -30,17 +30,17 @@ from core.files import ROOT
 LABELS = np.random.default_rng(0).permutation([0] * 10 + [1] * 7 + [2] * 4 + [3] + [5] * 20 + [6] * 2 + [7] * 11)
 
 
-def write_store(path, features, labels) -> FeatureStore:
+def write_store(path, features, labels) -> EmbeddingStore:
     path.mkdir()
     np.save(path / "features.npy", np.asarray(features, np.float32))
     np.save(path / "labels.npy", np.asarray(labels, np.int64))
     info = StoreInfo("data", "model", len(labels), features.shape[1], "train", "old")
     (path / "store.json").write_text(json.dumps(asdict(info)))
-    return FeatureStore.open(path)
+    return EmbeddingStore.open(path)
 
 
 @pytest.fixture
-def store(tmp_path) -> FeatureStore:
+def store(tmp_path) -> EmbeddingStore:
     """Features of very different lengths, one of them zero."""
     rng = np.random.default_rng(1)
     features = rng.normal(size=(len(LABELS), 6)) * rng.uniform(0.01, 100, (len(LABELS), 1))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.errors import UserError
 
 
@@ -23,7 +23,7 @@ def path(tmp_path):
 
 
 def test_rows_are_read_as_written_in_any_order_and_after_pickling(path):
-    store = FeatureStore.open(path)
+    store = EmbeddingStore.open(path)
     expected = np.load(path / "features.npy")
     rows = np.array([7, 0, 7, 9])
     assert np.array_equal(store[rows], expected[rows]) and np.array_equal(store.labels(), np.arange(10) // 3)
@@ -52,7 +52,7 @@ def cut(path):
 def test_damaged_store_is_named_with_the_remedy(path, damage):
     damage(path)
     with pytest.raises(UserError, match=f"embedding store {path} is damaged: .*; delete it, extract it again"):
-        FeatureStore.open(path)
+        EmbeddingStore.open(path)
 
 
 @pytest.mark.parametrize("text", [None, "", "[1, 2]", '{"num_images": 10}', "{"])
@@ -61,4 +61,4 @@ def test_error_for_a_folder_that_is_no_store_names_the_tool_that_makes_one(path,
     if text is not None:
         (path / "store.json").write_text(text)
     with pytest.raises(UserError, match=f"no embedding store in {path} .make one with tools/extract_features.py"):
-        FeatureStore.open(path)
+        EmbeddingStore.open(path)

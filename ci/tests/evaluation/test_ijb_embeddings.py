@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.evaluation.embedding_cache import AlignedImages, embed_images
+from core.evaluation.ijb_embeddings import AlignedImages, embed_images
 from core.evaluation.ijb_meta import read_images
 from core.images.alignment import REFERENCE_POINTS
 
