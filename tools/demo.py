@@ -19,7 +19,7 @@ from command_line import ArgumentParser
 from core.data.records import RecordDataset
 from core.engine.run_folder import code_version
 from core.errors import UserError, run_program
-from core.evaluation.embedding_cache import aligned_batches
+from core.evaluation.ijb_embeddings import AlignedImages
 from core.evaluation.ijb_meta import read_identification, read_images, require_meta
 from core.evaluation.model_pairs import PairResults, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
@@ -170,7 +170,7 @@ def draw_test(out: Path) -> None:
             titles += [kind, "", "", ""]
     shown = replace(images, names=[images.names[row] for row in rows], landmarks=images.landmarks[rows])
     image_size = RecordDataset(out / "data" / "train").image_size
-    crops = next(aligned_batches(shown, image_size, batch_size=len(rows), num_workers=0)).numpy()
+    crops = AlignedImages(shown, image_size).read(np.arange(len(rows)))["image"]
     image_grid(list(crops), titles, out / "test.png", columns=8)
 
 

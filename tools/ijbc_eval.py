@@ -14,7 +14,6 @@ import numpy as np
 from command_line import ArgumentParser, add_arguments, check_arguments, load_models, write_results
 
 from core.errors import run_program
-from core.evaluation.embedding_cache import CACHE, embed_images
 from core.evaluation.ijb import (
     IdentificationResult,
     RocResult,
@@ -22,6 +21,7 @@ from core.evaluation.ijb import (
     evaluate_1_n,
     template_features,
 )
+from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, read_images, read_pairs, require_meta
 from core.evaluation.plots import plot_identification, plot_roc
 from core.evaluation.tables import format_rate, format_table

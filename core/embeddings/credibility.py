@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.embeddings.statistics import class_means, load_statistic, normalized_blocks, write_once
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.parallel.collectives import all_gather_rows, broadcast_object
 from core.parallel.ranks import Ranks
 
@@ -26,7 +26,7 @@ def spread_entropy(distances: Tensor, spreads: Tensor) -> Tensor:
     return -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(1)
 
 
-def own_class_spread(store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def own_class_spread(store: EmbeddingStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Class centres float64 (C, D), distance of every row to its own centre (N,), and its variance by class (C,)."""
     centres, counts = class_means(store)
     labels = np.asarray(store.labels())
@@ -38,7 +38,7 @@ def own_class_spread(store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.nd
     return centres, own, np.bincount(labels, (own - means[labels]) ** 2, len(centres)) / counts
 
 
-def entropy_credible_mask(store: FeatureStore, ranks: Ranks) -> np.ndarray:
+def entropy_credible_mask(store: EmbeddingStore, ranks: Ranks) -> np.ndarray:
     """NCCL's highly credible samples (Wu et al., AAAI 2022): True where the class is hardly in doubt. bool (N,).
 
     With o_i a normalised old embedding, mu_k the centre of class k, d_ik = ||o_i - mu_k|| and sigma_k the variance of
@@ -66,7 +66,7 @@ def entropy_credible_mask(store: FeatureStore, ranks: Ranks) -> np.ndarray:
     return all_gather_rows(credible).bool().cpu().numpy()
 
 
-def prepare_entropy_credible_mask(store: FeatureStore, ranks: Ranks) -> np.ndarray:
+def prepare_entropy_credible_mask(store: EmbeddingStore, ranks: Ranks) -> np.ndarray:
     """`entropy_credible_mask`, kept beside the store: computed by all ranks if it is not there yet. Collective."""
     path = entropy_credible_mask_path(store)
     if broadcast_object(path.exists()):
@@ -77,6 +77,6 @@ def prepare_entropy_credible_mask(store: FeatureStore, ranks: Ranks) -> np.ndarr
     return mask
 
 
-def entropy_credible_mask_path(store: FeatureStore) -> Path:
+def entropy_credible_mask_path(store: EmbeddingStore) -> Path:
     """Where the mask is kept: `credible_entropy.npy` beside the store, bool (N,)."""
     return store.path / "credible_entropy.npy"

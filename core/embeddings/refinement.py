@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.progress import Progress
 
 __all__ = ["EdgeSoftmax", "refined_prototypes", "structural_weights"]
@@ -47,8 +47,8 @@ def structural_weights(new: Tensor, propagation: float, temperature: float, edge
 
 
 def refined_prototypes(
-    new: FeatureStore,
-    old: FeatureStore,
+    new: EmbeddingStore,
+    old: EmbeddingStore,
     classes: np.ndarray,
     propagation: float,
     temperature: float,

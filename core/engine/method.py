@@ -7,7 +7,7 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from core.data.open_dataset import ImageDataset
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.parallel.ranks import Ranks
 
 __all__ = ["Batch", "Method", "Run"]
@@ -20,7 +20,7 @@ class Run:
     config: EasyDict
     data: ImageDataset
     ranks: Ranks
-    old_features: FeatureStore | None
+    old_features: EmbeddingStore | None
     """Old embeddings of `data`, row by row; None for a program that trains without an old model."""
 
     @property

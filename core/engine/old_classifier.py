@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.heads.build import build_margin
 from core.heads.frozen_classifier import FrozenClassifier
@@ -72,7 +72,7 @@ def load_old_classifier(run: Path, embedding_size: int) -> FrozenClassifier:
     return FrozenClassifier(build_margin(config), **{name: tensor.numpy() for name, tensor in content.items()})
 
 
-def share_classified_right(run: Path, store: FeatureStore) -> float:
+def share_classified_right(run: Path, store: EmbeddingStore) -> float:
     """Share of old embeddings, of 512 over the store at most, that the run's classifier puts into their own class.
 
     Of the rows whose label is one of its classes; NaN without any. Near 0 where labels mean something else than in the

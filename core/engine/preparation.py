@@ -5,8 +5,8 @@ import logging
 from easydict import EasyDict
 
 from core.data.open_dataset import ImageDataset, open_training_data
-from core.embeddings.extraction import default_store_path, extract_features
-from core.embeddings.store import FeatureStore
+from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import resolve
 from core.models.encoder import load_encoder
@@ -17,7 +17,7 @@ __all__ = ["prepare_old_features"]
 logger = logging.getLogger(__name__)
 
 
-def prepare_old_features(config: EasyDict, data: ImageDataset, ranks: Ranks) -> FeatureStore:
+def prepare_old_features(config: EasyDict, data: ImageDataset, ranks: Ranks) -> EmbeddingStore:
     """The store of `config.old_model`'s embeddings of `data`, extracted over all ranks if missing. Collective."""
     if config.old_model is None:
         raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
@@ -31,4 +31,4 @@ def prepare_old_features(config: EasyDict, data: ImageDataset, ranks: Ranks) -> 
         data = open_training_data(config, encoder.image_size)
     logger.info("old model: %s (%s, fingerprint %s)", config.old_model, encoder.network, encoder.fingerprint[:12])
     path = default_store_path(encoder, data) if config.features is None else resolve(config.features)
-    return extract_features(encoder, data, path, ranks, config.batch_size, config.num_workers)
+    return extract_embeddings(encoder, data, path, ranks, config.batch_size, config.num_workers)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core.backbones import build_backbone
-from core.data.loader import load_batches
+from core.backbones.onednn import avoid_unsafe_kernels
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
@@ -27,6 +27,7 @@ from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve
 from core.heads import PartialFC
+from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
@@ -111,6 +112,8 @@ class Trainer:
         self.backbone = build_backbone(
             config.network, config.embedding_size, image_size=self.data.image_size, **options
         ).to(self.ranks.device, memory_format=torch.channels_last)
+        if self.ranks.device.type == "cpu":
+            avoid_unsafe_kernels(self.backbone)
         if config.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.backbone.modules()):
             raise UserError(f"batch_size is 1: {config.network} normalises its embeddings over a batch; set 2 or more")
 
@@ -257,7 +260,7 @@ class Trainer:
 
         columns = {"old_embedding": self.old_features} if self.old_features else {}
         on_gpu = self.ranks.device.type == "cuda"
-        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu)
+        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu, prefetch=4)
 
     def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
         config = self.config

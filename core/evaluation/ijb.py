@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from core.evaluation.embedding_cache import ImageEmbeddings
+from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects
 
 __all__ = ["FARS", "FPIRS", "RANKS", "IdentificationResult", "RocResult", "SearchCurves", "evaluate_1_1",

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from core.evaluation.embedding_cache import CACHE, embed_images
 from core.evaluation.ijb import IdentificationResult, RocResult, evaluate_1_1, evaluate_1_n, template_features
+from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
 from core.models.encoder import Encoder
 

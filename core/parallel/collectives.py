@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["all_gather_rows", "all_reduce_", "broadcast_object", "rank", "row_counts", "world_size"]
+__all__ = ["all_gather_rows", "all_reduce_", "barrier", "broadcast_object", "rank", "row_counts", "world_size"]
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
@@ -28,6 +28,12 @@ def all_reduce_(tensor: torch.Tensor, op: str = "sum", group: dist.ProcessGroup 
     if world_size(group) > 1:
         dist.all_reduce(tensor, getattr(dist.ReduceOp, op.upper()), group)
     return tensor
+
+
+def barrier(group: dist.ProcessGroup | None = None) -> None:
+    """Wait until every rank has come here."""
+    if world_size(group) > 1:
+        dist.barrier(group)
 
 
 def broadcast_object(value: Any, group: dist.ProcessGroup | None = None) -> Any:
