@@ -42,7 +42,7 @@ def network_input(batch):
 
 
 def write_onnx(path, batch="N", side=12, names=("data", "fc1"), before=()):
-    """A foreign model: the operators of `before`, each with its constant, then the mean over pixels and a 3 x 5 matrix."""
+    """A foreign model: the operators of `before` with their constants, the mean over pixels, a 3 x 5 matrix."""
     matrix = np.arange(15, dtype=np.float32).reshape(3, 5)
     source = names[0]
     nodes, constants = [], [numpy_helper.from_array(matrix, "matrix")]
