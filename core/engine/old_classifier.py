@@ -15,7 +15,7 @@ from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.heads.build import build_margin
 from core.heads.frozen_classifier import FrozenClassifier
-from core.models.encoder import read_run_config
+from core.models.run_config import read_run_config
 
 __all__ = ["load_old_classifier", "num_old_classes", "read_classifier", "share_classified_right"]
 
