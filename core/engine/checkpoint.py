@@ -21,8 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
+from core.engine.method import Method
 from core.errors import UserError
-from core.heads import PartialFC
 from core.parallel.ranks import Ranks
 
 __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position"]
@@ -76,8 +76,8 @@ def read_position(path: Path) -> Position:
 class TrainingState:
     """The tensors of a training: backbone, method, optimiser and random-number generators."""
 
-    def __init__(self, backbone: nn.Module, method: nn.Module, optimizer: Optimizer, ranks: Ranks):
-        self.modules = {"backbone": backbone, "method": method}
+    def __init__(self, backbone: nn.Module, method: Method, optimizer: Optimizer, ranks: Ranks):
+        self.backbone, self.method = backbone, method
         self.optimizer, self.ranks = optimizer, ranks
         self.mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
 
@@ -122,25 +122,20 @@ class TrainingState:
         """All tensors by name. Shards come as DTensors that share the memory of the parameters."""
         tensors: dict[str, Tensor] = {}
         named: dict[nn.Parameter, str] = {}
-        sharded = self._sharded()
-        for side, module in self.modules.items():
+        sharded = self.method.sharded_parameters()
+        for side, module in (("backbone", self.backbone), ("method", self.method)):
             for name, tensor in module.state_dict(keep_vars=True).items():
-                tensors[f"{side}.{name}"] = self._shard(tensor, sharded)
+                tensors[f"{side}.{name}"] = self._whole(tensor, sharded.get(tensor))
             named |= {parameter: f"{side}.{name}" for name, parameter in module.named_parameters()}
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
                 if isinstance(value, Tensor):
-                    like = sharded.get(parameter) if value.shape == parameter.shape else None
-                    tensors[f"optimizer.{named[parameter]}.{key}"] = self._shard(value, {value: like} if like else {})
+                    num_rows = sharded.get(parameter) if value.shape == parameter.shape else None
+                    tensors[f"optimizer.{named[parameter]}.{key}"] = self._whole(value, num_rows)
         return tensors
 
-    def _sharded(self) -> dict[Tensor, int]:
-        """The parameters that are cut by rows over the ranks, with their rows on all ranks together."""
-        heads = [module for module in self.modules["method"].modules() if isinstance(module, PartialFC)]
-        return {parameter: head.num_classes for head in heads for parameter in head.parameters(recurse=False)}
-
-    def _shard(self, tensor: Tensor, sharded: dict[Tensor, int]) -> Tensor:
-        num_rows = sharded.get(tensor)
+    def _whole(self, tensor: Tensor, num_rows: int | None) -> Tensor:
+        """`tensor` itself, or the DTensor of `num_rows` rows on all ranks of which it is this rank's shard."""
         tensor = tensor.detach()
         if num_rows is None:
             return tensor

@@ -20,13 +20,12 @@ from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
 from core.engine.method import Batch, Method, Run
+from core.engine.old_model import open_old_model
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
-from core.engine.preparation import prepare_old_features
 from core.engine.run_folder import MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve
-from core.heads import PartialFC
 from core.images.transforms import TrainTransform
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
@@ -84,9 +83,8 @@ class Trainer:
         self.checkpoint = self._find_checkpoint()
         logger.info("data: %s, %d images of %d classes", config.rec, self.data.num_images, self.data.num_classes)
         self._build_backbone()
-        store = prepare_old_features(config, self.data, ranks) if method.uses_old_model else None
-        self.old_features = store
-        self._build(Run(config, self.data, ranks, store))
+        self.old_model = open_old_model(config, self.data, ranks) if method.uses_old_model else None
+        self._build(Run(config, self.data, ranks, self.old_model))
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, if any."""
@@ -121,7 +119,7 @@ class Trainer:
         self.optimizer = build_optimizer(config, [*self.backbone.parameters(), *self.method.parameters()])
         self.scaler = LossScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
         self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
-        shards = {p for m in self.method.modules() if isinstance(m, PartialFC) for p in m.parameters(recurse=False)}
+        shards = self.method.sharded_parameters()
         self.averaged = [p for p in self.method.parameters() if p.requires_grad and p not in shards]
         torch.manual_seed(config.seed + 1 + ranks.rank)  # from here on every rank draws its own numbers
         self.step, self.epoch, self.images_in_epoch = 0, 0, 0
@@ -162,7 +160,7 @@ class Trainer:
             "classifier_bias": config.classifier_bias,
             "seed": config.seed,
             "rec": self.data.fingerprint,
-            "old_model": self.old_features.info.model_fingerprint if self.old_features else None,
+            "old_model": self.old_model.fingerprint if self.old_model else None,
         }
         return json.loads(json.dumps(identity))
 
@@ -238,7 +236,7 @@ class Trainer:
             "num_images": self.data.num_images,
             "num_classes": self.data.num_classes,
             "data_fingerprint": self.data.fingerprint,
-            "old_model_fingerprint": self.old_features.info.model_fingerprint if self.old_features else None,
+            "old_model_fingerprint": self.old_model.fingerprint if self.old_model else None,
             "world_size": self.ranks.world_size,
             "version": code_version(),
             "torch_version": torch.__version__,
@@ -255,7 +253,7 @@ class Trainer:
                     yield from step_rows.reshape(self.config.gradient_acc, self.config.batch_size)
                 first_step = 0
 
-        columns = {"old_embedding": self.old_features} if self.old_features else {}
+        columns = {"old_embedding": self.old_model.features} if self.old_model else {}
         on_gpu = self.ranks.device.type == "cuda"
         return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu)
 
@@ -348,9 +346,8 @@ class Trainer:
                 self.folder.write_model(self.backbone)
 
     def _write_classifier(self) -> None:
-        """`classifier.pt`, of a method that has a head. Collective."""
-        head = getattr(self.method, "head", None)
-        tensors = None if head is None else head.whole()
+        """`classifier.pt`, on the first rank. Collective."""
+        tensors = self.method.classifier.whole()
         if tensors is not None:
             self.folder.write_classifier(tensors)
 

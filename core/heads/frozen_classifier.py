@@ -37,6 +37,9 @@ class FrozenClassifier(PartialFC):
         self.requires_grad_(False)
         self.replace(weight, bias)
 
+    def _initialize(self) -> None:
+        """Draw nothing: the weights are given."""
+
     @torch.no_grad()
     def replace(self, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
         """Take this rank's rows of other weights (C, D) and, if there is a bias, of another bias (C,)."""

@@ -16,7 +16,15 @@ from torch.nn.functional import normalize
 
 from core.errors import UserError
 from core.heads.margins import Margin
-from core.parallel.collectives import all_gather_rows, all_reduce_, broadcast_object, rank, row_counts, world_size
+from core.parallel.collectives import (
+    all_gather_rows,
+    all_reduce_,
+    broadcast_object,
+    rank,
+    row_counts,
+    sum_over_ranks,
+    world_size,
+)
 
 __all__ = ["PartialFC"]
 
@@ -212,6 +220,20 @@ class PartialFC(nn.Module):
             return _ShardedCrossEntropy.apply(
                 embeddings, weight, bias, targets, labels >= 0, self.margin, self.group, torch.is_grad_enabled()
             )
+
+    def weights_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """The class weights `(B, D)` of this rank's `labels` `(B,)`, whichever rank holds them; 0 for a label of -1.
+
+        B may differ between ranks. The gradient of `weight` is that of the mean of the ranks' losses, as in `forward`.
+        Forward 2 gathers (batch sizes, labels) and 1 all-reduce of the rows of all ranks, backward 1 all-reduce.
+        """
+        counts = row_counts(len(labels), labels.device, self.group)
+        columns = all_gather_rows(labels, self.group, counts=counts) - self.class_start
+        held = (columns >= 0) & (columns < self.num_local)
+        # An empty shard gets a row, so that its rank takes part in the backward pass too.
+        weight = self.weight if self.num_local else nn.functional.pad(self.weight, (0, 0, 0, 1))
+        rows = torch.where(held[:, None], weight[torch.where(held, columns, 0)], 0)
+        return sum_over_ranks(rows, self.group).split(counts)[rank(self.group)]
 
     def extra_repr(self) -> str:
         """What `print` shows of the head."""
