@@ -1,7 +1,7 @@
 """The old model of a training: what it is, its embeddings of the training images, and its own classifier.
 
-A run folder keeps the classifier that its model was trained with. `classifier.pt` holds {"weight": (C, D) float32} and,
-for a classifier with a bias, "bias" (C,), whole, whatever the number of ranks; `config.json` holds the loss that it was
+A run folder keeps the classifier that its model was trained with: `classifier.pt` holds {"weight": (C, D) float32} and,
+for a classifier with a bias, "bias" (C,), whole, whatever the number of ranks; its config holds the loss that it was
 trained with, and C as `num_classes`. Other model arguments (a `.pt` or `.onnx` file) have embeddings alone.
 """
 
@@ -61,9 +61,7 @@ class OldModel:
             )
         config = read_run_config(self.path)
         if "num_classes" not in config:
-            raise UserError(
-                f"{self.path}/config.json has no 'num_classes': it is not the config of a run of this project"
-            )
+            raise UserError(f"the config of {self.path} has no 'num_classes': it is not a run folder of this project")
         return config["num_classes"]
 
     @cached_property
@@ -120,7 +118,7 @@ class OldModel:
         config = read_run_config(self.path)
         missing = sorted({"loss", "margin_scale", "margin"} - set(config))
         if missing:
-            raise UserError(f"{self.path}/config.json has no {missing[0]!r}, so the classifier's loss is not known")
+            raise UserError(f"the config of {self.path} has no {missing[0]!r}, so its classifier's loss is not known")
         return build_margin(config["loss"], config["margin_scale"], config["margin"])
 
 
