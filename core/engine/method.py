@@ -49,9 +49,9 @@ class Batch:
     epoch: int
     progress: float
     """Fraction of the whole training done, in [0, 1)."""
-    old_embedding: Tensor | None = None
-    """float32 (B, D) as stored, not normalised."""
-    embedding: Tensor | None = None
+    old_embedding: Tensor
+    """float32 (B, D) as stored, not normalised; (B, 0) in a program without an old model."""
+    embedding: Tensor
     """The new model's output (B, D), with gradient."""
 
 

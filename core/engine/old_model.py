@@ -71,7 +71,8 @@ class OldModel:
         `UserError` if there is none, it is damaged, or it takes embeddings of another size.
         """
         tensors = self._classifier_tensors()
-        return FrozenClassifier(self._margin(), **{name: tensor.numpy() for name, tensor in tensors.items()})
+        bias = tensors["bias"].numpy() if "bias" in tensors else None
+        return FrozenClassifier(self._margin(), tensors["weight"].numpy(), bias)
 
     def classifier_accuracy(self) -> float:
         """The accuracy of its own classifier on its embeddings, of the rows whose label is one of its classes.

@@ -45,5 +45,5 @@ class FrozenClassifier(PartialFC):
         """Take this rank's rows of other weights (C, D) and, if there is a bias, of another bias (C,)."""
         rows = slice(self.class_start, self.class_start + self.num_local)
         self.weight.copy_(torch.from_numpy(np.array(weight[rows])))
-        if self.bias is not None:
+        if self.bias is not None and bias is not None:
             self.bias.copy_(torch.from_numpy(np.array(bias[rows])))

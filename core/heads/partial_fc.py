@@ -56,7 +56,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
             inverse_norms = torch.linalg.vector_norm(weight, dim=1).clamp_(min=MIN_NORM).reciprocal_()
             logits *= margin.s * inverse_norms
 
-        held, columns = targets >= 0, targets.clamp(min=0).unsqueeze(1)
+        held, columns, slopes = targets >= 0, targets.clamp(min=0).unsqueeze(1), None
         if weight.shape[0] > 0:
             own = logits.gather(1, columns).squeeze(1)
             with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, with_gradient)
@@ -75,7 +75,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
         if with_gradient:
             logits *= torch.where(valid, 1.0 / (num_valid * sums), 0.0).unsqueeze(1)
-            if weight.shape[0] > 0:
+            if slopes is not None:
                 own = logits.gather(1, columns).squeeze(1)
                 own = torch.where(held, (own - 1.0 / num_valid) * slopes / margin.s, own)
                 logits.scatter_(1, columns, own.unsqueeze(1))
@@ -85,7 +85,8 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, loss_gradient):
+    def backward(ctx, *gradients):
+        (loss_gradient,) = gradients
         gradient, embeddings, weight, inverse_norms = ctx.saved_tensors
         of_embeddings = of_weight = of_bias = None
         with torch.autocast(loss_gradient.device.type, enabled=False):
@@ -274,11 +275,12 @@ class PartialFC(nn.Module):
         for name, shard in self.named_parameters(recurse=False):
             rows = torch.zeros(math.ceil(self.num_classes / size), *shard.shape[1:])
             rows[: self.num_local] = shard
-            blocks = [rows]
+            blocks = [torch.empty_like(rows) for _ in range(size)] if is_first else None
             if size > 1:
-                blocks = [torch.empty_like(rows) for _ in range(size)] if is_first else None
                 dist.gather(rows, blocks, group=self.group, group_dst=0)
-            if is_first:
+            else:
+                blocks = [rows]
+            if blocks is not None:
                 tensors[name] = torch.cat(blocks)[: self.num_classes].clone()
         return tensors if is_first else None
 

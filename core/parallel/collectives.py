@@ -120,7 +120,8 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([block[:count] for block, count in zip(blocks.split(largest), counts)])
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = gradients
         largest = max(ctx.counts)
         own = gradient.new_empty(largest, *gradient.shape[1:])
         if largest > 0:
@@ -137,7 +138,8 @@ class _SumOverRanks(torch.autograd.Function):
         return all_reduce_(tensor.clone(memory_format=torch.contiguous_format), group=group)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
         return all_reduce_((gradient / world_size(ctx.group)).contiguous(), group=ctx.group), None
 
 

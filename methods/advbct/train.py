@@ -54,9 +54,9 @@ class ReverseGradient(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
         """The gradient of `tensor`, reversed."""
-        return gradient * -ctx.strength, None
+        return gradients[0] * -ctx.strength, None
 
 
 def adversarial_loss(discriminator: nn.Module, new: Tensor, old: Tensor, reversal: float) -> Tensor:
@@ -76,7 +76,12 @@ def reversal_strength(progress: float) -> float:
 
 
 class AdvBCT(Method):
-    """Holds the head, the discriminator, and by class the old centre, the old radius and the learned w_c."""
+    """Holds the classifier, the discriminator, and by class the old centre, the old radius and the learned w_c."""
+
+    centre: Tensor
+    """(C, D)."""
+    radius: Tensor
+    """(C,), below 0 for a class without one."""
 
     def setup(self, run: Run) -> None:
         """Make the head and the discriminator; compute the old centres and radii, or find them beside the store."""

@@ -36,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 class BCT(Method):
-    """Holds the new head, the frozen old classifier, and which of its classes is which of the data's."""
+    """Holds the new and the frozen old classifier, and the old number of each class of the data."""
+
+    old_class: Tensor
+    """int64 (C,): the class of the data among those of the old classifier, or -1."""
 
     def setup(self, run: Run) -> None:
         """Make the head, and the old classifier: from the means of the old features, or the old run's own."""

@@ -62,13 +62,18 @@ class ResidualBlock(nn.Sequential):
         layers = [(size, width), (width, width), (width, size)]
         super().__init__(*[m for i, o in layers for m in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The input and what the layers make of it, added."""
-        return x + super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """The input plus the output of the layers."""
+        return input + super().forward(input)
 
 
 class LCE(Method):
-    """Holds the head, the old centres and boundaries by class, and the transformation of the old space."""
+    """Holds the classifier, the old centres and boundaries by class, and the transformation of the old space."""
+
+    centre: Tensor
+    """(C, D)."""
+    boundary: Tensor
+    """(C,), below 0 for a class without one."""
 
     def setup(self, run: Run) -> None:
         """Make the head; compute the old centres and boundaries, or find them beside the store."""

@@ -36,7 +36,10 @@ def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:
 
 
 class MixBCT(Method):
-    """Holds the head and, for every training image, whether its old embedding is credible."""
+    """Holds the classifier and, for every training image, whether its old embedding is credible."""
+
+    credible: Tensor
+    """bool (N,)."""
 
     def setup(self, run: Run) -> None:
         """Make the head; compute the credible rows of the old features, or find them beside the store."""

@@ -80,7 +80,10 @@ def logit_products(weight: Tensor) -> Tensor:
 
 
 class NCCL(Method):
-    """Holds the head, the queue of old embeddings and, if asked for, which old embeddings are highly credible."""
+    """Holds the classifier, the queue of old embeddings and, if asked for, which of them are highly credible."""
+
+    credible: Tensor | None
+    """bool (N,) for all training images; None: all are used."""
 
     def setup(self, run: Run) -> None:
         """Make head and queue; find the credible rows of the old features if only those are to be used."""

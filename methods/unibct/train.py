@@ -80,10 +80,10 @@ def require_settings(config) -> None:
 
 
 class UniBCT(Method):
-    """Holds the head and the frozen prototypes, both sharded over the classes, and each class's place among the latter.
+    """Holds the classifier and the frozen prototypes, both sharded over the classes and kept in checkpoints."""
 
-    Checkpoints have head and prototypes.
-    """
+    position: Tensor
+    """int64 (C,): the class of the data among the prototypes, or -1."""
 
     def setup(self, run: Run) -> None:
         """Make head and prototypes: means, if none of the epochs will refine them, else without values until then."""
