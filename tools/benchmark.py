@@ -11,21 +11,19 @@ compatibility.png and commands.sh (the exact commands).
 
 import argparse
 import json
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from command_line import ArgumentParser, choose_device
+from commands import Commands, shown
 
 from core.engine.run_folder import RunFolder
 from core.errors import UserError, run_program
 from core.evaluation.comparison import Comparison, Entry
-from core.evaluation.model_pairs import evaluate_pairs
-from core.evaluation.retrieval import RetrievalOptions, rank_database
+from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs
+from core.evaluation.retrieval import RetrievalOptions
 from core.evaluation.revisited import SETUPS
 from core.evaluation.revisited_files import read_revisited
 from core.files import ROOT, replaced_atomically
@@ -42,7 +40,7 @@ FACE_SCENARIOS = {
     "exdata": ("data", "train", ("num_epoch=3",)),
 }
 DEEPER = ("network_options.depth=2",)
-"""Than the old model: a new network of the same shape and seed is born with a part of the old one's space."""
+"""Than the old model: with the same shape and seed a new network would start from the old one's first weights."""
 LANDMARK_SCENARIOS = {
     "exclass": ("class", "train", DEEPER),
     "exdata": ("data", "train", DEEPER),
@@ -54,6 +52,8 @@ FACE_TESTS = {"1:N rank-1": ("1:N", "top1"), "1:1 TAR@FAR=1e-3": ("1:1", "tar@fa
 LANDMARK_TESTS = {f"mAP {setup.title()}": f"map_{setup}" for setup in SETUPS}
 
 Scores = dict[str, float]
+Command = tuple[str, list[object]]
+"""A program and its arguments."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Bench:
     """Name of the config of each program."""
     scenarios: Mapping[str, tuple[str, str, tuple[str, ...]]]
     evaluate: Callable[[dict[str, Path], Sequence[str], Path], dict[str, Scores]]
-    test_commands: Callable[[Path, Path, Path], Iterator[tuple[object, ...]]]
+    test_commands: Callable[[Path, Path, Path], Iterator[Command]]
 
 
 def load_all(models: dict[str, Path]) -> dict[str, Encoder]:
@@ -76,23 +76,23 @@ def evaluate_faces(models: dict[str, Path], pairs: Sequence[str], data: Path) ->
     """Scores in per cent of pairs "query/gallery" of run folders on the IJB-C tree."""
     results = evaluate_pairs(load_all(models), pairs, data / "eval", cache=data / "embeddings")
     return {
-        pair: {name: per_cent(tests[task].metrics[metric]) for name, (task, metric) in FACE_TESTS.items()}
-        for pair, tests in results.items()
+        pair: {name: per_cent(result.metrics[task][metric]) for name, (task, metric) in FACE_TESTS.items()}
+        for pair, result in results.items()
     }
 
 
-def per_cent(rate: float | None) -> float:
-    """NaN for a rate that the data cannot resolve."""
-    return float("nan") if rate is None else 100 * rate
+def per_cent(rate: object) -> float:
+    """A rate in per cent; NaN for one that the data cannot resolve."""
+    return 100 * rate if isinstance(rate, int | float) else float("nan")
 
 
-def face_commands(run: Path, old: Path, data: Path) -> Iterator[tuple[object, ...]]:
+def face_commands(run: Path, old: Path, data: Path) -> Iterator[Command]:
     """The commands that find the same scores one by one."""
     for task, flags in (("1_1", ()), ("1_n", ("-N",))):
         for name, gallery in (("self", ()), ("cross", ("-m_old", old))):
             if name == "self" or run != old:
                 out = ("--data-path", data / "eval", "--out", run / f"{name}_{task}")
-                yield "tools/ijbc_eval.py", "-m", run, *gallery, *flags, *out
+                yield "tools/ijbc_eval.py", ["-m", run, *gallery, *flags, *out]
 
 
 def evaluate_landmarks(models: dict[str, Path], pairs: Sequence[str], data: Path) -> dict[str, Scores]:
@@ -100,20 +100,19 @@ def evaluate_landmarks(models: dict[str, Path], pairs: Sequence[str], data: Path
     encoders = load_all(models)
     test = read_revisited(data / "eval", "roxford5k")
     options = RetrievalOptions(num_workers=0, cache=data / "embeddings")
-    results = {}
-    for pair in pairs:
-        _, rows = rank_database(*(encoders[name] for name in pair.split("/")), test, options)
-        metrics = test.evaluate(rows).metrics
-        results[pair] = {name: per_cent(metrics[metric]) for name, metric in LANDMARK_TESTS.items()}
-    return results
+    results = evaluate_retrieval_pairs(encoders, pairs, test, options)
+    return {
+        pair: {name: per_cent(metrics[metric]) for name, metric in LANDMARK_TESTS.items()}
+        for pair, metrics in results.items()
+    }
 
 
-def landmark_commands(run: Path, old: Path, data: Path) -> Iterator[tuple[object, ...]]:
+def landmark_commands(run: Path, old: Path, data: Path) -> Iterator[Command]:
     """The commands that find the same scores one by one."""
     test = ("--dataset", "roxford5k", "--data-path", data / "eval")
-    yield "tools/roxford_eval.py", *test, "-m", run, "--out", run / "self_roxford5k"
+    yield "tools/roxford_eval.py", [*test, "-m", run, "--out", run / "self_roxford5k"]
     if run != old:
-        yield "tools/roxford_eval.py", *test, "-m", run, "-m_old", old, "--out", run / "cross_roxford5k"
+        yield "tools/roxford_eval.py", [*test, "-m", run, "-m_old", old, "--out", run / "cross_roxford5k"]
 
 
 BENCHES = {
@@ -163,31 +162,6 @@ def main() -> None:
     print(f"\n{report}\nreport: {folder / 'report.md'} ({format_seconds(time.monotonic() - started)})")
 
 
-class Commands:
-    """The commands of this repository that a benchmark is made of: printed, run, and kept for commands.sh."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def run(self, done: bool, program: str, *arguments: object) -> None:
-        """Run a command unless it is done; its failure, which it has reported itself, ends the benchmark."""
-        words = [_shown(argument) for argument in arguments]
-        line = f"python {program} {shlex.join(words)}"
-        if line not in self.lines:
-            self.lines.append(line)
-        if done:
-            return
-        print(f"$ {line}", flush=True)
-        status = subprocess.run([sys.executable, program, *words], cwd=ROOT).returncode
-        if status:
-            sys.exit(status)
-
-
-def _shown(argument: object) -> str:
-    """As a word of a command that is started from the root, with paths below the root relative to it."""
-    return str(argument).replace(f"{ROOT}/", "")
-
-
 def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, commands: Commands) -> Entry:
     """Train and test one model of one seed, or read what an earlier benchmark found.
 
@@ -200,9 +174,9 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
     done = (run / "result.json").is_file()
 
     made = (data / "dataset.json").exists()
-    commands.run(made, "tools/make_dataset.py", "glyphs", "--out", data, "--seed", seed)
+    commands.run("tools/make_dataset.py", "glyphs", "--out", data, "--seed", seed, done=made)
     split = ("--rec", data / "train", "--mode", mode, "--ratio", 0.3, "--seed", seed)
-    commands.run((data / f"train_part_70_{mode}.idx").exists(), "tools/split_dataset.py", *split)
+    commands.run("tools/split_dataset.py", *split, done=(data / f"train_part_70_{mode}.idx").exists())
     settings = [f"rec={data / records}", f"seed={seed}", f"output={run}"]
     if method == "old":
         program, config = "old_model/train.py", f"old_model/configs/{bench.config}.py"
@@ -214,15 +188,15 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
         program, config = f"methods/{method}/train.py", f"methods/{method}/configs/{bench.config}.py"
         settings += [*extension, f"old_model={old}", f"features={old / f'features_{records}'}"]
     settings += args.overrides
-    _require_same_settings(run, program, config, [_shown(setting) for setting in settings])
-    commands.run(done, program, config, *settings)
+    _require_same_settings(run, program, config, [shown(setting) for setting in settings])
+    commands.run(program, config, *settings, done=done)
     if not done:
         tested = bench.evaluate({"new": run, "old": old}, ["new/new", "new/old"], data)
         result = {"self_test": tested["new/new"], "cross_test": tested["new/old"]}
         with replaced_atomically(run / "result.json") as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n")
-    for line in bench.test_commands(run, old, data):
-        commands.run(True, *line)
+    for program, arguments in bench.test_commands(run, old, data):
+        commands.run(program, *arguments, done=True)
     return Entry(method, seed, **_read_result(run / "result.json"))
 
 

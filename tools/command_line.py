@@ -1,16 +1,13 @@
 """What the command lines of the tools share: the parser, and the options of evaluations of one model or two."""
 
 import argparse
-import json
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from core.errors import UserError
-from core.files import replaced_atomically
 from core.models.encoder import Encoder, load_encoder
 
 __all__ = [
@@ -21,7 +18,6 @@ __all__ = [
     "check_run_arguments",
     "choose_device",
     "load_models",
-    "write_results",
 ]
 
 
@@ -92,30 +88,3 @@ def load_models(args: Namespace) -> tuple[Encoder, Encoder]:
             f"{args.model_old} {gallery.embedding_size}"
         )
     return query, gallery
-
-
-def write_results(
-    args: Namespace,
-    encoders: tuple[Encoder, Encoder],
-    embed: tuple[str, str],
-    task: str,
-    metrics: Mapping[str, object],
-    settings: Mapping[str, object],
-) -> None:
-    """Write results.json: the task, query and gallery model and what each embeds, metrics and settings."""
-    models = {
-        side: {
-            "name": encoder.name,
-            "path": path,
-            "fingerprint": encoder.fingerprint,
-            "network": encoder.network,
-            "embedding_size": encoder.embedding_size,
-            "embeds": part,
-        }
-        for side, encoder, path, part in zip(
-            ("query", "gallery"), encoders, (args.model, args.model_old or args.model), embed
-        )
-    }
-    content = {"task": task, "models": models, "metrics": metrics, "settings": settings}
-    with replaced_atomically(args.out / "results.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -8,7 +8,6 @@ query model and an older gallery model is compatible if the newer one finds more
 model does. Writes matrix.csv, matrix.png and results.json to --out, and prints the matrices and the verdicts.
 """
 
-import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,13 @@ from command_line import ArgumentParser, add_run_arguments, check_run_arguments
 
 from core.errors import UserError, run_program
 from core.evaluation.compatibility_matrix import UpdateMatrix, write_matrices
-from core.evaluation.embedding_cache import CACHE
 from core.evaluation.ijb import FARS, FPIRS, RANKS
+from core.evaluation.ijb_embeddings import CACHE
 from core.evaluation.ijb_meta import SUBSETS, require_meta
-from core.evaluation.model_pairs import PairResults, evaluate_pairs
+from core.evaluation.model_pairs import DEFAULT_SETTINGS, EMBEDS, PairResult, evaluate_pairs
 from core.evaluation.plots import plot_matrices
+from core.evaluation.results import Evaluation, Model, write_matrix
 from core.evaluation.tables import format_table
-from core.files import replaced_atomically
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 
@@ -34,7 +33,7 @@ TASKS = {
     **{f"tar@far={far:.0e}": "1:1" for far in FARS},
     "auc": "1:1",
 }
-"""The task of each metric."""
+"""The protocol of each metric."""
 
 
 def main() -> None:
@@ -65,7 +64,8 @@ def main() -> None:
     title = "{}, {} (%), \N{CHECK MARK} compatible"
     panels = {title.format(args.subset, metric): (m.rates, m.texts()) for metric, m in matrices.items()}
     plot_matrices(panels, names, args.out / "matrix.png")
-    write_results(args, encoders, matrices)
+    evaluations = make_evaluations(args, encoders, names, found)
+    write_matrix(args.out / "results.json", evaluations, list_compatible(matrices))
 
 
 def parse_arguments() -> Namespace:
@@ -101,12 +101,12 @@ def name_models(encoders: Sequence[Encoder], paths: Sequence[str]) -> list[str]:
     return [encoder.name if counts[encoder.name] == 1 else path for encoder, path in zip(encoders, paths)]
 
 
-def read_rates(found: Mapping[tuple[int, int], PairResults], metric: str, num_models: int) -> np.ndarray:
+def read_rates(found: Mapping[tuple[int, int], PairResult], metric: str, num_models: int) -> np.ndarray:
     """The metric of each pair (query, gallery), NaN for a pair without results or a rate that is not resolved."""
     rates = np.full((num_models, num_models), np.nan)
     for pair, results in found.items():
-        value = results[TASKS[metric]].metrics[metric]
-        rates[pair] = np.nan if value is None else value
+        value = results.metrics[TASKS[metric]][metric]
+        rates[pair] = value if isinstance(value, int | float) else np.nan
     return rates
 
 
@@ -120,38 +120,34 @@ def make_verdicts(matrices: Mapping[str, UpdateMatrix]) -> str:
     return format_table(["compatible (query / gallery)", *matrices], rows)
 
 
-def write_results(args: Namespace, encoders: Sequence[Encoder], matrices: Mapping[str, UpdateMatrix]) -> None:
-    """Write results.json: the models, the matrices, and for each pair of newer and older model whether it is
-    compatible by each metric.
-    """
+def make_evaluations(
+    args: Namespace, encoders: Sequence[Encoder], names: Sequence[str], found: Mapping[tuple[int, int], PairResult]
+) -> list[Evaluation]:
+    """Each pair of models that can be compared, 1:1 and 1:N, with all its metrics."""
+    evaluations = []
+    for (query, gallery), results in found.items():
+        for protocol, embeds in EMBEDS.items():
+            query_model, gallery_model = (
+                Model.of(encoders[side], args.models[side], part, names[side])
+                for side, part in zip((query, gallery), embeds)
+            )
+            task = f"{args.subset.lower()}-{protocol}"
+            metrics = results.metrics[protocol]
+            evaluations.append(Evaluation(task, query_model, gallery_model, metrics, DEFAULT_SETTINGS))
+    return evaluations
+
+
+def list_compatible(matrices: Mapping[str, UpdateMatrix]) -> list[dict[str, object]]:
+    """For each pair of newer query and older gallery model whether it is compatible by each metric."""
     first = next(iter(matrices.values()))
-    content = {
-        "task": f"{args.subset.lower()}-matrix",
-        "models": [
-            {
-                "name": name,
-                "path": path,
-                "fingerprint": encoder.fingerprint,
-                "network": encoder.network,
-                "embedding_size": encoder.embedding_size,
-            }
-            for name, path, encoder in zip(first.names, args.models, encoders)
-        ],
-        "metrics": {
-            metric: [[None if np.isnan(rate) else float(rate) for rate in rates] for rates in matrix.rates]
-            for metric, matrix in matrices.items()
-        },
-        "compatible": [
-            {
-                "query": first.names[query],
-                "gallery": first.names[gallery],
-                **{metric: matrix.is_compatible(query, gallery) for metric, matrix in matrices.items()},
-            }
-            for query, gallery in first.updates()
-        ],
-    }
-    with replaced_atomically(args.out / "results.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    return [
+        {
+            "query": first.names[query],
+            "gallery": first.names[gallery],
+            **{metric: matrix.is_compatible(query, gallery) for metric, matrix in matrices.items()},
+        }
+        for query, gallery in first.updates()
+    ]
 
 
 if __name__ == "__main__":

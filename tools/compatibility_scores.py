@@ -3,9 +3,12 @@
     python tools/compatibility_scores.py work_dirs/{old,new,alone,cross}/ijbc/results.json
     python tools/compatibility_scores.py --metric map_medium --metric map_hard work_dirs/*/roxford5k/results.json
 
-The files are those that tools/ijbc_eval.py and tools/roxford_eval.py write. Each test set needs four of them: the self-
-tests of the old model, of the new one, and of a model trained alone on the new one's data (star), and the cross-test
-of new queries in the old gallery. Which is which is found from the models in the files, in whatever order they come.
+The files are those that tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py and the demo write.
+Each test set needs four evaluations: the self-tests of the old model, of the new one, and of a model trained alone on
+the new one's data (star), and the cross-test of new queries in the old gallery. Which is which is found from the models
+in the files, in any order; --models names them where there are more, as in the demo's file:
+
+    python tools/compatibility_scores.py --models old new independent --metric top1 work_dirs/demo/results.json
 """
 
 import argparse
@@ -16,7 +19,7 @@ from command_line import ArgumentParser
 
 from core.errors import UserError, run_program
 from core.evaluation.compatibility import CompatibilityScores, scores
-from core.evaluation.result_files import Evaluation, UpdateTests, assign_roles, default_metric, read_evaluation
+from core.evaluation.results import Evaluation, UpdateTests, assign_roles, default_metric, read_evaluations
 from core.evaluation.tables import format_table
 from core.logs import set_up_logging
 
@@ -27,7 +30,8 @@ def main() -> None:
     """Parse, find the tests, print the table."""
     set_up_logging()
     args = parse_arguments()
-    by_task = find_tests([read_evaluation(path) for path in args.results])
+    evaluations = [evaluation for path in args.results for evaluation in read_evaluations(path)]
+    by_task = find_tests(choose_models(evaluations, args.models))
     test_sets = choose_metrics(by_task, args.metric)
     rates = [read_rates(by_task[task], metric) for task, metric in test_sets]
     print(make_table(test_sets, rates))
@@ -46,7 +50,26 @@ def parse_arguments() -> argparse.Namespace:
         help="compare by this metric, on the tasks that have it; may be given several times (default: TAR at FAR 1e-4, "
         "top1, medium mAP, mAP@100)",
     )
+    parser.add_argument(
+        "--models",
+        nargs=3,
+        metavar=("OLD", "NEW", "STAR"),
+        help="names of the three models, where the files hold results of more (the demo's, a matrix)",
+    )
     return parser.parse_args()
+
+
+def choose_models(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[Evaluation]:
+    """The evaluations that the update from `names[0]` to `names[1]` needs, `names[2]` being star; all without names."""
+    if names is None:
+        return list(evaluations)
+    known = {model.name for evaluation in evaluations for model in (evaluation.query, evaluation.gallery)}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UserError(f"--models {missing[0]}: the files have no such model, only {', '.join(sorted(known))}")
+    old, new, star = names
+    pairs = {(old, old), (new, new), (star, star), (new, old)}
+    return [one for one in evaluations if (one.query.name, one.gallery.name) in pairs]
 
 
 def find_tests(evaluations: Sequence[Evaluation]) -> dict[str, UpdateTests]:
@@ -69,25 +92,18 @@ def choose_metrics(by_task: dict[str, UpdateTests], wanted: Sequence[str]) -> li
     """The test sets as (task, metric): of each task the wanted metrics that it has, its usual one if it has none."""
     test_sets = []
     for task, tests in by_task.items():
-        chosen = [metric for metric in dict.fromkeys(wanted) if metric in tests.cross.metrics]
+        chosen = [metric for metric in dict.fromkeys(wanted) if metric in tests.cross.rates()]
         test_sets += [(task, metric) for metric in chosen or [default_metric(task)]]
     unknown = set(wanted) - {metric for _, metric in test_sets}
     if unknown:
-        known = dict.fromkeys(metric for tests in by_task.values() for metric in tests.cross.metrics)
+        known = dict.fromkeys(metric for tests in by_task.values() for metric in tests.cross.rates())
         raise UserError(f"--metric {sorted(unknown)[0]} is in none of the files, which have {', '.join(known)}")
     return test_sets
 
 
 def read_rates(tests: UpdateTests, metric: str) -> list[float]:
     """The four tests' values of the metric in per cent, in the order of `UpdateTests.all`."""
-    rates = []
-    for evaluation in tests.all():
-        value = evaluation.metrics.get(metric)
-        if value is None:
-            why = "cannot be resolved by the data" if metric in evaluation.metrics else "is missing"
-            raise UserError(f"{evaluation.path}: {metric} {why}: name another with --metric")
-        rates.append(100 * value)
-    return rates
+    return [100.0 * evaluation.rate(metric) for evaluation in tests.all()]
 
 
 def make_table(test_sets: Sequence[tuple[str, str]], rates: Sequence[Sequence[float]]) -> str:

@@ -7,22 +7,22 @@ Each step is a command of this repository, printed before it runs. A demo that w
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from command_line import ArgumentParser
+from commands import Commands
 
 from core.data.records import RecordDataset
 from core.engine.run_folder import code_version
 from core.errors import UserError, run_program
-from core.evaluation.embedding_cache import aligned_batches
+from core.evaluation.ijb_embeddings import AlignedImages
 from core.evaluation.ijb_meta import read_identification, read_images, require_meta
-from core.evaluation.model_pairs import PairResults, evaluate_pairs
+from core.evaluation.model_pairs import PairResult, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
+from core.evaluation.results import write_pairs
 from core.evaluation.tables import format_markdown, format_rate, format_table
 from core.files import ROOT, replaced_atomically
 from core.logs import set_up_logging
@@ -56,9 +56,10 @@ def main() -> None:
     started = time.monotonic()
     out = args.out.resolve()
     start_folder(out, {"dataset": args.dataset, "seed": args.seed, "version": code_version()})
-    train_models(out, args.dataset, args.seed)
+    commands = Commands()
+    train_models(out, args.dataset, args.seed, commands)
     results = evaluate(out)
-    run("tools/export_onnx.py", "-m", out / "new", "-o", out / "new.onnx")
+    commands.run("tools/export_onnx.py", "-m", out / "new", "-o", out / "new.onnx")
     table = write_report(out, args.dataset, args.seed, results)
     print(f"\n{table}\n\nreport: {out / 'report.md'}   (took {format_seconds(time.monotonic() - started)})")
 
@@ -79,26 +80,20 @@ def start_folder(out: Path, demo: dict[str, object]) -> None:
         temporary.write_text(text)
 
 
-def run(program: str, *arguments: object) -> None:
-    """Print and run one command of this repository; its failure, which it has reported itself, ends the demo."""
-    print(f"\n$ python {program} {' '.join(map(str, arguments))}", flush=True)
-    status = subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT).returncode
-    if status:
-        sys.exit(status)
-
-
-def train_models(out: Path, dataset: str, seed: int) -> None:
+def train_models(out: Path, dataset: str, seed: int, commands: Commands) -> None:
     """Data, split, and the three models, each in a folder of its name."""
     if not (out / "data" / "dataset.json").exists():
-        run("tools/make_dataset.py", dataset, "--out", out / "data", "--seed", seed)
+        commands.run("tools/make_dataset.py", dataset, "--out", out / "data", "--seed", seed)
     mode, new_records = PARTS[dataset][:2]
     if not (out / "data" / f"train_part_70_{mode}.idx").exists():
-        run("tools/split_dataset.py", "--rec", out / "data" / "train", "--mode", mode, "--ratio", 0.3, "--seed", seed)
+        commands.run(
+            "tools/split_dataset.py", "--rec", out / "data" / "train", "--mode", mode, "--ratio", 0.3, "--seed", seed
+        )
     old_part, new_part = (f"rec={out / 'data' / name}" for name in (f"train_part_30_{mode}", new_records))
     common = f"seed={seed}"
-    run("old_model/train.py", f"old_model/configs/{dataset}.py", old_part, f"output={out / 'old'}", common)
+    commands.run("old_model/train.py", f"old_model/configs/{dataset}.py", old_part, f"output={out / 'old'}", common)
     independent = f"old_model/configs/{dataset}_independent.py"
-    run("old_model/train.py", independent, new_part, f"output={out / 'independent'}", common)
+    commands.run("old_model/train.py", independent, new_part, f"output={out / 'independent'}", common)
     new = [
         new_part,
         f"old_model={out / 'old'}",
@@ -106,30 +101,29 @@ def train_models(out: Path, dataset: str, seed: int) -> None:
         f"output={out / 'new'}",
         common,
     ]
-    run("methods/mixbct/train.py", f"methods/mixbct/configs/{dataset}.py", *new)
+    commands.run("methods/mixbct/train.py", f"methods/mixbct/configs/{dataset}.py", *new)
 
 
-def evaluate(out: Path) -> dict[str, PairResults]:
+def evaluate(out: Path) -> dict[str, PairResult]:
     """Self- and cross-tests of the pairs, 1:1 and 1:N; each model embeds the test images once."""
     encoders = {name: load_encoder(out / name) for name in MODELS}
     return evaluate_pairs(encoders, PAIRS, out / "data" / "eval", cache=out / "embeddings")
 
 
-def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResults]) -> str:
+def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResult]) -> str:
     """Write results.json, the pictures and report.md; returns the table."""
-    with replaced_atomically(out / "results.json") as temporary:
-        metrics = {pair: {task: result.metrics for task, result in tests.items()} for pair, tests in results.items()}
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    plot_roc({pair: (tests["1:1"].fpr, tests["1:1"].tpr) for pair, tests in results.items()}, out / "roc.png", "1:1")
+    write_pairs(out / "results.json", {pair: result.metrics for pair, result in results.items()})
+    verifications = {pair: result.verification for pair, result in results.items()}
+    plot_roc({pair: (curve.fpr, curve.tpr) for pair, curve in verifications.items()}, out / "roc.png", "1:1")
     plot_identification(
-        {pair: tests["1:N"].curves["g1"] for pair, tests in results.items()}, out / "identification.png"
+        {pair: result.identification.curves["g1"] for pair, result in results.items()}, out / "identification.png"
     )
     draw_identities(out)
     draw_test(out)
     header = ["query/gallery", *(f"{task} {name}" for task, names in SHOWN.items() for name in names)]
     rows = [
-        [pair, *(format_rate(tests[task].metrics[name]) for task, names in SHOWN.items() for name in names)]
-        for pair, tests in results.items()
+        [pair, *(format_rate(result.metrics[task][name]) for task, names in SHOWN.items() for name in names)]
+        for pair, result in results.items()
     ]
     credit = json.loads((out / "data" / "dataset.json").read_text()).get("credit")
     with replaced_atomically(out / "report.md") as temporary:
@@ -170,7 +164,7 @@ def draw_test(out: Path) -> None:
             titles += [kind, "", "", ""]
     shown = replace(images, names=[images.names[row] for row in rows], landmarks=images.landmarks[rows])
     image_size = RecordDataset(out / "data" / "train").image_size
-    crops = next(aligned_batches(shown, image_size, batch_size=len(rows), num_workers=0)).numpy()
+    crops = AlignedImages(shown, image_size).read(np.arange(len(rows)))["image"]
     image_grid(list(crops), titles, out / "test.png", columns=8)
 
 

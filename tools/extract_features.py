@@ -10,7 +10,7 @@ from pathlib import Path
 from command_line import ArgumentParser
 
 from core.data.open_dataset import BAD_IMAGES, open_dataset
-from core.embeddings.extraction import default_store_path, extract_features
+from core.embeddings.extraction import default_store_path, extract_embeddings
 from core.errors import UserError, run_program
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
@@ -18,9 +18,9 @@ from core.parallel.ranks import process_group
 
 
 def main() -> None:
-    """Make a feature store, or go on with one that was interrupted."""
+    """Make an embedding store, or go on with one that was interrupted."""
     parser = ArgumentParser(
-        "Embed the images of a record file or an image list into a feature store; resumable, over any number of ranks."
+        "Embed the images of a record file or an image list into a store; resumable, over any number of ranks."
     )
     parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
@@ -33,7 +33,7 @@ def main() -> None:
         "--out", type=Path, help="the store's folder; without it one below features/ is named by content"
     )
     parser.add_argument("--batch-size", type=int, default=128, help="images a forward pass")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes a rank that read and decode")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes a rank that read and decode images")
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
     args = parser.parse_args()
     if args.batch_size < 1 or args.num_workers < 0:
@@ -43,7 +43,7 @@ def main() -> None:
         encoder = load_encoder(args.model, args.network, ranks.device)
         data = open_dataset(args.rec, encoder.image_size, args.image_root, args.bad_images == "skip")
         path = args.out or default_store_path(encoder, data)
-        store = extract_features(encoder, data, path, ranks, args.batch_size, args.num_workers)
+        store = extract_embeddings(encoder, data, path, ranks, args.batch_size, args.num_workers)
         if ranks.is_first:
             print(f"{store.path}: {store.info.num_images} x {store.info.embedding_size}")
 

@@ -9,12 +9,13 @@ a table to the terminal.
 """
 
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from command_line import ArgumentParser, add_arguments, check_arguments, load_models, write_results
+from command_line import ArgumentParser, add_arguments, check_arguments, load_models
 
 from core.errors import run_program
-from core.evaluation.embedding_cache import CACHE, embed_images
 from core.evaluation.ijb import (
     IdentificationResult,
     RocResult,
@@ -22,8 +23,11 @@ from core.evaluation.ijb import (
     evaluate_1_n,
     template_features,
 )
+from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, read_images, read_pairs, require_meta
+from core.evaluation.model_pairs import EMBEDS
 from core.evaluation.plots import plot_identification, plot_roc
+from core.evaluation.results import Evaluation, Model, write_evaluation
 from core.evaluation.tables import format_rate, format_table
 from core.logs import set_up_logging
 from core.models.encoder import Encoder
@@ -53,11 +57,10 @@ def main() -> None:
     root = require_meta(args.data_path, args.subset, args.one_to_n)
     query, gallery = load_models(args)
     images = read_images(root, args.subset)
-    protocol = read_identification(images) if args.one_to_n else read_pairs(images)
+    evaluate = make_evaluation(args, images)
     query_templates = embed_templates(args, query, images)
     gallery_templates = query_templates if gallery is query else embed_templates(args, gallery, images)
-    evaluate = evaluate_1_n if args.one_to_n else evaluate_1_1
-    result = evaluate(query_templates, gallery_templates, protocol)
+    result = evaluate(query_templates, gallery_templates)
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
     print(make_table(name, result))
     args.out.mkdir(exist_ok=True)
@@ -65,11 +68,23 @@ def main() -> None:
         plot_identification(result.curves, args.out / "identification.png", f"{args.subset} 1:N, {name}")
     else:
         plot_roc({name: (result.fpr, result.tpr)}, args.out / "roc.png", f"{args.subset} 1:1")
-    parts = (
-        ("probes", "galleries") if args.one_to_n else ("second template of each pair", "first template of each pair")
+    protocol_name = "1:N" if args.one_to_n else "1:1"
+    parts, task = EMBEDS[protocol_name], f"{args.subset.lower()}-{protocol_name}"
+    query_model, gallery_model = (
+        Model.of(encoder, path, part)
+        for encoder, path, part in zip((query, gallery), (args.model, args.model_old or args.model), parts)
     )
-    task = f"{args.subset.lower()}-{'1:N' if args.one_to_n else '1:1'}"
-    write_results(args, (query, gallery), parts, task, result.metrics, settings(args))
+    evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args))
+    write_evaluation(args.out / "results.json", evaluation)
+
+
+def make_evaluation(
+    args: Namespace, images: IjbImages
+) -> Callable[[np.ndarray, np.ndarray], RocResult | IdentificationResult]:
+    """The protocol's evaluation of query and gallery templates, its lists read: mistakes in them are reported now."""
+    if args.one_to_n:
+        return partial(evaluate_1_n, lists=read_identification(images))
+    return partial(evaluate_1_1, pairs=read_pairs(images))
 
 
 def settings(args: Namespace) -> dict[str, bool]:

@@ -14,12 +14,13 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-from command_line import ArgumentParser, add_arguments, check_arguments, load_models, write_results
+from command_line import ArgumentParser, add_arguments, check_arguments, load_models
 
 from core.errors import UserError, run_program
 from core.evaluation.descriptors import CACHE
 from core.evaluation.gldv2 import read_gldv2
 from core.evaluation.plots import plot_hits, plot_precision_recall
+from core.evaluation.results import Evaluation, Model, write_evaluation
 from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, rank_database
 from core.evaluation.retrieval_images import RetrievalImages, read_image_list
 from core.evaluation.revisited import KAPPAS, SETUPS
@@ -76,8 +77,7 @@ def main() -> None:
     """Parse, evaluate, print, write."""
     set_up_logging()
     args = parse_arguments()
-    is_gldv2 = args.dataset == "gldv2"
-    test = read_gldv2(args.data_path, args.image_root) if is_gldv2 else read_revisited(args.data_path, args.dataset)
+    test = read_test(args)
     options = read_options(args)
     query, gallery = load_models(args)
     scores, rows = rank_database(query, gallery, test, options)
@@ -87,7 +87,17 @@ def main() -> None:
     args.out.mkdir(exist_ok=True)
     plot_precision_recall(result.curves, args.out / "precision_recall.png", f"{args.dataset}, {name}")
     draw_hits(args, test, options, scores, rows)
-    write_results(args, (query, gallery), ("queries", "database"), test.task, result.metrics, settings(args, options))
+    query_model = Model.of(query, args.model, "queries")
+    gallery_model = Model.of(gallery, args.model_old or args.model, "database")
+    evaluation = Evaluation(test.task, query_model, gallery_model, result.metrics, settings(args, options))
+    write_evaluation(args.out / "results.json", evaluation)
+
+
+def read_test(args: Namespace) -> RetrievalTest:
+    """Queries, database and ground truth of the data set."""
+    if args.dataset == "gldv2":
+        return read_gldv2(args.data_path, args.image_root)
+    return read_revisited(args.data_path, args.dataset)
 
 
 def read_options(args: Namespace) -> RetrievalOptions:
@@ -159,7 +169,9 @@ def draw_hits(
 
 def read_hit(database: RetrievalImages, distractors: RetrievalImages | None, row: int) -> np.ndarray:
     """The image of a row of the database, which the distractors follow."""
-    return database.read(row) if row < len(database) else distractors.read(row - len(database))
+    if distractors is None or row < len(database):
+        return database.read(row)
+    return distractors.read(row - len(database))
 
 
 if __name__ == "__main__":

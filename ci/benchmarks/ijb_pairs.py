@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from core.evaluation.embedding_cache import ImageEmbeddings
 from core.evaluation.ijb import evaluate_1_n, pair_scores, receiver_operating_characteristic, template_features
+from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, Subjects, read_images, read_pairs
 
 NUM_IMAGES, NUM_TEMPLATES, NUM_PAIRS, NUM_SUBJECTS, DIM = 469_375, 23_124, 15_658_489, 3_531, 512

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones import build_backbone
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import OldModel
 from core.engine.optimization import build_optimizer
@@ -61,14 +61,14 @@ def load_method(name: str) -> Method:
     return kind()
 
 
-def make_store(folder: Path, num_classes: int, embedding_size: int) -> FeatureStore:
+def make_store(folder: Path, num_classes: int, embedding_size: int) -> EmbeddingStore:
     """Two random old embeddings a class."""
     shape = (2 * num_classes, embedding_size)
     np.save(folder / "features.npy", np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     np.save(folder / "labels.npy", np.repeat(np.arange(num_classes), 2))
     info = StoreInfo("random", "random", *shape, "random", "random")
     (folder / "store.json").write_text(json.dumps(asdict(info)))
-    return FeatureStore.open(folder)
+    return EmbeddingStore.open(folder)
 
 
 class Step:

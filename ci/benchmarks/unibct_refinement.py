@@ -26,7 +26,7 @@ PROPAGATION, TEMPERATURE = 0.9, 0.05
 
 
 class PooledFeatures:
-    """In place of a `FeatureStore`: row i is row i % POOL of random features. Notes how long reading takes."""
+    """In place of a `EmbeddingStore`: row i is row i % POOL of random features. Notes how long reading takes."""
 
     def __init__(self, labels: np.ndarray, embedding_size: int, seed: int):
         rng = np.random.default_rng(seed)

@@ -129,6 +129,20 @@ class ListDataset:
             )
         return height
 
+    @property
+    def name(self) -> str:
+        """`prefix`, under the name that all image sources have for it."""
+        return self.prefix
+
+    def image_name(self, row: int) -> str:
+        """The file that holds the image of a row, for messages."""
+        return self._name(row)
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`batch` as arrays by name: `image` and `label`."""
+        images, labels = self.batch(rows)
+        return {"image": images, "label": labels}
+
     def batch(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decoded images uint8 (B, H, W, 3) RGB and labels int64 (B,) of the given rows."""
         rows = np.asarray(rows, dtype=np.int64)

@@ -166,6 +166,20 @@ class RecordDataset:
         """All labels and the encoded image of a row, as stored."""
         return self._reader[int(self._records[row])]
 
+    @property
+    def name(self) -> str:
+        """`prefix`, under the name that all image sources have for it."""
+        return self.prefix
+
+    def image_name(self, row: int) -> str:
+        """The record that holds the image of a row, for messages."""
+        return f"{self.prefix}.rec, record {self._records[row]}"
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`batch` as arrays by name: `image` and `label`."""
+        images, labels = self.batch(rows)
+        return {"image": images, "label": labels}
+
     def batch(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decoded images uint8 (B, H, W, 3) RGB and labels int64 (B,) of the given rows."""
         records = self._records[np.asarray(rows, dtype=np.int64)]

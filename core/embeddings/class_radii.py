@@ -1,33 +1,33 @@
-"""How far the features of a class lie from its mean: the class boundaries of AdvBCT (distances) and LCE (angles).
+"""How far the embeddings of a class lie from its mean: the class boundaries of AdvBCT (distances) and LCE (angles).
 
 Boundary of a class of k rows (released code of AdvBCT, Pan et al., CVPR 2023): the largest of its sorted distances
-d_0 <= ... <= d_(k-1), outliers left out. For k >= 4 an outlier is farther than q_3 + 1.5 (q_3 - q_1), the quartiles
+d_0 <= ... <= d_(k-1) that is not an outlier. For k >= 4 an outlier is farther than q_3 + 1.5 (q_3 - q_1), the quartiles
 being q_1 = d_(floor(k / 4)) and q_3 = d_(floor(3 k / 4)). A class of fewer than two rows has no boundary.
 
-Features are L2-normalised by row; the mean is not normalised again for distances, and of no consequence for angles.
+Embeddings are L2-normalised; the mean is not normalised again for distances, and its length does not affect angles.
 Memory: one block of rows and a few values a row.
 """
 
 from typing import Literal
 
 import numpy as np
-from torch import distributed
 
 from core.embeddings.statistics import load_statistic, normalized_blocks, prepare_class_means, write_once
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
+from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
 __all__ = ["NO_RADIUS", "Measure", "class_radii", "prepare_class_radii"]
 
 Measure = Literal["distance", "angle"]
 NO_RADIUS = -1.0
-"""In place of a radius, for a class without one."""
+"""Stands for the radius of a class that has none."""
 
 
-def class_radii(store: FeatureStore, means: np.ndarray, measure: Measure) -> np.ndarray:
+def class_radii(store: EmbeddingStore, means: np.ndarray, measure: Measure) -> np.ndarray:
     """Radius of every class around `means` (C, D): float64 (C,), -1 for a class of fewer than two rows.
 
-    `measure`: "distance", Euclidean, or "angle", in radians between a feature and its class mean.
+    `measure`: "distance", Euclidean, or "angle", in radians between an embedding and its class mean.
     """
     values = np.empty(store.info.num_images)
     for rows, block, labels in normalized_blocks(store):
@@ -41,7 +41,7 @@ def class_radii(store: FeatureStore, means: np.ndarray, measure: Measure) -> np.
 
 
 def largest_without_outliers(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The largest of the values (N,) of each class that is no outlier, (C,); -1 for classes of fewer than two."""
+    """Largest value of each class that is not an outlier, (C,), of values (N,); -1 for classes of fewer than two."""
     order = np.lexsort((values, labels))
     values, labels = values[order], labels[order]
     first = np.flatnonzero(np.diff(labels, prepend=-1))
@@ -54,7 +54,7 @@ def largest_without_outliers(values: np.ndarray, labels: np.ndarray, num_classes
     return radii
 
 
-def prepare_class_radii(store: FeatureStore, measure: Measure, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+def prepare_class_radii(store: EmbeddingStore, measure: Measure, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
     """The class means, float32 (C, D), memory-mapped, and `class_radii` around them, float32 (C,). Collective.
 
     Both are kept beside the store, the radii as `class_radii_<measure>.npy`; the first rank computes what is missing.
@@ -63,5 +63,5 @@ def prepare_class_radii(store: FeatureStore, measure: Measure, ranks: Ranks) -> 
     path = store.path / f"class_radii_{measure}.npy"
     if ranks.is_first:
         write_once(path, lambda: class_radii(store, means, measure).astype(np.float32))
-    distributed.barrier()
+    barrier()
     return means, load_statistic(path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.embeddings.statistics import class_means, load_statistic, normalized_blocks, write_once
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.parallel.collectives import all_gather_rows, broadcast_object
 from core.parallel.ranks import Ranks
 
@@ -22,7 +22,7 @@ BLOCK_ELEMENTS = 2**24
 """Numbers in one (rows, C) block of distances."""
 
 
-def own_class_distances(store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def own_class_distances(store: EmbeddingStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Class centres float64 (C, D), distance of every row to its own centre (N,), and its variance by class (C,)."""
     centres, counts = class_means(store)
     labels = np.asarray(store.labels())
@@ -34,7 +34,7 @@ def own_class_distances(store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np
     return centres, own, np.bincount(labels, (own - means[labels]) ** 2, len(centres)) / counts
 
 
-def mask_by_distances(store: FeatureStore, rule: DistanceRule, ranks: Ranks) -> np.ndarray:
+def mask_by_distances(store: EmbeddingStore, rule: DistanceRule, ranks: Ranks) -> np.ndarray:
     """`rule` on every row's distances to the C class centres and on the classes' variances: bool (N,).
 
     Rows are normalised and a centre is the mean of its class's rows; the variance of a class is that of the distances
@@ -59,7 +59,7 @@ def mask_by_distances(store: FeatureStore, rule: DistanceRule, ranks: Ranks) -> 
     return all_gather_rows(mask).bool().cpu().numpy()
 
 
-def prepare_mask_by_distances(store: FeatureStore, rule: DistanceRule, name: str, ranks: Ranks) -> np.ndarray:
+def prepare_mask_by_distances(store: EmbeddingStore, rule: DistanceRule, name: str, ranks: Ranks) -> np.ndarray:
     """`mask_by_distances`, kept as `<name>.npy` beside the store: computed by all ranks if missing. Collective."""
     path = store.path / f"{name}.npy"
     if broadcast_object(path.exists()):

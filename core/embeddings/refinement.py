@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.progress import Progress
 
 __all__ = ["refined_prototypes"]
@@ -20,8 +20,8 @@ BLOCK_ELEMENTS = 2**23
 
 
 def refined_prototypes(
-    new: FeatureStore,
-    old: FeatureStore,
+    new: EmbeddingStore,
+    old: EmbeddingStore,
     classes: np.ndarray,
     weights: Callable[[Tensor], Tensor],
     device: torch.device | str = "cpu",

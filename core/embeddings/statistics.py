@@ -1,7 +1,7 @@
-"""Class statistics of a feature store, streamed in blocks: class means and MixBCT's credible rows.
+"""Class statistics of an embedding store, computed block by block: class means and MixBCT's credible rows.
 
-Features are L2-normalised by row first, unless a function says otherwise. Memory is that of a (C, D) float64 table plus
-a few values a row and one block of rows; rows may come in any order of classes.
+Embeddings are L2-normalised first, unless a function says otherwise. Memory: a (C, D) float64 table, a few values a row
+and one block of rows. The rows need not be sorted by class.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import distributed
 
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import replaced_atomically
+from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
 BLOCK_ROWS = 16384
 
 
-def normalized_blocks(store: FeatureStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield (rows, float64 features (n, D), labels (n,)) over the store, 16,384 rows at a time; rows of unit length.
+def normalized_blocks(store: EmbeddingStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield (rows, float64 embeddings (n, D), labels (n,)) over the store, 16,384 rows at a time; rows of unit length.
 
-    `normalized=False` gives the features as they are stored.
+    `normalized=False` gives the embeddings as they are stored.
     """
     labels = store.labels()
     for start in range(0, store.info.num_images, BLOCK_ROWS):
@@ -45,12 +45,12 @@ def normalized_blocks(store: FeatureStore, normalized: bool = True) -> Iterator[
 
 
 def class_means(
-    store: FeatureStore, scale: np.ndarray | None = None, normalized: bool = True
+    store: EmbeddingStore, scale: np.ndarray | None = None, normalized: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the normalised features of every class, float64 (C, D), and the images a class, int64 (C,).
+    """Mean of the normalised embeddings of every class, float64 (C, D), and its number of images, int64 (C,).
 
     C is the largest label + 1; a class without images has a zero mean. The means are not normalised again. `scale` (D,)
-    multiplies the features by dimension before the mean. `normalized=False` takes the features as they are stored.
+    multiplies each dimension before the mean. `normalized=False` takes the embeddings as they are stored.
     """
     num_classes = int(store.labels().max()) + 1
     sums = np.zeros((num_classes, store.info.embedding_size))
@@ -64,26 +64,26 @@ def class_means(
     return sums / np.maximum(counts, 1)[:, None], counts
 
 
-def prepare_class_means(store: FeatureStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
-    """`class_means`, float32 (C, D), memory-mapped: computed by the first rank if not there yet. Collective.
+def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
+    """`class_means`, float32 (C, D), memory-mapped: computed by the first rank if it is missing. Collective.
 
-    Kept as `class_means.npy`, or `class_means_raw.npy` for features as they are stored, beside the store.
+    Kept as `class_means.npy`, or `class_means_raw.npy` for embeddings as they are stored, in the store.
     """
     path = store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
     if ranks.is_first:
         write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
-    distributed.barrier()
+    barrier()
     return load_statistic(path, mmap_mode="r")
 
 
-def dimension_scale(store: FeatureStore) -> np.ndarray:
-    """One over the L2 norm of each dimension of the normalised features over all rows, float64 (D,)."""
+def dimension_scale(store: EmbeddingStore) -> np.ndarray:
+    """One over the L2 norm of each dimension of the normalised embeddings over all rows, float64 (D,)."""
     squares = sum((block**2).sum(axis=0) for _, block, _ in normalized_blocks(store))
     return 1 / np.sqrt(np.maximum(squares, 1e-24))
 
 
 def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Place of each value among those of its class, ascending from 0; ties in row order. int64 (N,)."""
+    """Rank of each value within its class, ascending from 0, int64 (N,); ties in row order."""
     order = np.lexsort((values, labels))
     first_of_class = np.flatnonzero(np.diff(labels[order], prepend=-1))
     sizes = np.diff(first_of_class, append=len(labels))
@@ -92,10 +92,10 @@ def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
+def credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
     """MixBCT's denoising (arXiv 2308.06948): True for the ceil(keep * k) rows of a class of k nearest its mean. (N,).
 
-    `scale_dimensions` first divides every dimension by its norm over the whole data set, as the released tool does.
+    `scale_dimensions` first divides each dimension by its norm over the whole data set, as the released tool does.
     """
     scale = dimension_scale(store) if scale_dimensions else None
     means, counts = class_means(store, scale)
@@ -107,22 +107,22 @@ def credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool = Fal
     return per_class_rank(distances, labels) < kept[labels]
 
 
-def prepare_credible_mask(store: FeatureStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:
-    """`credible_mask`, kept beside the store: computed by the first rank if it is not there yet. Collective."""
+def prepare_credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:
+    """`credible_mask`, kept in the store: computed by the first rank if it is missing. Collective."""
     path = credible_mask_path(store, keep, scale_dimensions)
     if ranks.is_first:
         write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
-    distributed.barrier()
+    barrier()
     return load_statistic(path)
 
 
-def credible_mask_path(store: FeatureStore, keep: float, scale_dimensions: bool = False) -> Path:
-    """Where the mask is kept: `credible_<keep>.npy` or `credible_<keep>_scaled.npy` beside the store, bool (N,)."""
+def credible_mask_path(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> Path:
+    """Path of the mask, bool (N,): `credible_<keep>.npy` or `credible_<keep>_scaled.npy` in the store."""
     return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
 
 
 def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    """An array that is kept beside the store; `UserError` if the file is damaged."""
+    """A statistic that is kept in the store; `UserError` if the file is damaged."""
     try:
         return np.load(path, mmap_mode=mmap_mode)
     except (OSError, ValueError, EOFError) as error:
@@ -130,7 +130,7 @@ def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndar
 
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
-    """Compute an array and save it at `path`, unless it is there."""
+    """Compute an array and save it at `path`, unless that file exists."""
     if not path.exists():
         array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:

@@ -1,27 +1,33 @@
-"""The feature store: a model's embeddings of a data set's images on disk, one row an image in record order.
+"""The embedding store: a model's embeddings of the images of a source on disk, one row an image, in the source's order.
 
-A store is a folder with `features.npy` (float32 (N, D), not normalised), `labels.npy` (int64 (N,)) and `store.json`
-(`data_fingerprint`, `model_fingerprint`, `num_images`, `embedding_size`, the names of both for people, and
-`preprocessing`, the input size and normalisation that the model was given). The fingerprints tie each row to one image
-and one model: opening a store against others is an error that names both. Class statistics are kept beside, as arrays
-whose names say what they hold.
+A store is a folder with one array float32 (N, D) for each *view* of the images (`features.npy` for training: the
+embeddings as the model gives them, not normalised; evaluation has its own views), `labels.npy` (int64 (N,)) if the
+source has labels, and `store.json` (`StoreInfo`). Its fingerprints tie each row to one image and one model: opening a
+store for other images or another model is an error that names both. Class statistics are kept beside, as arrays whose
+names say what they hold.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from core.data.open_dataset import ImageDataset
 from core.errors import UserError
+from core.images.source import ImageSource
+from core.models.encoder import Encoder
 
-__all__ = ["FeatureStore", "StoreInfo"]
+__all__ = ["FEATURES", "EmbeddingStore", "StoreInfo", "open_arrays"]
+
+FEATURES = "features"
+"""The view of a training store: the embeddings as the model gives them."""
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """The contents of `store.json`."""
+    """The contents of `store.json`; the names are for people."""
 
     data_fingerprint: str
     model_fingerprint: str
@@ -30,71 +36,117 @@ class StoreInfo:
     data_name: str
     model_name: str
     preprocessing: str = ""
+    """Input size and normalisation that the model was given."""
+    views: list[str] = field(default_factory=lambda: [FEATURES])
+    labelled: bool = True
+    settings: dict[str, object] = field(default_factory=dict)
+    """What else the embeddings depend on: how images are aligned or cropped, and to which sizes."""
+
+    @classmethod
+    def of(
+        cls, encoder: Encoder, source: ImageSource, views: Sequence[str], settings: Mapping[str, object]
+    ) -> "StoreInfo":
+        """Of the store of a model's embeddings of the images of a source."""
+        return cls(
+            data_fingerprint=source.fingerprint,
+            model_fingerprint=encoder.fingerprint,
+            num_images=source.num_images,
+            embedding_size=encoder.embedding_size,
+            data_name=source.name,
+            model_name=encoder.name,
+            preprocessing=encoder.preprocessing,
+            views=list(views),
+            labelled=source.labels() is not None,
+            settings=dict(settings),
+        )
 
 
 @dataclass
-class FeatureStore:
-    """An opened store; `store[rows]` reads rows of features. Arrays are memory-mapped, anew in each process."""
+class EmbeddingStore:
+    """An opened store; `store[rows]` reads rows of `features`. Arrays are memory-mapped, anew in each process."""
 
     path: Path
     info: StoreInfo
-    _features: np.ndarray | None = field(default=None, repr=False)
+    _opened: dict[str, np.memmap] | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> "FeatureStore":
+    def open(cls, path: str | Path) -> "EmbeddingStore":
         """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
         path = Path(path)
         try:
             info = StoreInfo(**json.loads((path / "store.json").read_text()))
         except (OSError, TypeError, ValueError) as error:
-            raise UserError(f"no feature store in {path} (make one with tools/extract_features.py): {error}") from error
-        store = cls(path, info)
-        try:
-            shapes = store.features.shape, store.labels().shape
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"feature store {path} is damaged: {error}; delete it, extract it again") from error
-        if shapes != ((info.num_images, info.embedding_size), (info.num_images,)):
             raise UserError(
-                f"feature store {path} is damaged: its arrays are not as store.json says; delete it, extract it again"
-            )
-        return store
+                f"no embedding store in {path} (make one with tools/extract_features.py): {error}"
+            ) from error
+        try:
+            return cls(path, info, open_arrays(path, info))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"embedding store {path} is damaged: {error}; delete it, extract it again") from error
+
+    def view(self, name: str) -> np.ndarray:
+        """One of `info.views`: float32 (N, D), memory-mapped."""
+        return self._arrays[name]
 
     @property
     def features(self) -> np.ndarray:
-        """float32 (N, D), memory-mapped."""
-        if self._features is None:
-            self._features = np.load(self.path / "features.npy", mmap_mode="r")
-        return self._features
+        """The embeddings as the model gives them, float32 (N, D), memory-mapped."""
+        return self.view(FEATURES)
 
     def labels(self) -> np.ndarray:
-        """int64 (N,): class of each row, from the data."""
-        return np.load(self.path / "labels.npy", mmap_mode="r")
+        """int64 (N,): the class of each row; only in the store of a source that has labels."""
+        return self._arrays["labels"]
+
+    @property
+    def _arrays(self) -> dict[str, np.memmap]:
+        if self._opened is None:
+            self._opened = open_arrays(self.path, self.info)
+        return self._opened
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         return self.features[rows]
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "info": self.info, "_features": None}
+        return {"path": self.path, "info": self.info, "_opened": None}
 
-    def require_data(self, data: ImageDataset) -> None:
-        """`UserError` unless the store was made from just these images: rows would be joined to other images."""
-        if self.info.data_fingerprint != data.fingerprint:
+    def require(self, wanted: StoreInfo) -> None:
+        """`UserError` unless the store holds what `wanted` says: else rows would be joined to other images."""
+        info = self.info
+        if info.data_fingerprint != wanted.data_fingerprint:
             raise UserError(
-                f"feature store {self.path} was made from other data ({self.info.data_name}, {self.info.num_images} "
-                f"images, fingerprint {self.info.data_fingerprint[:12]}) than {data.prefix} ({data.num_images} images, "
-                f"fingerprint {data.fingerprint[:12]}): extract the features of these images"
+                f"embedding store {self.path} was made from other data ({info.data_name}, {info.num_images} images, "
+                f"fingerprint {info.data_fingerprint[:12]}) than {wanted.data_name} ({wanted.num_images} images, "
+                f"fingerprint {wanted.data_fingerprint[:12]}): extract the embeddings of these images"
             )
+        if info.model_fingerprint != wanted.model_fingerprint:
+            raise UserError(
+                f"embedding store {self.path} was made with another model ({info.model_name}, fingerprint "
+                f"{info.model_fingerprint[:12]}) than {wanted.model_name} (fingerprint "
+                f"{wanted.model_fingerprint[:12]}): extract the embeddings of that model"
+            )
+        for what in ("preprocessing", "views", "settings"):
+            found, expected = getattr(info, what), getattr(wanted, what)
+            if found != expected:
+                raise UserError(
+                    f"embedding store {self.path} was made with the weights of {wanted.model_name}, but other {what} "
+                    f"({found or 'unknown'}; now {expected}): extract the embeddings again elsewhere"
+                )
 
-    def require_model(self, name: str, fingerprint: str, preprocessing: str) -> None:
-        """`UserError` unless the store holds the embeddings of this model, and of images prepared as these are."""
-        if self.info.model_fingerprint != fingerprint:
-            raise UserError(
-                f"feature store {self.path} was made with another model ({self.info.model_name}, fingerprint "
-                f"{self.info.model_fingerprint[:12]}) than {name} (fingerprint {fingerprint[:12]}): "
-                "extract that model's features"
+
+def open_arrays(folder: Path, info: StoreInfo, mode: Literal["r", "r+"] = "r") -> dict[str, np.memmap]:
+    """The memory-mapped arrays of a store: its views and, if it has them, `labels`.
+
+    `OSError`, `ValueError` or `EOFError` for one that is missing, damaged or not as `info` says.
+    """
+    shape = (info.num_images, info.embedding_size)
+    expected: dict[str, tuple[tuple[int, ...], type]] = {view: (shape, np.float32) for view in info.views}
+    if info.labelled:
+        expected["labels"] = (shape[:1], np.int64)
+    arrays: dict[str, np.memmap] = {}
+    for name, (array_shape, dtype) in expected.items():
+        array = arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode=mode)
+        if (array.shape, array.dtype) != (array_shape, dtype):
+            raise ValueError(
+                f"{name}.npy holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {array_shape} as store.json says"
             )
-        if self.info.preprocessing != preprocessing:
-            raise UserError(
-                f"feature store {self.path} was made with the weights of {name}, but other inputs "
-                f"({self.info.preprocessing or 'not known'}; now {preprocessing}): extract the features again elsewhere"
-            )
+    return arrays

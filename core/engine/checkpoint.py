@@ -1,7 +1,7 @@
 """Checkpoints with torch.distributed.checkpoint: everything a run needs to resume, on any number of ranks.
 
-A checkpoint is a folder `checkpoints/step_<n>` that gets this name only when it is complete. It holds tensors in torch's
-distributed format, the method's shards as row-sharded DTensors, so that they can be loaded by another number of ranks,
+A checkpoint is a folder `checkpoints/step_<n>` that gets this name only when it is complete. It holds tensors in
+torch's distributed format, the method's shards as row-sharded DTensors, so that another number of ranks can load them,
 and `position.json` with the position in the training. States of random number generators are kept by rank and device;
 ranks and devices that the saved run did not have are seeded from the config's seed and the step.
 """

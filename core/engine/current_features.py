@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import distributed, nn
 
-from core.embeddings.extraction import extract_features
-from core.embeddings.store import FeatureStore
+from core.embeddings.extraction import extract_embeddings
+from core.embeddings.store import EmbeddingStore
 from core.engine.method import Run
 from core.files import resolve
 from core.images.transforms import NORMALIZATIONS
@@ -19,7 +19,7 @@ __all__ = ["current_features"]
 
 
 @contextmanager
-def current_features(run: Run, backbone: nn.Module) -> Iterator[FeatureStore]:
+def current_features(run: Run, backbone: nn.Module) -> Iterator[EmbeddingStore]:
     """The features of all training images by the model in training; available within the context.
 
     Computed in evaluation mode, the images divided among the ranks, and written to the folder `new_features` of the run
@@ -43,7 +43,7 @@ def current_features(run: Run, backbone: nn.Module) -> Iterator[FeatureStore]:
     _remove(path, run)
     training = backbone.training
     backbone.eval()
-    yield extract_features(encoder, run.data, path, run.ranks, config.batch_size, config.num_workers)
+    yield extract_embeddings(encoder, run.data, path, run.ranks, config.batch_size, config.num_workers)
     backbone.train(training)
     _remove(path, run)
 

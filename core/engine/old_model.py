@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from core.data.open_dataset import ImageDataset, open_training_data
-from core.embeddings.extraction import default_store_path, extract_features
-from core.embeddings.store import FeatureStore
+from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import resolve
 from core.heads.build import build_margin
@@ -45,7 +45,7 @@ class OldModel:
     fingerprint: str
     """As `core.models.encoder.Encoder` has it."""
     embedding_size: int
-    features: FeatureStore
+    features: EmbeddingStore
     """Its embeddings of the training images, one row an image."""
 
     @property
@@ -147,5 +147,5 @@ def open_old_model(config: EasyDict, data: ImageDataset, ranks: Ranks) -> OldMod
         network=encoder.network,
         fingerprint=encoder.fingerprint,
         embedding_size=encoder.embedding_size,
-        features=extract_features(encoder, data, store, ranks, config.batch_size, config.num_workers),
+        features=extract_embeddings(encoder, data, store, ranks, config.batch_size, config.num_workers),
     )

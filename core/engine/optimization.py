@@ -61,8 +61,8 @@ def learning_rate(config: EasyDict, epoch: float) -> float:
     """The learning rate after `epoch` epochs (a float), in closed form, so that a resume needs no saved state.
 
     Linear warm-up over `warmup_epoch` epochs; then polynomial, `lr (1 - p) ** power`, or cosine,
-    `lr (1 + cos(pi p)) / 2`, with p rising from 0 to 1 at `num_epoch`; or in steps, `lr` times `schedule_gamma` for each
-    entry of `schedule_epochs` that has passed.
+    `lr (1 + cos(pi p)) / 2`, with p rising from 0 to 1 at `num_epoch`; or in steps, `lr` times `schedule_gamma` for
+    each entry of `schedule_epochs` that has passed.
     """
     if epoch < config.warmup_epoch:
         return config.lr * epoch / config.warmup_epoch

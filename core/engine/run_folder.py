@@ -1,7 +1,8 @@
 """The run folder: the results of a training, in files that describe themselves.
 
-`model.pt` (the backbone's state dict alone), `classifier.pt` (weight and bias of the classifier over the data's classes),
-`config.json` (the config as run), `metrics.jsonl` (a line per logged step), `tensorboard/` and `checkpoints/`.
+`model.pt` (the backbone's state dict alone), `classifier.pt` (weight and bias of the classifier over the data's
+classes), `config.json` (the config as run), `metrics.jsonl` (a line per logged step), `tensorboard/` and
+`checkpoints/`.
 """
 
 import json

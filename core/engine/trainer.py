@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core.backbones import build_backbone
 from core.backbones.onednn import avoid_unsafe_kernels
-from core.data.loader import load_batches
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
@@ -27,6 +26,7 @@ from core.engine.run_folder import MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve
+from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
@@ -261,7 +261,7 @@ class Trainer:
 
         columns = {"old_embedding": self.old_model.features} if self.old_model else {}
         on_gpu = self.ranks.device.type == "cuda"
-        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu)
+        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu, prefetch=4)
 
     def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
         config = self.config

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from core.evaluation.compatibility import CompatibilityScores, scores
 from core.evaluation.plots import plot_trade_off
@@ -97,7 +98,7 @@ class Comparison:
                     values = ("" if np.isnan(row[name]) else f"{row[name]:.4f}" for name in COLUMNS)
                     writer.writerow([entry.method, entry.seed, test, *values])
 
-    def plot(self, path: Path) -> None:
+    def plot(self, path: Path) -> Figure:
         """Compatibility (new/old) against discrimination (new/new), a panel a test, a mark a method."""
         panels = {}
         for test in self.tests:
@@ -107,7 +108,7 @@ class Comparison:
                 points[method] = (values["new/new"], values["new/old"])
             baselines = self.values("independent", test)
             panels[test] = (points, float(baselines["old/old"].mean()), float(baselines["new/new"].mean()))
-        plot_trade_off(panels, path)
+        return plot_trade_off(panels, path)
 
 
 def _mean(values: np.ndarray, digits: int) -> str:

@@ -5,8 +5,7 @@ sections 4 and 5; whitening by PCA as in Jegou and Chum, "Negative evidences and
 ECCV 2012.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.embeddings.cache import cached_embeddings
 from core.errors import UserError
-from core.evaluation.embedding_cache import cached_embeddings, require_finite
-from core.evaluation.retrieval_images import RetrievalImages, image_batches
+from core.evaluation.retrieval_images import ResizedImages, RetrievalImages
 from core.files import ROOT
 from core.models.encoder import Encoder
-from core.progress import Progress
 
 __all__ = ["CACHE", "Whitening", "describe_images", "expand_queries", "image_sides"]
 
-logger = logging.getLogger(__name__)
 CACHE = ROOT / "features" / "retrieval"
 READING_VERSION = 1
-"""To be raised when cropping, resizing or decoding changes, so that older descriptors are not taken for new ones."""
+"""To be raised when cropping, resizing or decoding changes, so that older descriptors are not used any more."""
 BLOCK = 1 << 14
 ALPHA = 3.0
 LEAST_VARIANCE = 1e-6
@@ -35,13 +32,13 @@ LEAST_VARIANCE = 1e-6
 def image_sides(encoder: Encoder, image_size: int | None = None, scales: Sequence[float] = (1.0,)) -> list[int]:
     """Sides in pixels that images are resized to, for each scale: of `image_size`, or of the model's own.
 
-    `UserError` if the model takes images of its own size alone and another one is asked for.
+    `UserError` if the model takes only images of its own size and another one is asked for.
     """
     sides = [max(1, round((image_size or encoder.image_size) * scale)) for scale in scales]
     if any(side != encoder.image_size for side in sides) and not encoder.any_size:
         raise UserError(
-            f"the model {encoder.name} ({encoder.network}) takes images of {encoder.image_size} pixels alone, not "
-            f"{', '.join(str(side) for side in sides)}: leave --scales and --image-size out, or name a network that "
+            f"the model {encoder.name} ({encoder.network}) takes only images of {encoder.image_size} pixels, not "
+            f"{', '.join(str(side) for side in sides)}: leave out --scales and --image-size, or name a network that "
             "pools its features, such as resnet50"
         )
     return sides
@@ -57,44 +54,34 @@ def describe_images(
 ) -> np.ndarray:
     """Unit descriptors, float32 (N, D), memory-mapped: the mean over `sides` of the unit embeddings, normalised again.
 
-    From the cache below `cache` if this model has described these images at these sizes before. Memory: some batches;
-    disk: 4 N D bytes. `UserError` if an image cannot be used or an embedding is not finite.
+    From the cache below `cache` if this model has described these images at these sizes before; a run that was killed
+    goes on where it was. Memory: some batches; disk: 4 N D bytes. `UserError` if an image cannot be used or an
+    embedding is not finite.
     """
-
-    def describe(descriptors: np.ndarray) -> None:
-        logger.info("%s: embedding %d images of %s", encoder.name, len(images), images.listed_in)
-        device, done = torch.device(encoder.device), 0
-        batches = image_batches(images, sides, batch_size, num_workers, device.type == "cuda")
-        with Progress(f"embedding with {encoder.name}", len(images)) as progress:
-            for batch in batches:
-                rows = slice(done, done + len(batch[0]))
-                descriptors[rows] = _describe(encoder, [part.to(device, non_blocking=True) for part in batch])
-                require_finite(descriptors[rows], encoder, images.path(done))
-                done = rows.stop
-                progress.update(len(batch[0]))
-
-    (descriptors,) = cached_embeddings(
+    store = cached_embeddings(
         encoder,
-        cache / images.fingerprint[:16],
+        ResizedImages(images, sides),
+        cache,
+        {"descriptors": _describe},
         {"sides": list(sides), "reading": READING_VERSION},
-        ("descriptors",),
-        (len(images), encoder.embedding_size),
-        describe,
-        {"data": images.fingerprint, "listed_in": str(images.listed_in)},
+        batch_size,
+        num_workers,
     )
-    return descriptors
+    return store.view("descriptors")
 
 
-def _describe(encoder: Encoder, scaled: Sequence[Tensor]) -> np.ndarray:
-    total = sum(functional.normalize(encoder(images), dim=1) for images in scaled)
-    return functional.normalize(total, dim=1).cpu().numpy()
+def _describe(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
+    """Unit descriptors (B, D) from images (B, side, side, 3) of one or several sides."""
+    scales = [images for name, images in batch.items() if name.startswith("image")]
+    units = [functional.normalize(encoder(images), dim=1) for images in scales]
+    return functional.normalize(sum(units, torch.zeros_like(units[0])), dim=1)
 
 
 class Whitening:
-    """Turns descriptors (N, D) so that those it was learned on have mean 0 and equal variances, and unit length again.
+    """PCA whitening: the descriptors (N, D) it is learned on get mean 0 and equal variances, then unit length again.
 
-    Directions in which they hardly vary (a millionth of the largest variance) are left out, as are those beyond N - 1.
-    Learned in float64 by blocks. `UserError` if they do not vary at all.
+    Directions with less than a millionth of the largest variance are left out, as are those beyond N - 1. Learned in
+    float64, block by block. `UserError` if the descriptors do not vary at all.
     """
 
     def __init__(self, descriptors: np.ndarray):
@@ -119,7 +106,7 @@ class Whitening:
 def expand_queries(
     queries: np.ndarray, gallery: np.ndarray, scores: np.ndarray, rows: np.ndarray, alpha: float = ALPHA
 ) -> np.ndarray:
-    """Queries (Q, D) plus their best results, each times its score to the power of `alpha`, as unit vectors.
+    """Queries (Q, D) plus their best results, each weighted by its score to the power of `alpha`, as unit vectors.
 
     `scores` and `rows` (Q, n) are the first n results of a search in `gallery` (N, D); a score below 0 adds nothing.
     """

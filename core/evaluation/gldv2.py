@@ -23,8 +23,8 @@ USAGES = ("public", "private")
 class Gldv2Test:
     """Queries and index of GLDv2, `usage` (Q,) of the queries in lower case, and `positives`: rows of the index."""
 
-    task = "gldv2"
-    depth = DEPTH
+    task: str = "gldv2"
+    depth: int | None = DEPTH
 
     def __init__(self, folder: Path, image_root: Path):
         self.queries = read_image_list(folder / "gldv2_queries.txt", image_root, "list of queries")
@@ -75,7 +75,7 @@ def read_gldv2(data_path: str | Path, image_root: str | Path | None = None) -> G
     return Gldv2Test(folder, Path(image_root) if image_root is not None else folder)
 
 
-def average_precisions(rows: np.ndarray, positives: Sequence[Sequence[int]]) -> np.ndarray:
+def average_precisions(rows: np.ndarray, positives: Sequence[np.ndarray]) -> np.ndarray:
     """AP@100 (Q,) of ranked rows (Q, K), of which the first 100 count; NaN for queries without positives.
 
     The sum of the precisions at the positives' ranks, divided by the number of positives or by 100 if there are more.
@@ -87,7 +87,7 @@ def average_precisions(rows: np.ndarray, positives: Sequence[Sequence[int]]) -> 
     return np.divide((precisions * hits).sum(axis=1), possible, out=np.full(len(rows), np.nan), where=possible > 0)
 
 
-def evaluate_gldv2(rows: np.ndarray, positives: Sequence[Sequence[int]], usage: Sequence[str]) -> RetrievalResult:
+def evaluate_gldv2(rows: np.ndarray, positives: Sequence[np.ndarray], usage: np.ndarray) -> RetrievalResult:
     """`map@100` of all public and private queries, `map@100_public`, `map@100_private`, as fractions, and the curve.
 
     `rows` (Q, K) are ranked rows of the index, `usage` tells "public", "private" or something else for a query that
@@ -99,9 +99,8 @@ def evaluate_gldv2(rows: np.ndarray, positives: Sequence[Sequence[int]], usage: 
     chosen = {"map@100": counted, **{f"map@100_{name}": counted & (usage == name) for name in USAGES}}
     metrics = {name: float(aps[which].mean()) if which.any() else None for name, which in chosen.items()}
     curves = [
-        interpolated_precision(
-            np.flatnonzero(np.isin(rows[query, :DEPTH], positives[query])), min(len(positives[query]), DEPTH)
-        )
-        for query in np.flatnonzero(counted)
+        interpolated_precision(np.flatnonzero(np.isin(ranked[:DEPTH], true)), min(len(true), DEPTH))
+        for ranked, true, is_counted in zip(rows, positives, counted)
+        if is_counted
     ]
     return RetrievalResult(metrics, {"first 100": np.mean(curves, axis=0) if curves else np.full(101, np.nan)})

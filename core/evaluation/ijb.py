@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from core.evaluation.embedding_cache import ImageEmbeddings
+from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects
 
 __all__ = ["FARS", "FPIRS", "RANKS", "IdentificationResult", "RocResult", "SearchCurves", "evaluate_1_1",
@@ -185,7 +185,8 @@ def evaluate_1_n(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The meta files of IJB-B and IJB-C in InsightFace's layout: images, templates, pairs, galleries and probes."""
 
-import hashlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +9,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.files import require_file
+from core.images.source import fingerprint_files
 
 __all__ = ["SUBSETS", "IdentificationLists", "IjbImages", "Pairs", "Subjects", "read_identification", "read_images",
            "read_pairs", "require_meta"]  # fmt: skip
@@ -49,23 +48,9 @@ class IjbImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, landmarks, and the images' sizes and times of change: what embeddings depend on.
-
-        It reads no image. `UserError` naming the file if an image is missing.
-        """
-        digest = hashlib.sha256("\n".join(self.names).encode())
-        digest.update(self.landmarks.tobytes())
-        stats = np.empty((len(self.names), 2), dtype=np.int64)
-        folder = str(self.root / "loose_crop")
-        for row, name in enumerate(self.names):
-            try:
-                stat = os.stat(f"{folder}/{name}")
-            except OSError as error:
-                listed_in = _meta_path(self.root, self.subset, "name_5pts_score.txt")
-                raise UserError(f"image not found: {self.path(row)}, which {listed_in} lists") from error
-            stats[row] = stat.st_size, stat.st_mtime_ns
-        digest.update(stats.tobytes())
-        return digest.hexdigest()
+        """`fingerprint_files` of the images and their landmarks: what embeddings depend on."""
+        listed_in = _meta_path(self.root, self.subset, "name_5pts_score.txt")
+        return fingerprint_files(self.root / "loose_crop", self.names, listed_in, self.landmarks)
 
 
 @dataclass(frozen=True)
@@ -142,7 +127,9 @@ def read_images(root: Path, subset: str) -> IjbImages:
     )
     if len(degenerate):
         name = images["name"][int(degenerate[0])]
-        raise UserError(f"{name_path}: the five landmarks of {name} are one point or not finite: nothing to align")
+        raise UserError(
+            f"{name_path}: the five landmarks of {name} are one point or not finite: detect that face again"
+        )
     scores = images["score"].to_numpy()
     if not np.isfinite(scores).all():
         name = images["name"][int(np.isfinite(scores).argmin())]
@@ -177,8 +164,8 @@ def read_pairs(images: IjbImages) -> Pairs:
 def read_identification(images: IjbImages) -> IdentificationLists:
     """Galleries and probes of the 1:N protocol; a template listed on several lines counts once.
 
-    `UserError` naming file and line where a line is malformed, naming a template that no image belongs to, or that is
-    given to two subjects in a file.
+    `UserError` naming file and line where a line is malformed, naming a template that no image belongs to, or one
+    that a file assigns to two subjects.
     """
     galleries = {
         f"g{i}": _read_subjects(images, f"1N_gallery_{n}.csv") for i, n in enumerate(SUBSETS[images.subset], 1)
@@ -240,7 +227,7 @@ def _read_subjects(images: IjbImages, file: str) -> Subjects:
     table = table.sort("template")
     twice = table["template"].is_duplicated()
     if twice.any():
-        raise UserError(f"{path} gives the template {table['template'].filter(twice)[0]} to two subjects")
+        raise UserError(f"{path} assigns the template {table['template'].filter(twice)[0]} to two subjects")
     return Subjects(_template_rows(images, table["template"].to_numpy(), path), table["subject"].to_numpy())
 
 

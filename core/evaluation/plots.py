@@ -1,7 +1,11 @@
-"""Pictures of evaluations, as PNG files: curves, marks of several models, grids of images, hits of a query."""
+"""Pictures of evaluations: curves, marks of several models, grids of images, hits of a query.
+
+Each function writes a PNG file and returns the figure.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +29,7 @@ QUERY_FRAME = "#0072b2"
 SHOWN_PIXELS = 256
 
 
-def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, title: str = "1:1") -> None:
+def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, title: str = "1:1") -> Figure:
     """Draw ROC curves, by name the arrays (fpr, tpr) with rates in [0, 1], over a logarithmic axis of false accepts."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.add_subplot()
@@ -35,10 +39,10 @@ def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Pa
     _finish(axes, title, "false accept rate", "true accept rate")
     axes.set_xscale("log")
     axes.set_xlim(max(lowest, 1e-7), 1)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def plot_identification(curves: Mapping[str, SearchCurves], path: str | Path, title: str = "1:N") -> None:
+def plot_identification(curves: Mapping[str, SearchCurves], path: str | Path, title: str = "1:N") -> Figure:
     """Draw, side by side, identification over false positives (DIR) and over ranks (CMC), a line a name."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     detection, ranking = figure.subplots(1, 2)
@@ -55,10 +59,10 @@ def plot_identification(curves: Mapping[str, SearchCurves], path: str | Path, ti
     ranking.set_xticks(ranks, [str(rank) for rank in ranks], minor=False)
     ranking.set_xticks([], minor=True)
     ranking.set_xlim(1, ranks[-1])
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> None:
+def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int = 8) -> Figure:
     """Draw uint8 images (H, W, 3) RGB with a title each (empty: none), `columns` in a row."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.25 * columns, 1.45 * rows), layout="constrained")
@@ -67,12 +71,12 @@ def image_grid(images: Sequence[np.ndarray], titles: Sequence[str], path: str | 
         if place < len(images):
             axes.imshow(images[place], interpolation="nearest")
             axes.set_title(titles[place], fontsize=8, pad=3)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def plot_trade_off(
     panels: Mapping[str, tuple[Mapping[str, tuple[np.ndarray, np.ndarray]], float, float]], path: str | Path
-) -> None:
+) -> Figure:
     """Draw compatibility over discrimination: for each test a panel with a mark a method.
 
     `panels`: by test, the methods' scores in per cent by name (self-test and cross-test, a value a seed each, drawn as
@@ -95,12 +99,12 @@ def plot_trade_off(
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.1)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def plot_matrices(
     panels: Mapping[str, tuple[np.ndarray, Sequence[Sequence[str]]]], names: Sequence[str], path: str | Path
-) -> None:
+) -> Figure:
     """Draw square matrices as heat maps side by side, by title the rates in [0, 1] (M, M) and the text of each cell.
 
     Rows are query models and columns gallery models, both called `names`; a cell that is NaN stays grey.
@@ -121,10 +125,10 @@ def plot_matrices(
         axes.set_ylabel("query model")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path, title: str) -> None:
+def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path, title: str) -> Figure:
     """Draw, by name, mean interpolated precisions at `precision_recall.RECALLS` (101,); NaN: no line."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.add_subplot()
@@ -133,12 +137,12 @@ def plot_precision_recall(curves: Mapping[str, np.ndarray], path: str | Path, ti
     _finish(axes, title, "recall", "precision, mean over the queries")
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def plot_hits(
     query: np.ndarray, hits: Sequence[np.ndarray], kinds: Sequence[str], scores: Sequence[float], path: str | Path
-) -> None:
+) -> Figure:
     """Draw a query and its first hits, uint8 images (H, W, 3) RGB, with rank and score.
 
     The frame of a hit tells its kind, which `kinds` names: a key of FRAMES. Images are shown no larger than 256 pixels.
@@ -157,10 +161,10 @@ def plot_hits(
             spine.set(color=colour, linewidth=4)
     labels = [Line2D([], [], color=colour, linewidth=4, label=kind) for kind, colour in FRAMES.items()]
     figure.legend(handles=labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def _styles(count: int) -> list[dict[str, object]]:
+def _styles(count: int) -> list[dict[str, Any]]:
     """A colour and a dash for each of `count` lines; lines that fall on each other stay visible."""
     return [
         {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "linewidth": 2} for i in range(count)
@@ -179,6 +183,7 @@ def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
         axes.legend(frameon=True, framealpha=0.9, fontsize=9, loc="best")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def _save(figure: Figure, path: str | Path) -> Figure:
     with replaced_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+    return figure

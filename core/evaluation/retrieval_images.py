@@ -1,30 +1,25 @@
-"""Images of a retrieval test: read, cropped to their boxes and resized to squares in worker processes."""
+"""Images of a retrieval test: cropped to their boxes and resized to squares."""
 
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from core.errors import UserError
 from core.files import require_file
 from core.images.codec import read_image, resize_image
-from core.images.ordered_loader import load_in_order
+from core.images.source import fingerprint_files
 
-__all__ = ["RetrievalImages", "image_batches", "read_image_list"]
+__all__ = ["ResizedImages", "RetrievalImages", "read_image_list"]
 
 
 @dataclass(frozen=True)
 class RetrievalImages:
-    """N images: the files `root`/`names[i]`, listed in the file `listed_in`, of which `boxes` (N, 4) are used.
+    """N images: the files `root`/`names[i]`, listed in the file `listed_in`, cropped to `boxes` (N, 4).
 
-    A box is left, top, right, bottom in pixels, right and bottom exclusive; None: the whole images.
+    A box is left, top, right, bottom in pixels, right and bottom exclusive; without boxes the whole images are used.
     """
 
     root: Path
@@ -45,23 +40,8 @@ class RetrievalImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, boxes, and the files' sizes and times of change: what embeddings depend on.
-
-        It reads no image. `UserError` naming the file if an image is missing.
-        """
-        digest = hashlib.sha256("\n".join(self.names).encode())
-        if self.boxes is not None:
-            digest.update(np.asarray(self.boxes, dtype="<f8").tobytes())
-        stats = np.empty((len(self), 2), dtype="<i8")
-        folder = str(self.root)
-        for row, name in enumerate(self.names):
-            try:
-                stat = os.stat(f"{folder}/{name}")
-            except OSError as error:
-                raise UserError(f"image not found: {self.path(row)}, which {self.listed_in} lists") from error
-            stats[row] = stat.st_size, stat.st_mtime_ns
-        digest.update(stats.tobytes())
-        return digest.hexdigest()
+        """`fingerprint_files` of the images and their boxes: what embeddings depend on."""
+        return fingerprint_files(self.root, self.names, self.listed_in, self.boxes)
 
     def read(self, row: int) -> np.ndarray:
         """Image `row`, uint8 (H, W, 3) RGB, cropped to its box; `UserError` naming the file that cannot be used.
@@ -77,7 +57,7 @@ class RetrievalImages:
         if not cropped.size:
             height, width = image.shape[:2]
             raise UserError(
-                f"the box {self.boxes[row].tolist()} of {path} in {self.listed_in} lies outside of its image of "
+                f"the box {self.boxes[row].tolist()} of {path} in {self.listed_in} lies outside its image of "
                 f"{width}x{height} pixels"
             )
         return cropped
@@ -94,30 +74,33 @@ def read_image_list(path: Path, root: Path, what: str) -> RetrievalImages:
     return RetrievalImages(root, names, path)
 
 
-class _ResizedBatches(Dataset):
-    """Maps a range of image rows to one tensor a side; runs in the loader's workers."""
+class ResizedImages:
+    """The images as squares of one or several sides, in pixels: an image source."""
 
     def __init__(self, images: RetrievalImages, sides: Sequence[int]):
         self.images, self.sides = images, sides
+        self.name, self.num_images = str(images.listed_in), len(images)
 
-    def __getitem__(self, rows: range) -> list[Tensor] | UserError:
+    @property
+    def fingerprint(self) -> str:
+        """That of the files and boxes."""
+        return self.images.fingerprint
+
+    def labels(self) -> None:
+        """None: the images have no classes."""
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """For each of `sides` an array uint8 (B, side, side, 3) RGB, under the name `image0`, `image1` ...
+
+        An image is decoded once and resized to each side. `UserError` naming the file of an image that cannot be used.
+        """
         batches = [np.empty((len(rows), side, side, 3), dtype=np.uint8) for side in self.sides]
-        try:
-            for place, row in enumerate(rows):
-                image = self.images.read(row)
-                for batch, side in zip(batches, self.sides):
-                    batch[place] = resize_image(image, side)
-        except UserError as error:
-            return error
-        return [torch.from_numpy(batch) for batch in batches]
+        for place, row in enumerate(rows.tolist()):
+            image = self.images.read(row)
+            for batch, side in zip(batches, self.sides):
+                batch[place] = resize_image(image, side)
+        return {f"image{scale}": batch for scale, batch in enumerate(batches)}
 
-
-def image_batches(
-    images: RetrievalImages, sides: Sequence[int], batch_size: int, num_workers: int, pin_memory: bool = False
-) -> Iterator[list[Tensor]]:
-    """All images in order: for each batch a tensor uint8 (B, side, side, 3) RGB for each of `sides`.
-
-    An image is decoded once and resized to each side. `UserError` naming the file of an image that cannot be used.
-    Memory: two batches a worker.
-    """
-    return load_in_order(_ResizedBatches(images, sides), len(images), batch_size, num_workers, pin_memory)
+    def image_name(self, row: int) -> str:
+        """The file of image `row`."""
+        return str(self.images.path(row))

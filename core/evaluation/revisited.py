@@ -6,6 +6,7 @@ CVPR 2018 (arXiv 1803.11285), counted as the benchmark's published script counts
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from core.evaluation.precision_recall import RetrievalResult, interpolated_preci
 
 __all__ = ["KAPPAS", "SETUPS", "MeanAveragePrecision", "evaluate_revisited", "mean_average_precision", "setup_truth"]
 
+Indices: TypeAlias = Sequence[int] | np.ndarray
 KAPPAS = (1, 5, 10)
 SETUPS = {
     "easy": (("easy",), ("junk", "hard")),
@@ -38,7 +40,7 @@ class MeanAveragePrecision:
 
 
 def mean_average_precision(
-    ranks: np.ndarray, ground_truth: Sequence[Mapping[str, Sequence[int]]], kappas: Sequence[int] = KAPPAS
+    ranks: np.ndarray, ground_truth: Sequence[Mapping[str, Indices]], kappas: Sequence[int] = KAPPAS
 ) -> MeanAveragePrecision:
     """Mean average precision of Q ranked lists.
 
@@ -51,20 +53,20 @@ def mean_average_precision(
     ranks = np.asarray(ranks)
     if ranks.ndim != 2 or ranks.shape[1] != len(ground_truth):
         raise ValueError(f"ranks (database, queries) of {len(ground_truth)} queries are needed, got {ranks.shape}")
-    kappas = np.asarray(kappas, dtype=np.int64)
+    depths = np.asarray(kappas, dtype=np.int64)
     aps = np.full(len(ground_truth), np.nan)
-    prs = np.full((len(ground_truth), len(kappas)), np.nan)
+    prs = np.full((len(ground_truth), len(depths)), np.nan)
     curves = []
     for query, truth in enumerate(ground_truth):
         positives, junk = (np.asarray(truth.get(key, ()), dtype=np.int64) for key in ("ok", "junk"))
         if len(positives):
             found = _junk_free_ranks(ranks[:, query], positives, junk)
             aps[query] = _average_precision(found, len(positives))
-            prs[query] = _precision_at(found, kappas)
+            prs[query] = _precision_at(found, depths)
             curves.append(interpolated_precision(found, len(positives)))
     counted = ~np.isnan(aps)
     if not counted.any():
-        return MeanAveragePrecision(np.nan, aps, np.full(len(kappas), np.nan), prs, np.full(101, np.nan))
+        return MeanAveragePrecision(np.nan, aps, np.full(len(depths), np.nan), prs, np.full(101, np.nan))
     return MeanAveragePrecision(
         float(aps[counted].mean()), aps, prs[counted].mean(axis=0), prs, np.mean(curves, axis=0)
     )
@@ -88,7 +90,7 @@ def _precision_at(ranks: np.ndarray, kappas: np.ndarray) -> np.ndarray:
     return np.searchsorted(ranks, depths) / depths
 
 
-def setup_truth(annotation: Mapping[str, Sequence[int]], setup: str) -> dict[str, np.ndarray]:
+def setup_truth(annotation: Mapping[str, Indices], setup: str) -> dict[str, np.ndarray]:
     """The `ok` and `junk` indices of one query, annotated as `easy`, `hard` and `junk`, in a setup of SETUPS."""
     return {
         key: np.concatenate([np.asarray(annotation[label], dtype=np.int64) for label in labels])
@@ -97,7 +99,7 @@ def setup_truth(annotation: Mapping[str, Sequence[int]], setup: str) -> dict[str
 
 
 def evaluate_revisited(
-    ranks: np.ndarray, annotations: Sequence[Mapping[str, Sequence[int]]], kappas: Sequence[int] = KAPPAS
+    ranks: np.ndarray, annotations: Sequence[Mapping[str, Indices]], kappas: Sequence[int] = KAPPAS
 ) -> RetrievalResult:
     """`map_easy mp@1_easy ...`, `..._medium`, `..._hard` as fractions, None where no query has positives, and curves.
 

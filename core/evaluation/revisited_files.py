@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ LABELS = ("easy", "hard", "junk")
 class RevisitedTest:
     """`queries` with their boxes, `database`, and `annotations`: of each query the rows easy, hard and junk."""
 
-    depth = None
+    depth: int | None = None
     """All of the database is ranked."""
 
     def __init__(self, task: str, queries: RetrievalImages, database: RetrievalImages, annotations: list[dict]):
@@ -74,7 +75,7 @@ def read_revisited(data_path: str | Path, dataset: str) -> RevisitedTest:
     return RevisitedTest(dataset, queries.cropped(boxes), database, annotations)
 
 
-def _as_text(value: object) -> object:
+def _as_text(value: Any) -> Any:
     """Containers with the byte strings of a Python 2 pickle as text."""
     if isinstance(value, bytes):
         return value.decode("latin-1")

@@ -1,13 +1,11 @@
 """Exact search by inner product through faiss, on all GPUs or on the CPU, in blocks of the gallery.
 
-The products that decide are made in float64 and rounded to float32, and among equal ones the lower row comes first: the
-result depends neither on the machine nor on the blocks.
+faiss proposes candidates; the products that rank them are computed in float64 and rounded to float32, and among equal
+ones the lower row comes first. Protocols count ties, so the result must not depend on the machine or on the blocks.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -30,10 +28,10 @@ OPENBLAS_CORES = {"AVX2": "Haswell", "AVX512": "SkylakeX"}
 def search(queries: np.ndarray, gallery: np.ndarray, k: int, use_gpu: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of `gallery` (N, D) with the largest inner products with each of `queries` (Q, D).
 
-    Returns scores float32 (Q, k) and rows int64 (Q, k), best first. faiss proposes k + 16 candidates in float32, on
-    `use_gpu` with the gallery's blocks dealt to all GPUs that it sees; their products are made again in float64. Where
-    a row that was not proposed could still belong to the k, within the error of float32 sums, and where all rows are
-    wanted, all products of the query are made in float64 and sorted. The gallery may be memory-mapped. Memory beside
+    Returns scores float32 (Q, k) and rows int64 (Q, k), best first. faiss proposes k + 16 candidates in float32, with
+    `use_gpu` on all GPUs that it sees, and their products are computed again in float64. Where a row that was not
+    proposed could still belong to the k, within the error of float32 sums, and where all rows are wanted, all products
+    of the query are computed in float64 and sorted. The gallery may be memory-mapped. Memory beside
     vectors and result: under 2 GB for a million rows of 512. `ValueError` for shapes that do not fit or k not in
     [1, N], `UserError` if faiss is not installed.
     """
@@ -87,46 +85,30 @@ def _search_candidates(
 def _propose(
     queries: np.ndarray, gallery: np.ndarray, count: int, use_gpu: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The `count` best that faiss finds, unordered: scores (Q, count), rows; and the length of the longest vector.
+    """The `count` best that faiss finds: scores (Q, count), rows; and the length of the longest vector.
 
-    Each GPU searches every so many-th block of the gallery in a thread of its own; without GPUs one thread has all.
+    faiss searches block by block and merges; with `use_gpu` each block is cut into shards for all GPUs that it sees.
     """
     faiss = _import_faiss()
-    num_gpus = faiss.get_num_gpus() if use_gpu and count <= GPU_MAX_RESULTS else 0
-    num_shards = num_gpus or 1
+    from faiss.contrib.exhaustive_search import knn_ground_truth
 
-    def search_shard(shard: int) -> tuple[np.ndarray, np.ndarray, float]:
-        find: Callable = faiss.knn
-        if num_gpus:
-            find = partial(faiss.knn_gpu, faiss.StandardGpuResources(), device=shard)
-        found, longest = [np.empty((len(queries), 0), t) for t in (np.float32, np.int64)], 0.0
-        for start, vectors in _blocks(gallery, shard, num_shards):
+    longest = 0.0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal longest
+        for _, vectors in _blocks(gallery):
             longest = max(longest, float(np.einsum("nd,nd->n", vectors, vectors).max()) ** 0.5)
-            scores, rows = find(queries, vectors, min(count, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-            found = _best(found, (scores, rows + start), count)
-        return *found, longest
+            yield vectors
 
-    with ThreadPoolExecutor(num_shards) as threads:
-        shards = list(threads.map(search_shard, range(num_shards)))
-    found = shards[0][:2]
-    for shard in shards[1:]:
-        found = _best(found, shard[:2], count)
-    return *found, max(shard[2] for shard in shards)
+    num_gpus = faiss.get_num_gpus() if use_gpu and count <= GPU_MAX_RESULTS else 0
+    scores, rows = knn_ground_truth(queries, blocks(), count, faiss.METRIC_INNER_PRODUCT, shard=True, ngpu=num_gpus)
+    return scores, rows, longest
 
 
-def _best(first: tuple, second: tuple, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` best, or all if there are fewer, of two results (scores, rows)."""
-    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(first, second))
-    if scores.shape[1] <= count:
-        return scores, rows
-    kept = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    return np.take_along_axis(scores, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
-
-
-def _blocks(gallery: np.ndarray, shard: int = 0, num_shards: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """Starts and float32 vectors of each `num_shards`-th block of the gallery from block `shard` on."""
+def _blocks(gallery: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Starts and float32 vectors of the gallery's blocks."""
     size = max(1, GALLERY_BLOCK // (4 * gallery.shape[1]))
-    for start in range(shard * size, len(gallery), num_shards * size):
+    for start in range(0, len(gallery), size):
         yield start, np.ascontiguousarray(gallery[start : start + size], dtype=np.float32)
 
 

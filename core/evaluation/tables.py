@@ -5,9 +5,9 @@ from collections.abc import Sequence
 __all__ = ["format_markdown", "format_rate", "format_table"]
 
 
-def format_rate(rate: float | None) -> str:
+def format_rate(rate: object) -> str:
     """A rate in [0, 1] as per cent with two digits; a dash where the data cannot resolve it."""
-    return "-" if rate is None else f"{100 * rate:.2f}"
+    return f"{100 * rate:.2f}" if isinstance(rate, int | float) else "-"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,11 +1,12 @@
 """Verification sets in InsightFace's `.bin` format (lfw.bin, cfp_fp.bin, agedb_30.bin): accuracy over ten folds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.model_selection import KFold
 from torch import Tensor
 
 from core.errors import UserError
@@ -21,7 +22,7 @@ NUM_FOLDS = 10
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """Shares of pairs told rightly: mean and standard deviation over the folds, and each fold's (10,)."""
+    """Accuracy, the share of pairs judged correctly: mean and deviation over the folds, and each fold's (10,)."""
 
     accuracy: float
     std: float
@@ -81,7 +82,7 @@ def _decode(payload: bytes, path: str | Path, row: int, size: int | None) -> np.
     return image if size is None or image.shape[:2] == (size, size) else resize_image(image, size)
 
 
-def fold_accuracies(embeddings: np.ndarray, same: Sequence[bool]) -> np.ndarray:
+def fold_accuracies(embeddings: np.ndarray, same: np.ndarray) -> np.ndarray:
     """The accuracy of each of ten folds (10,), at the threshold that is best on the nine others.
 
     `embeddings` (2 P, D), rows 2i and 2i + 1 are pair i, `same` (P,). Pairs are cut into ten runs in their order,
@@ -93,8 +94,10 @@ def fold_accuracies(embeddings: np.ndarray, same: Sequence[bool]) -> np.ndarray:
     units = embeddings / np.where(lengths > 0, lengths, 1)
     distances = np.square(units[0::2] - units[1::2]).sum(axis=1)
     same = np.asarray(same, dtype=bool)
-    sizes = np.array([len(part) for part in np.array_split(same, NUM_FOLDS)])
-    fold = np.repeat(np.arange(NUM_FOLDS), sizes)
+    fold = np.empty(len(same), dtype=np.int64)
+    for number, (_, held_out) in enumerate(KFold(NUM_FOLDS).split(same)):
+        fold[held_out] = number
+    sizes = np.bincount(fold)
     lowest_accepting = np.searchsorted(THRESHOLDS, distances, side="right")
     votes = np.zeros((NUM_FOLDS, len(THRESHOLDS) + 1), dtype=np.int64)
     np.add.at(votes, (fold, lowest_accepting), np.where(same, 1, -1))

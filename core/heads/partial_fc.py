@@ -85,7 +85,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx, *gradients):  # pyrefly: ignore[bad-override]  (once_differentiable hides the signature)
         (loss_gradient,) = gradients
         gradient, embeddings, weight, inverse_norms = ctx.saved_tensors
         of_embeddings = of_weight = of_bias = None

@@ -12,14 +12,14 @@ __all__ = ["FOUR_COMPONENTS", "JPEG_START", "decode_image", "read_image", "resiz
 
 JPEG_START = b"\xff\xd8"
 FOUR_COMPONENTS = ("CMYK", "YCCK")
-"""Colour spaces of JPEG that libjpeg does not convert to RGB; OpenCV does."""
+"""JPEG colour spaces that libjpeg does not convert to RGB; OpenCV does."""
 
 
 def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode JPEG, PNG or what else OpenCV reads to uint8 (H, W, 3) RGB; `ValueError` if that is impossible.
+    """Decode JPEG, PNG or another format that OpenCV reads to uint8 (H, W, 3) RGB; `ValueError` if that is impossible.
 
-    Where `out` has the image's shape the pixels go there and the result has the same memory; otherwise it is a new
-    array. A JPEG that is cut short counts as undecodable.
+    If `out` has the image's shape, the pixels are written there and the result shares its memory; otherwise it is a
+    new array. A truncated JPEG counts as undecodable.
     """
     if data[:2] == JPEG_START:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -28,7 +28,7 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.
             return simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
-    except cv2.error:  # a header that promises more pixels than OpenCV makes
+    except cv2.error:  # a header with more pixels than OpenCV allows
         image = None
     if image is None:
         raise ValueError("unknown format or damaged")
@@ -38,7 +38,7 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """An image (H, W, 3) as (size, size, 3): pixel areas averaged when it shrinks, bilinear when it grows."""
+    """Resize an image (H, W, 3) to (size, size, 3): by averaging areas to shrink it, bilinear to enlarge it."""
     shrinks = min(image.shape[:2]) >= size
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 

@@ -1,6 +1,6 @@
 """From uint8 image batches to network input, on the device, a whole batch at a time.
 
-All randomness comes from the device's default generator, so that a checkpoint which restores that generator's state
+All randomness comes from the device's default generator, so that a checkpoint that restores the generator's state
 restores the augmentation too.
 """
 
@@ -38,7 +38,7 @@ def flip(images: Tensor) -> Tensor:
 
 
 def affine(images: Tensor, angle: float = 0.17, scale: float = 0.1, shear: float = 0.1, shift: float = 0.08) -> Tensor:
-    """Rotate (radians), scale, shear and shift (share of half the side) each image by uniform random amounts."""
+    """Rotate (radians), scale, shear and shift (fraction of half the side) each image by uniform random amounts."""
 
     def draw(bound: float) -> Tensor:
         return (torch.rand(len(images), device=images.device) * 2 - 1) * bound
@@ -60,8 +60,10 @@ def noise(images: Tensor, strength: float = 0.1) -> Tensor:
 
 
 def light(images: Tensor, contrast: float = 0.5, brightness: float = 0.3, slope: float = 0.5) -> Tensor:
-    """Take up to a share `contrast` of each image's contrast, then add to it a plane of light: at the image's centre
-    at most `brightness` either way, and from edge to edge at most `slope`, in any direction (normalised units).
+    """Reduce the contrast of each image by up to a fraction `contrast`, then add a linear gradient of light.
+
+    The gradient is at most `brightness` either way at the image's centre, and at most `slope` from edge to edge, in any
+    direction (normalised units).
     """
 
     def draw() -> Tensor:
@@ -74,7 +76,7 @@ def light(images: Tensor, contrast: float = 0.5, brightness: float = 0.3, slope:
 
 
 def occlusion(images: Tensor, rate: float = 0.4, sides: tuple[float, float] = (0.15, 0.45)) -> Tensor:
-    """Cover, in a share `rate` of the images, a rectangle by one grey, its sides shares of the image's.
+    """Cover a rectangle with one grey in a fraction `rate` of the images; its sides are fractions of the image's.
 
     Random erasing (Zhong et al., AAAI 2020), with a grey drawn from [-1, 1] in normalised units.
     """

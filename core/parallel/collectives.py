@@ -17,6 +17,7 @@ import torch.distributed as dist
 __all__ = [
     "all_gather_rows",
     "all_reduce_",
+    "barrier",
     "broadcast_object",
     "mean_over_ranks",
     "rank",
@@ -41,6 +42,12 @@ def all_reduce_(tensor: torch.Tensor, op: str = "sum", group: dist.ProcessGroup 
     if world_size(group) > 1:
         dist.all_reduce(tensor, getattr(dist.ReduceOp, op.upper()), group)
     return tensor
+
+
+def barrier(group: dist.ProcessGroup | None = None) -> None:
+    """Wait until all ranks have reached this call."""
+    if world_size(group) > 1:
+        dist.barrier(group)
 
 
 def broadcast_object(value: Any, group: dist.ProcessGroup | None = None) -> Any:

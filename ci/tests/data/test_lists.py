@@ -14,13 +14,13 @@ from PIL import Image
 from tiny import projection_encoder, write_run_folder
 
 from core.data.lists import ListDataset, file_sizes, read_list
-from core.data.loader import load_batches
 from core.data.open_dataset import is_list, open_dataset
 from core.data.records import RecordDataset
-from core.embeddings.extraction import extract_features
-from core.embeddings.store import FeatureStore
+from core.embeddings.extraction import extract_embeddings
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import ROOT
+from core.images.loader import load_batches
 
 OLD_MODEL, MIXBCT = ROOT / "old_model" / "train.py", ROOT / "methods" / "mixbct" / "train.py"
 
@@ -281,7 +281,7 @@ def test_rec_names_a_list_or_records(tmp_path, tiny_records):
 
 def test_store_of_a_list_is_joined_by_row_and_told_from_one_of_another_list(tmp_path, ranks):
     data = ListDataset(write(tmp_path, jpegs([2, 0, 1, 0])))
-    store = extract_features(projection_encoder(), data, tmp_path / "store", ranks, batch_size=3)
+    store = extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks, batch_size=3)
     assert store.labels().tolist() == [2, 0, 1, 0]
     assert np.allclose(store.features, projection_encoder()(data.batch(range(4))[0]).numpy(), atol=1e-4)
     (tmp_path / "images/2.jpg").unlink()
@@ -289,7 +289,7 @@ def test_store_of_a_list_is_joined_by_row_and_told_from_one_of_another_list(tmp_
     with pytest.raises(
         UserError, match=r"made from other data \(.*train\.txt, 4 images.* than .*train\.txt \(3 images"
     ):
-        extract_features(projection_encoder(), shorter, tmp_path / "store", ranks)
+        extract_embeddings(projection_encoder(), shorter, tmp_path / "store", ranks)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +331,7 @@ def test_models_are_trained_on_a_list_with_an_old_model_of_another_image_size(pl
     )  # fmt: skip
     assert status == 0, output
     assert "48 images of 6 classes" in output and (tmp_path / "run" / "model.pt").exists()
-    store = FeatureStore.open(tmp_path / "store")
+    store = EmbeddingStore.open(tmp_path / "store")
     data = ListDataset(moved, place / "images", 32)
     assert store.info.data_fingerprint == data.fingerprint and store.labels().tolist() == list(range(6)) * 8
     status, output = launch(OLD_MODEL, f"rec={moved}", f"output={tmp_path / 'none'}")
@@ -367,7 +367,7 @@ def test_extraction_tool_takes_a_list(place, tmp_path):
     assert status == 2 and "1 of its 49 files are missing" in output.splitlines()[-1] and not list(tmp_path.glob("st*"))
     status, output = extract("--rec", bad, "--bad-images", "skip")
     assert status == 0 and f"{tmp_path / 'store'}: 48 x 8" in output, output
-    store = FeatureStore.open(tmp_path / "store")
+    store = EmbeddingStore.open(tmp_path / "store")
     assert np.array_equal(store.features[30], store.features[24])  # the nearest of class 0; 36 is as near, but later
     status, output = extract("--rec", place / "images" / "good.txt", "--image-root", place / "images")
     assert status == 2 and "was made from other data" in output.splitlines()[-1]

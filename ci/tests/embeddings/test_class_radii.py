@@ -10,14 +10,14 @@ import pytest
 import core.embeddings.statistics as statistics
 from core.embeddings.class_radii import class_radii, largest_without_outliers, prepare_class_radii
 from core.embeddings.statistics import class_means
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 
 # Class 0 is first, 7 last, 3 has one row, 4 none, 2 just four; nothing is sorted.
 LABELS = np.random.default_rng(0).permutation([0] * 10 + [1] * 7 + [2] * 4 + [3] + [5] * 20 + [6] * 2 + [7] * 3)
 
 
 @pytest.fixture
-def store(tmp_path) -> FeatureStore:
+def store(tmp_path) -> EmbeddingStore:
     """Features of very different lengths around class directions, every class of more than three with one far out."""
     rng = np.random.default_rng(1)
     features = rng.normal(size=(8, 5))[LABELS] + 0.2 * rng.normal(size=(len(LABELS), 5))
@@ -30,7 +30,7 @@ def store(tmp_path) -> FeatureStore:
     np.save(path / "labels.npy", LABELS)
     info = StoreInfo("data", "model", len(LABELS), 5, "train", "old")
     (path / "store.json").write_text(json.dumps(asdict(info)))
-    return FeatureStore.open(path)
+    return EmbeddingStore.open(path)
 
 
 def plain_radius(values: list[float]) -> float:

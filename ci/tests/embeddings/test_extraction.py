@@ -2,22 +2,29 @@
 
 import errno
 import json
+import logging
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from launching import Launch, load_program
 from tiny import projection_encoder, write_records, write_run_folder
 
+import core.embeddings.claim as claim
 import core.embeddings.extraction as extraction
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
-from core.embeddings.extraction import default_store_path, extract_features
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import ROOT
 from core.models.encoder import load_encoder
+from core.parallel.ranks import Ranks
 
 LABELS = [3, 0, 1, 1, 2, 0, 3, 3] * 4 + [1, 2, 0]
 
@@ -44,7 +51,7 @@ def data(records, monkeypatch) -> RecordDataset:
 
 def test_store_holds_what_direct_encoder_calls_give_in_record_order(data, ranks, tmp_path):
     encoder = projection_encoder()
-    store = extract_features(encoder, data, tmp_path / "store", ranks, batch_size=5)
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=5)
     images, labels = data.batch(np.arange(35))
     expected = np.concatenate([encoder(image[None]).numpy() for image in images])
     assert store.features.dtype == np.float32 and np.allclose(store.features, expected, atol=1e-4)
@@ -54,20 +61,21 @@ def test_store_holds_what_direct_encoder_calls_give_in_record_order(data, ranks,
     assert json.loads((store.path / "store.json").read_text()) == {
         "data_fingerprint": data.fingerprint, "model_fingerprint": encoder.fingerprint, "num_images": 35,
         "embedding_size": 8, "data_name": str(data.prefix), "model_name": "projection0",
-        "preprocessing": "16 pixels, mean (127.5, 127.5, 127.5), std (127.5, 127.5, 127.5)",
+        "preprocessing": "16 pixels, mean (127.5, 127.5, 127.5), std (127.5, 127.5, 127.5)", "views": ["features"],
+        "labelled": True, "settings": {},
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("fail_at", "first"), [(1, 0), (6, 16), (9, 32)])
 def test_interrupted_extraction_goes_on_without_embedding_finished_blocks_again(data, ranks, tmp_path, fail_at, first):
-    whole = extract_features(projection_encoder(), data, tmp_path / "whole", ranks, batch_size=4)
+    whole = extract_embeddings(projection_encoder(), data, tmp_path / "whole", ranks, batch_size=4)
     encoder = projection_encoder()
     encoder.module.fail_at = fail_at  # two calls a block
     with pytest.raises(KeyboardInterrupt):
-        extract_features(encoder, data, tmp_path / "store", ranks, batch_size=4)
+        extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
     assert not (tmp_path / "store").exists()
     encoder = projection_encoder()
-    store = extract_features(encoder, data, tmp_path / "store", ranks, batch_size=4)
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
     assert encoder.module.images == 35 - first
     assert np.array_equal(store.features, whole.features) and np.array_equal(store.labels(), whole.labels())
 
@@ -76,9 +84,83 @@ def test_interrupted_extraction_of_another_model_is_not_gone_on_with(data, ranks
     other, encoder = projection_encoder(seed=1), projection_encoder()
     other.module.fail_at = 4
     with pytest.raises(KeyboardInterrupt):
-        extract_features(other, data, tmp_path / "store", ranks, batch_size=4)
-    store = extract_features(encoder, data, tmp_path / "store", ranks, batch_size=4)
+        extract_embeddings(other, data, tmp_path / "store", ranks, batch_size=4)
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
     assert encoder.module.images == 35 and store.info.model_fingerprint == encoder.fingerprint
+
+
+def test_interrupted_extraction_with_a_damaged_array_begins_again(data, ranks, tmp_path):
+    broken, encoder = projection_encoder(), projection_encoder()
+    broken.module.fail_at = 6
+    with pytest.raises(KeyboardInterrupt):
+        extract_embeddings(broken, data, tmp_path / "store", ranks, batch_size=4)
+    features = tmp_path / "store.partial" / "features.npy"
+    features.write_bytes(features.read_bytes()[:-50])
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
+    assert encoder.module.images == 35 and np.isfinite(store.features).all()
+
+
+def test_embedding_that_is_not_finite_is_an_error_that_names_the_image_and_leaves_nothing(data, ranks, tmp_path):
+    def embed(encoder, batch):
+        return torch.where(batch["row"][:, None] == 21, torch.inf, encoder(batch["image"]))
+
+    with pytest.raises(UserError, match=r"projection0 gives an embedding that is not finite .*train\.rec, record 22"):
+        extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks, 4, views={"features": embed})
+    assert not list(tmp_path.glob("store*"))
+
+
+def test_store_has_an_array_for_each_view_and_is_not_taken_for_one_with_other_settings(data, tmp_path):
+    views = {
+        "plain": lambda encoder, batch: encoder(batch["image"]),
+        "double": lambda encoder, batch: 2 * encoder(batch["image"]),
+    }
+    alone = Ranks(0, 1, torch.device("cpu"))
+    one = {"views": views, "settings": {"alignment": 1}}
+    store = extract_embeddings(projection_encoder(), data, tmp_path / "store", alone, **one)
+    assert np.array_equal(store.view("double"), 2 * store.view("plain"))
+    assert np.array_equal(
+        extract_embeddings(projection_encoder(), data, tmp_path / "store", alone, **one).view("plain"),
+        store.view("plain"),
+    )
+    with pytest.raises(UserError, match=r"other settings \({'alignment': 1}; now {'alignment': 2}\)"):
+        extract_embeddings(
+            projection_encoder(), data, tmp_path / "store", alone, views=views, settings={"alignment": 2}
+        )
+    with pytest.raises(UserError, match=r"other views \(\['plain', 'double'\]; now \['features'\]\)"):
+        extract_embeddings(projection_encoder(), data, tmp_path / "store", alone)
+
+
+@pytest.mark.parametrize("outcome", ["finishes", "fails"])
+def test_run_that_waits_for_another_one_takes_its_store_or_makes_its_own(data, ranks, tmp_path, outcome):
+    """The first run is a thread that holds the claim until the second one has begun to wait."""
+    waiting = threading.Event()
+
+    def embed(encoder, batch):
+        assert waiting.wait(60)
+        return encoder(batch["image"]) * (1.0 if outcome == "finishes" else float("nan"))
+
+    def first_run() -> None:
+        with suppress(UserError):
+            extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks, views={"features": embed})
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if "waiting for another run" in record.getMessage():
+                waiting.set()
+
+    listener = Listener()
+    claim.logger.addHandler(listener)
+    claim.logger.setLevel(logging.INFO)
+    first = threading.Thread(target=first_run)
+    first.start()
+    while not (tmp_path / "store.partial" / "plan.json").exists():
+        time.sleep(0.01)
+    encoder = projection_encoder()
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, wait=True)
+    first.join()
+    claim.logger.removeHandler(listener)
+    assert encoder.module.images == (0 if outcome == "finishes" else 35) and np.isfinite(store.features).all()
+    assert [path.name for path in tmp_path.glob("store*")] == ["store"]
 
 
 def test_two_runs_do_not_make_one_store_at_once(data, ranks, tmp_path, monkeypatch):
@@ -87,40 +169,40 @@ def test_two_runs_do_not_make_one_store_at_once(data, ranks, tmp_path, monkeypat
     def embed_while_another_run_starts(*arguments) -> None:
         if not seen:
             seen.append(True)
-            with pytest.raises(UserError, match="another run is making the feature store"):
-                extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+            with pytest.raises(UserError, match="another run is making the embedding store"):
+                extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks)
         embed(*arguments)
 
     monkeypatch.setattr(extraction, "_embed_missing_blocks", embed_while_another_run_starts)
-    store = extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+    store = extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks)
     assert seen and np.isfinite(store.features).all() and store.features.any()
 
 
 def finish_before_the_claim(make_store, monkeypatch) -> None:
     """Another run's store appears between a run's look for one and its claim."""
-    claimed = extraction._claimed
+    claimed = extraction.claimed
 
-    def late(partial):
-        monkeypatch.setattr(extraction, "_claimed", claimed)
+    def late(partial, wait):
+        monkeypatch.setattr(extraction, "claimed", claimed)
         make_store()
-        return claimed(partial)
+        return claimed(partial, wait)
 
-    monkeypatch.setattr(extraction, "_claimed", late)
+    monkeypatch.setattr(extraction, "claimed", late)
 
 
 def test_store_that_another_run_finishes_before_the_claim_is_opened(data, ranks, tmp_path, monkeypatch):
     finish_before_the_claim(
-        lambda: extract_features(projection_encoder(), data, tmp_path / "store", ranks), monkeypatch
+        lambda: extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks), monkeypatch
     )
     encoder = projection_encoder()
-    store = extract_features(encoder, data, tmp_path / "store", ranks)
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks)
     assert encoder.module.calls == 0 and store.info.num_images == 35
     assert [path.name for path in tmp_path.glob("store*")] == ["store"]
     finish_before_the_claim(
-        lambda: extract_features(projection_encoder(seed=1), data, tmp_path / "other", ranks), monkeypatch
+        lambda: extract_embeddings(projection_encoder(seed=1), data, tmp_path / "other", ranks), monkeypatch
     )
     with pytest.raises(UserError, match="another model"):
-        extract_features(encoder, data, tmp_path / "other", ranks)
+        extract_embeddings(encoder, data, tmp_path / "other", ranks)
     assert [path.name for path in tmp_path.glob("other*")] == ["other"]
 
 
@@ -129,33 +211,33 @@ def test_folder_is_claimed_until_it_has_its_name(data, ranks, tmp_path, monkeypa
 
     def rename_while_another_run_starts(partial, path):
         seen.append(path)
-        with pytest.raises(UserError, match="another run is making the feature store"):
-            extract_features(projection_encoder(), data, path, ranks)
+        with pytest.raises(UserError, match="another run is making the embedding store"):
+            extract_embeddings(projection_encoder(), data, path, ranks)
         rename(partial, path)
 
     monkeypatch.setattr(Path, "rename", rename_while_another_run_starts)
-    store = extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+    store = extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks)
     assert seen == [tmp_path / "store"] and store.info.num_images == 35
 
 
 def test_rank_that_does_not_see_the_store_yet_takes_the_first_ones_answer(data, ranks, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "broadcast_object", lambda value: True)
-    with pytest.raises(UserError, match="no feature store in"):
-        extract_features(projection_encoder(), data, tmp_path / "store", replace(ranks, rank=1))
+    with pytest.raises(UserError, match="no embedding store in"):
+        extract_embeddings(projection_encoder(), data, tmp_path / "store", replace(ranks, rank=1))
 
 
 def test_finished_store_is_opened_without_embedding_anything(data, ranks, tmp_path):
-    extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+    extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks)
     encoder = projection_encoder()
-    store = extract_features(encoder, data, tmp_path / "store", ranks)
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks)
     assert encoder.module.calls == 0 and store.info.num_images == 35
 
 
 def test_store_of_other_data_is_an_error_that_names_both(data, ranks, tmp_path):
-    extract_features(projection_encoder(), data, tmp_path / "store", ranks)
+    extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks)
     other = RecordDataset(write_records(tmp_path / "other", LABELS, seed=1))
     with pytest.raises(UserError) as caught:
-        extract_features(projection_encoder(), other, tmp_path / "store", ranks)
+        extract_embeddings(projection_encoder(), other, tmp_path / "store", ranks)
     message = str(caught.value)
     for part in (str(data.prefix), data.fingerprint[:12], str(other.prefix), other.fingerprint[:12], "store was"):
         assert part in message.replace(str(tmp_path / "store"), "store")
@@ -163,16 +245,16 @@ def test_store_of_other_data_is_an_error_that_names_both(data, ranks, tmp_path):
 
 def test_store_of_the_same_weights_with_other_inputs_is_an_error(data, ranks, tmp_path):
     encoder = projection_encoder()
-    extract_features(encoder, data, tmp_path / "store", ranks)
-    with pytest.raises(UserError, match=r"other inputs \(.*127.5.*; now .*123.675.*\)"):
-        extract_features(replace(encoder, mean=(123.675, 116.28, 103.53)), data, tmp_path / "store", ranks)
+    extract_embeddings(encoder, data, tmp_path / "store", ranks)
+    with pytest.raises(UserError, match=r"other preprocessing \(.*127.5.*; now .*123.675.*\)"):
+        extract_embeddings(replace(encoder, mean=(123.675, 116.28, 103.53)), data, tmp_path / "store", ranks)
 
 
 def test_store_of_another_model_is_an_error_that_names_both(data, ranks, tmp_path):
     encoder, other = projection_encoder(), projection_encoder(seed=1)
-    extract_features(encoder, data, tmp_path / "store", ranks)
+    extract_embeddings(encoder, data, tmp_path / "store", ranks)
     with pytest.raises(UserError) as caught:
-        extract_features(other, data, tmp_path / "store", ranks)
+        extract_embeddings(other, data, tmp_path / "store", ranks)
     for part in ("projection0", encoder.fingerprint[:12], "projection1", other.fingerprint[:12], "another model"):
         assert part in str(caught.value)
 
@@ -182,58 +264,57 @@ def test_folder_with_other_files_and_plain_file_are_refused_and_kept(data, ranks
     for path in (tmp_path / "folder" / "thesis.txt", tmp_path / "file"):
         path.write_text("precious")
     for name in ("folder", "file"):
-        with pytest.raises(UserError, match=f"{name} exists and is no feature store"):
-            extract_features(projection_encoder(), data, tmp_path / name, ranks)
+        with pytest.raises(UserError, match=f"{name} exists and is no embedding store"):
+            extract_embeddings(projection_encoder(), data, tmp_path / name, ranks)
     assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "precious"
 
 
 def test_empty_folder_is_taken(data, ranks, tmp_path):
     (tmp_path / "store").mkdir()
-    assert len(extract_features(projection_encoder(), data, tmp_path / "store", ranks).features) == 35
+    assert len(extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks).features) == 35
 
 
-def test_undecodable_image_is_told_with_its_record_and_leaves_nothing(tmp_path, ranks):
+def test_undecodable_image_is_named_by_its_record_and_leaves_nothing(tmp_path, ranks):
     good = RecordDataset(write_records(tmp_path / "train", LABELS))
     with RecordWriter(tmp_path / "bad") as writer:
         for row in range(20):
             writer.write(row, 0.0, b"no image" if row == 13 else good.payload(row))
     with pytest.raises(UserError, match=r"bad\.rec: record 13 "):
-        extract_features(projection_encoder(), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
+        extract_embeddings(projection_encoder(), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
     assert not list(tmp_path.glob("store*"))
 
 
-def test_full_disk_is_told_before_anything_is_embedded_and_leaves_nothing(data, ranks, tmp_path, monkeypatch):
+def test_full_disk_is_reported_before_anything_is_embedded_and_leaves_nothing(data, ranks, tmp_path, monkeypatch):
     def refuse(descriptor, start, size):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
     encoder = projection_encoder()
     with pytest.raises(UserError, match=r"store\.partial: it needs 1400 bytes there \(No space left on device\)"):
-        extract_features(encoder, data, tmp_path / "store", ranks)
+        extract_embeddings(encoder, data, tmp_path / "store", ranks)
     assert encoder.module.calls == 0 and not list(tmp_path.glob("store*"))
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_file_system_that_cannot_set_room_aside_is_borne(data, ranks, tmp_path, monkeypatch, number):
+def test_file_system_that_cannot_reserve_room_is_accepted(data, ranks, tmp_path, monkeypatch, number):
     def refuse(descriptor, start, size):
         raise OSError(number, "no such thing")
 
     monkeypatch.setattr("os.posix_fallocate", refuse)
-    assert len(extract_features(projection_encoder(), data, tmp_path / "store", ranks).features) == 35
+    assert len(extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks).features) == 35
 
 
 def test_room_for_the_whole_store_is_taken_at_once(tmp_path):
-    extraction._prepare_partial(tmp_path, StoreInfo("data", "model", 100_000, 8, "train", "old"), 25)
-    for name, size in (("features", 3_200_000), ("labels", 800_000)):
-        assert (tmp_path / f"{name}.npy").stat().st_blocks * 512 >= size
+    extraction._reserve(tmp_path / "features.npy", np.float32, (100_000, 8))
+    assert (tmp_path / "features.npy").stat().st_blocks * 512 >= 3_200_000
 
 
-def test_label_that_is_no_class_is_told_and_leaves_nothing(tmp_path, ranks):
+def test_label_that_is_no_class_is_named_by_its_record_and_leaves_nothing(tmp_path, ranks):
     with RecordWriter(tmp_path / "bad") as writer:
         writer.write(0, (2, 1), b"")
         writer.write(1, 0.5, b"no image")
     with pytest.raises(UserError, match=r"bad\.rec: record 1 has the label 0.5"):
-        extract_features(projection_encoder(), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
+        extract_embeddings(projection_encoder(), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
     assert not list(tmp_path.glob("store*"))
 
 
@@ -272,7 +353,7 @@ def test_tool_on_two_ranks_gives_the_store_of_one(records, tmp_path):
         statuses, outputs = launch.wait()
         assert statuses == [0] * ranks, outputs
         assert f"{tmp_path / f'store{ranks}'}: 35 x 8" in outputs[0]
-    one, two = (FeatureStore.open(tmp_path / f"store{ranks}") for ranks in (1, 2))
+    one, two = (EmbeddingStore.open(tmp_path / f"store{ranks}") for ranks in (1, 2))
     assert np.array_equal(one.features, two.features) and two.labels().tolist() == LABELS and one.info == two.info
     images, _ = RecordDataset(records).batch([34])
     assert np.allclose(load_encoder(model)(images).numpy(), one.features[34:], atol=1e-5)

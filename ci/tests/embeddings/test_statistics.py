@@ -22,7 +22,7 @@ from core.embeddings.statistics import (
     prepare_class_means,
     prepare_credible_mask,
 )
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.errors import UserError
 from core.files import ROOT
 
@@ -30,17 +30,17 @@ from core.files import ROOT
 LABELS = np.random.default_rng(0).permutation([0] * 10 + [1] * 7 + [2] * 4 + [3] + [5] * 20 + [6] * 2 + [7] * 11)
 
 
-def write_store(path, features, labels) -> FeatureStore:
+def write_store(path, features, labels) -> EmbeddingStore:
     path.mkdir()
     np.save(path / "features.npy", np.asarray(features, np.float32))
     np.save(path / "labels.npy", np.asarray(labels, np.int64))
     info = StoreInfo("data", "model", len(labels), features.shape[1], "train", "old")
     (path / "store.json").write_text(json.dumps(asdict(info)))
-    return FeatureStore.open(path)
+    return EmbeddingStore.open(path)
 
 
 @pytest.fixture
-def store(tmp_path) -> FeatureStore:
+def store(tmp_path) -> EmbeddingStore:
     """Features of very different lengths, one of them zero."""
     rng = np.random.default_rng(1)
     features = rng.normal(size=(len(LABELS), 6)) * rng.uniform(0.01, 100, (len(LABELS), 1))
@@ -90,13 +90,13 @@ def test_class_means_are_those_of_a_loop_and_an_empty_class_has_zero(store, bloc
 
 
 @pytest.mark.parametrize("keep", ["0.9", "0.7", "0.5", "0.3", "0.1", "0.01", "1"])
-def test_credible_rows_are_those_of_a_loop_with_exact_shares(store, block_rows, keep):
+def test_credible_rows_are_those_of_a_loop_with_exact_fractions(store, block_rows, keep):
     mask = credible_mask(store, float(keep))
     assert mask.dtype == bool and mask.tolist() == loop_mask(unit_rows(store), LABELS.tolist(), Fraction(keep))
     assert mask[LABELS == 3].all()  # the single image of a class is always credible
 
 
-def test_share_that_floating_point_misses_keeps_no_row_too_many(tmp_path):
+def test_fraction_that_floating_point_misses_keeps_no_extra_row(tmp_path):
     assert math.ceil(0.7 * 10) == 7 and math.ceil(0.1 * 30) == 3 and math.ceil(0.55 * 100) == 56  # 55.00000000000001
     features = np.random.default_rng(0).normal(size=(240, 4))
     store = write_store(tmp_path / "store", features, [0] * 100 + [1] * 40 + [2] * 100)
@@ -128,7 +128,7 @@ def test_scaled_dimensions_have_unit_norm_over_the_data_and_change_the_mask_as_a
     assert mask.tolist() != credible_mask(store, 0.5).tolist()
 
 
-def test_mask_is_kept_beside_the_store_by_share_and_scaling_and_not_computed_again(store, ranks, monkeypatch):
+def test_mask_is_kept_beside_the_store_by_fraction_and_scaling_and_not_computed_again(store, ranks, monkeypatch):
     masks = {key: prepare_credible_mask(store, *key, ranks) for key in ((0.9, False), (0.9, True), (0.5, False))}
     assert sorted(path.name for path in store.path.glob("credible*")) == [
         "credible_0.5.npy", "credible_0.9.npy", "credible_0.9_scaled.npy"
@@ -140,7 +140,7 @@ def test_mask_is_kept_beside_the_store_by_share_and_scaling_and_not_computed_aga
 
 
 @pytest.mark.parametrize("cut", [0, 50, -3])
-def test_damaged_statistics_are_told_with_the_remedy(store, ranks, cut):
+def test_error_for_damaged_statistics_names_the_remedy(store, ranks, cut):
     for prepare in (
         lambda: prepare_credible_mask(store, 0.9, False, ranks),
         lambda: prepare_class_means(store, ranks),
@@ -157,19 +157,18 @@ def test_damaged_statistics_are_told_with_the_remedy(store, ranks, cut):
         path.write_bytes(whole)
 
 
-def test_shares_that_differ_in_the_seventh_digit_have_masks_of_their_own(store):
+def test_fractions_that_differ_in_the_seventh_digit_have_masks_of_their_own(store):
     assert credible_mask_path(store, 0.9) != credible_mask_path(store, 0.90000001)
 
 
-def test_tools_write_means_counts_and_mask_beside_the_store(store, monkeypatch, capsys):
+def test_tools_write_means_and_mask_beside_the_store(store, monkeypatch, capsys):
     average, denoise = (load_program(ROOT / "tools" / f"{name}_features.py") for name in ("average", "denoise"))
     monkeypatch.setattr("sys.argv", ["average_features.py", str(store.path)])
     average.main()
     assert "class_means.npy: 8 x 6" in capsys.readouterr().out
-    means, counts = class_means(store)
+    means, _ = class_means(store)
     saved = np.load(store.path / "class_means.npy")
     assert saved.dtype == np.float32 and np.array_equal(saved, means.astype(np.float32))
-    assert np.array_equal(np.load(store.path / "class_counts.npy"), counts)
     monkeypatch.setattr("sys.argv", ["denoise_features.py", str(store.path), "--keep", "0.5", "--scale-dimensions"])
     denoise.main()
     mask = credible_mask(store, 0.5, True)

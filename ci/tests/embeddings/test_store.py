@@ -1,4 +1,4 @@
-"""The feature store on disk."""
+"""The embedding store on disk."""
 
 import json
 import pickle
@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.errors import UserError
 
 
@@ -23,7 +23,7 @@ def path(tmp_path):
 
 
 def test_rows_are_read_as_written_in_any_order_and_after_pickling(path):
-    store = FeatureStore.open(path)
+    store = EmbeddingStore.open(path)
     expected = np.load(path / "features.npy")
     rows = np.array([7, 0, 7, 9])
     assert np.array_equal(store[rows], expected[rows]) and np.array_equal(store.labels(), np.arange(10) // 3)
@@ -45,19 +45,20 @@ def cut(path):
         lambda path: (path / "labels.npy").unlink(),
         lambda path: np.save(path / "labels.npy", np.arange(9)),
         lambda path: np.save(path / "features.npy", np.zeros((10, 5), np.float32)),
+        lambda path: np.save(path / "features.npy", np.zeros((10, 4), np.float64)),
     ],
-    ids=["cut", "nonsense", "empty", "no labels", "too few labels", "other size"],
+    ids=["cut", "nonsense", "empty", "no labels", "too few labels", "other size", "other type"],
 )
-def test_damaged_store_is_told_with_its_folder_and_the_remedy(path, damage):
+def test_damaged_store_is_named_with_the_remedy(path, damage):
     damage(path)
-    with pytest.raises(UserError, match=f"feature store {path} is damaged: .*; delete it, extract it again"):
-        FeatureStore.open(path)
+    with pytest.raises(UserError, match=f"embedding store {path} is damaged: .*; delete it, extract it again"):
+        EmbeddingStore.open(path)
 
 
 @pytest.mark.parametrize("text", [None, "", "[1, 2]", '{"num_images": 10}', "{"])
-def test_folder_that_is_no_store_is_told_with_the_tool_that_makes_one(path, text):
+def test_error_for_a_folder_that_is_no_store_names_the_tool_that_makes_one(path, text):
     (path / "store.json").unlink()
     if text is not None:
         (path / "store.json").write_text(text)
-    with pytest.raises(UserError, match=f"no feature store in {path} .make one with tools/extract_features.py"):
-        FeatureStore.open(path)
+    with pytest.raises(UserError, match=f"no embedding store in {path} .make one with tools/extract_features.py"):
+        EmbeddingStore.open(path)

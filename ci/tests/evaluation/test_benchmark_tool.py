@@ -4,6 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 from launching import Launch, load_program
 
@@ -49,7 +50,7 @@ def benchmark(data, tmp_path, monkeypatch):
     """Calls the tool; `benchmark.programs` are those that it starts."""
     module = load_program(ROOT / "tools" / "benchmark.py")
     programs = Programs(tmp_path)
-    monkeypatch.setattr(module, "subprocess", programs)
+    monkeypatch.setattr(commands, "subprocess", programs)
 
     def call(*arguments: str, overrides: list[str] = TINY) -> None:
         words = ["benchmark.py", "--out", str(data), "--methods", "bct", *arguments, "--overrides", *overrides]
@@ -98,7 +99,7 @@ def test_results_of_other_settings_are_not_mixed_in(benchmark, data):
     assert benchmark.programs.started == []
 
 
-def test_file_in_place_of_the_folder_is_told(data, monkeypatch):
+def test_file_in_place_of_the_folder_is_an_error(data, monkeypatch):
     module = load_program(ROOT / "tools" / "benchmark.py")
     (data / "file").touch()
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--out", str(data / "file")])
@@ -106,6 +107,6 @@ def test_file_in_place_of_the_folder_is_told(data, monkeypatch):
         module.main()
 
 
-def test_scenario_of_another_data_set_is_told(benchmark):
+def test_scenario_of_another_data_set_is_an_error(benchmark):
     with pytest.raises(UserError, match="unknown scenario 'exbackbone_data': glyphs has opclass, opdata, ex"):
         benchmark("--scenario", "exbackbone_data")

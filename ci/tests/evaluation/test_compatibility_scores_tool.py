@@ -8,6 +8,7 @@ import pytest
 from launching import load_program
 
 from core.errors import UserError
+from core.evaluation.results import Evaluation, Model, write_matrix, write_pairs
 from core.files import ROOT
 
 TOOL = ROOT / "tools" / "compatibility_scores.py"
@@ -78,7 +79,7 @@ def test_program_prints_the_table(paper_files):
     assert finished.returncode == 2 and finished.stderr.splitlines()[-1].startswith("error: gldv2: there is no cross")
 
 
-def test_faces_are_compared_by_tar_and_rank_1_and_an_incompatible_model_is_told(tmp_path, print_scores):
+def test_faces_are_compared_by_tar_and_rank_1_and_an_incompatible_model_is_named(tmp_path, print_scores):
     rates = {"old/old": 0.7, "a/a": 0.9, "b/b": 0.88, "b/old": 0.6}
     files = [write_result(tmp_path, pair, "ijbc-1:1", {"tar@far=1e-04": rate}) for pair, rate in rates.items()]
     files += [write_result(tmp_path, pair, "ijbc-1:N", {"top1": rate + 0.05}) for pair, rate in rates.items()]
@@ -103,7 +104,7 @@ def test_several_metrics_make_several_test_sets(paper_files, print_scores, tmp_p
         print_scores(*paper_files, "--metric", "map_tiny")
 
 
-def test_missing_and_ambiguous_tests_are_told(tmp_path, paper_files, print_scores):
+def test_missing_and_ambiguous_tests_are_errors(tmp_path, paper_files, print_scores):
     only = paper_files[1::3]
     for left_out, words in enumerate(
         [r"self-test of the old model \(old\)", r"self-test of the new model \(new\)", "trained alone", "cross-test"]
@@ -130,7 +131,7 @@ def test_models_and_settings_must_be_the_same_throughout(tmp_path, paper_files, 
         print_scores(*[path for path in paper_files[1::3] if path != whole], whole)
 
 
-def test_values_without_scores_are_told(tmp_path, print_scores):
+def test_values_without_scores_are_errors(tmp_path, print_scores):
     def files(old, star, task="ijbc-1:1", metric="tar@far=1e-04"):
         rates = {"old/old": old, "new/new": 0.8, "star/star": star, "new/old": 0.75}
         return [write_result(tmp_path, pair, task, {metric: rate}) for pair, rate in rates.items()]
@@ -145,8 +146,31 @@ def test_values_without_scores_are_told(tmp_path, print_scores):
         print_scores(*files(0.7, 0.9, task="faces"))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"task": "x", "metrics": {}, "models": {"query": {}}}'])
-def test_other_files_are_told_apart_from_results(tmp_path, print_scores, content):
+def test_demo_and_matrix_files_are_read_like_single_results(tmp_path, print_scores):
+    rates = {"old/old": 0.5, "new/new": 0.8, "new/old": 0.6, "independent/independent": 0.9, "independent/old": 0.01}
+    demo = tmp_path / "demo.json"
+    write_pairs(demo, {pair: {"1:1": {"auc": rate}, "1:N": {"top1": rate, "g1": {}}} for pair, rate in rates.items()})
+    table, text = print_scores("--models", "old", "new", "independent", "--metric", "top1", "--metric", "auc", demo)
+    assert list(table) == ["ijbc-1:1 auc", "ijbc-1:N top1", "overall"]
+    assert table["ijbc-1:N top1"][:5] == ["50.00", "80.00", "90.00", "60.00", "0.250"]
+    assert text.rstrip().endswith("old: old, new: new, star: independent")
+    with pytest.raises(UserError, match="which is the cross-test"):
+        print_scores("--metric", "top1", demo)
+    with pytest.raises(UserError, match="--models nobody: the files have no such model, only independent, new, old"):
+        print_scores("--models", "old", "nobody", "new", demo)
+
+    models = {name: Model(name, name * 8) for name in ("old", "new", "independent")}
+    evaluations = [
+        Evaluation("ijbc-1:N", *(models[name] for name in pair.split("/")), {"top1": rate}, {"flip": True})
+        for pair, rate in rates.items()
+    ]
+    matrix = tmp_path / "matrix.json"
+    write_matrix(matrix, evaluations, [{"query": "new", "gallery": "old", "top1": True}])
+    assert print_scores("--models", "old", "new", "independent", matrix)[0]["ijbc-1:N top1"][4] == "0.250"
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"task": "x", "metrics": {}, "models": {"query": {}}}'])
+def test_files_that_are_no_results_are_errors(tmp_path, print_scores, content):
     (tmp_path / "other.json").write_text(content)
     with pytest.raises(UserError, match=r"other.json is no results file of an evaluation"):
         print_scores(tmp_path / "other.json")

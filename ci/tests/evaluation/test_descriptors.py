@@ -10,7 +10,7 @@ from landmark_trees import write_image, write_revisited_tree
 
 from core.errors import UserError
 from core.evaluation.descriptors import Whitening, describe_images, expand_queries, image_sides
-from core.evaluation.retrieval_images import RetrievalImages, image_batches, read_image_list
+from core.evaluation.retrieval_images import ResizedImages, RetrievalImages, read_image_list
 from core.evaluation.revisited_files import read_revisited
 
 
@@ -29,6 +29,10 @@ class PoolingModel:
     device: str = "cpu"
     calls: int = 0
 
+    @property
+    def preprocessing(self):
+        return f"{self.image_size} {self.mean} {self.std}"
+
     def __call__(self, images):
         self.calls += len(images)
         images = torch.as_tensor(images).float() / 255
@@ -45,13 +49,15 @@ def test(tmp_path):
     return read_revisited(write_revisited_tree(tmp_path / "roxford5k"), "roxford5k")
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_are_the_cropped_and_resized_images_in_order(test, num_workers):
-    batches = list(image_batches(test.queries, [32, 20], 3, num_workers))
-    assert [[tuple(part.shape) for part in batch] for batch in batches] == [
-        [(3, 32, 32, 3), (3, 20, 20, 3)], [(1, 32, 32, 3), (1, 20, 20, 3)]
-    ]  # fmt: skip
-    for query, crop in enumerate(torch.cat([batch[0] for batch in batches]).numpy()):
+def test_source_reads_cropped_images_resized_to_each_side(test):
+    source = ResizedImages(test.queries, [32, 20])
+    batch = source.read(np.arange(4))
+    assert {name: images.shape for name, images in batch.items()} == {
+        "image0": (4, 32, 32, 3),
+        "image1": (4, 20, 20, 3),
+    }
+    assert np.array_equal(source.read(np.array([2, 0]))["image1"], batch["image1"][[2, 0]])
+    for query, crop in enumerate(batch["image0"]):
         photo = cv2.cvtColor(cv2.imread(str(test.queries.path(query))), cv2.COLOR_BGR2RGB)
         left, top = (int(round(value)) for value in test.queries.boxes[query][:2])
         np.testing.assert_allclose(crop.astype(int), photo[top : top + 32, left : left + 32], atol=2)
@@ -65,14 +71,14 @@ def test_box_is_rounded_to_pixels_and_ends_at_the_edge_of_the_image(tmp_path):
     assert images.read(0).shape == (10, 10, 3) and images.read(0).mean() > 250
     assert images.cropped(np.array([[-5, 10.0, 99, 99]])).read(0).shape == (10, 30, 3)
     assert images.cropped(None).read(0).shape == (20, 30, 3)
-    with pytest.raises(UserError, match="a.jpg in .*list lies outside of its image of 30x20"):
+    with pytest.raises(UserError, match="a.jpg in .*list lies outside its image of 30x20"):
         images.cropped(np.array([[40.0, 0, 50, 10]])).read(0)
 
 
 def test_images_of_any_shape_become_squares(tmp_path):
     write_image(tmp_path / "a.jpg", np.full((40, 10, 3), 77, np.uint8))
-    batch = next(image_batches(RetrievalImages(tmp_path, ["a.jpg"], tmp_path), [24], 4, 0))[0]
-    assert tuple(batch.shape) == (1, 24, 24, 3) and abs(batch.float().mean() - 77) < 2
+    batch = ResizedImages(RetrievalImages(tmp_path, ["a.jpg"], tmp_path), [24]).read(np.array([0]))["image0"]
+    assert batch.shape == (1, 24, 24, 3) and abs(batch.mean() - 77) < 2
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -109,7 +115,7 @@ def test_descriptor_is_the_normalised_mean_of_the_normalised_embeddings_of_all_s
     found = describe_images(model, test.database, sides, 4, 0, tmp_path)
     expected = 0
     for side in sides:
-        images = np.concatenate([batch[0].numpy() for batch in image_batches(test.database, [side], 50, 0)])
+        images = ResizedImages(test.database, [side]).read(np.arange(len(test.database)))["image0"]
         expected = expected + unit(model(images).numpy())
     np.testing.assert_allclose(found, unit(expected), atol=1e-6)
     one = describe_images(model, test.database, sides[:1], 4, 0, tmp_path)
@@ -121,7 +127,7 @@ def test_second_test_embeds_nothing_and_other_sides_boxes_or_files_do(test, tmp_
     first = describe_images(PoolingModel(), test.queries, [16], num_workers=0, cache=tmp_path)
     again = PoolingModel()
     np.testing.assert_array_equal(describe_images(again, test.queries, [16], num_workers=0, cache=tmp_path), first)
-    assert again.calls == 0 and "embeddings from cache" in caplog.text
+    assert again.calls == 0 and "embeddings from the store" in caplog.text
     for images, sides in ((test.queries, [20]), (test.queries, [16, 16]), (test.queries.cropped(None), [16])):
         model = PoolingModel()
         describe_images(model, images, sides, num_workers=0, cache=tmp_path)
@@ -138,16 +144,16 @@ def test_embeddings_that_are_not_finite_stop_the_test(test, tmp_path):
         def __call__(self, images):
             return super().__call__(images) * float("nan")
 
-    with pytest.raises(UserError, match="pooling gives embeddings that are not finite"):
+    with pytest.raises(UserError, match="pooling gives an embedding that is not finite for .*jpg/query_0.jpg"):
         describe_images(Broken(), test.queries, [16], num_workers=0, cache=tmp_path)
 
 
 def test_network_of_one_image_size_takes_no_other():
     fixed = PoolingModel(any_size=False)
     assert image_sides(fixed) == image_sides(fixed, 16) == [16]
-    with pytest.raises(UserError, match="takes images of 16 pixels alone, not 16, 23"):
+    with pytest.raises(UserError, match="takes only images of 16 pixels, not 16, 23"):
         image_sides(fixed, None, (1.0, 1.4142))
-    with pytest.raises(UserError, match="alone, not 32"):
+    with pytest.raises(UserError, match="pixels, not 32"):
         image_sides(fixed, 32)
     assert image_sides(PoolingModel(), 32, (1.0, 0.5)) == [32, 16]
 

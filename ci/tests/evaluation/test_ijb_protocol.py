@@ -3,8 +3,8 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from core.evaluation import ijb
-from core.evaluation.embedding_cache import ImageEmbeddings
 from core.evaluation.ijb import evaluate_1_1, evaluate_1_n, receiver_operating_characteristic, template_features
+from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

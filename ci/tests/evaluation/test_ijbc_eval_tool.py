@@ -90,9 +90,9 @@ def test_cross_test_after_two_self_tests_embeds_nothing_and_tells_the_sides(eval
     caplog.set_level(logging.INFO)
     old = evaluate("-m", models / "old")
     new = evaluate("-m", models / "new")
-    assert "from cache" not in caplog.text
+    assert "from the store" not in caplog.text
     cross = evaluate("-m", models / "new", "-m_old", models / "old")
-    assert caplog.text.count("embeddings from cache") == 2
+    assert caplog.text.count("embeddings from the store") == 2
     assert cross["task"] == "ijbc-1:1"
     assert cross["models"]["query"] == new["models"]["query"]
     assert cross["models"]["gallery"] == old["models"]["gallery"]
@@ -118,7 +118,7 @@ def test_switch_changes_the_result_without_embedding_again(evaluate, models, cap
     plain = evaluate("-m", models / "old")
     caplog.set_level(logging.INFO)
     switched = evaluate("-m", models / "old", switch)
-    assert "embeddings from cache" in caplog.text
+    assert "embeddings from the store" in caplog.text
     assert switched["metrics"] != plain["metrics"] and switched["settings"] != plain["settings"]
 
 

@@ -96,9 +96,9 @@ def test_cross_test_after_two_self_tests_embeds_nothing_and_tells_the_sides(eval
     caplog.set_level(logging.INFO)
     old = evaluate("-m", "old")
     new = evaluate("-m", "new")
-    assert "from cache" not in caplog.text
+    assert "from the store" not in caplog.text
     cross = evaluate("-m", "new", "-m_old", "old")
-    assert caplog.text.count("embeddings from cache") == 2
+    assert caplog.text.count("embeddings from the store") == 2
     assert cross["task"] == "roxford5k"
     assert cross["models"]["query"] == new["models"]["query"] and cross["models"]["query"]["embeds"] == "queries"
     assert cross["models"]["gallery"] == old["models"]["gallery"]
@@ -166,8 +166,8 @@ def test_pictures_show_each_query_and_its_hits_framed_by_what_they_are(evaluate,
         (["-m", "old", "--dataset", "roxford"], "roxford"),
         (["-m", "old", "--batch-size", "0"], "--batch-size"),
         (["-m", "old", "--device", "toaster"], "unknown --device 'toaster'"),
-        (["-m", "old", "--scales", "1", "2"], "takes images of 32 pixels alone"),
-        (["-m", "free", "-m_old", "old", "--image-size", "64"], "old .* takes images of 32 pixels alone"),
+        (["-m", "old", "--scales", "1", "2"], "takes only images of 32 pixels"),
+        (["-m", "free", "-m_old", "old", "--image-size", "64"], "old .* takes only images of 32 pixels"),
         (["-m", "old", "--scales", "0"], "--scales must be above 0"),
         (["-m", "free", "--scales", "1", "nan"], "--scales must be above 0 and finite"),
         (["-m", "free", "--scales", "inf"], "--scales must be above 0 and finite"),

@@ -1,5 +1,4 @@
 import builtins
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,41 +59,41 @@ def test_equal_products_come_in_the_order_of_the_rows_also_where_they_cross_the_
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_neighbours_that_float32_sums_cannot_tell_apart_are_told_apart():
+def test_neighbours_closer_than_float32_rounding_are_ranked_by_their_exact_products():
     queries = vectors(4, seed=1)
     gallery = np.concatenate([queries[0] + 1e-7 * vectors(90, seed=2), vectors(90, seed=3)])
     assert_same(search(queries, gallery, 12), by_sorting(queries, gallery, 12))
 
 
-@pytest.mark.parametrize("num_gpus", [1, 2, 3])
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_are_dealt_to_all_gpus(monkeypatch, num_gpus):
-    faiss, used = module._import_faiss(), []
+@pytest.fixture
+def asked_gpus(monkeypatch):
+    """As if faiss saw two GPUs: how many each search asked for, the work being done on the CPU."""
+    search(vectors(1), vectors(50), 1)  # loads faiss
+    import faiss
+    from faiss.contrib import exhaustive_search
 
-    def knn_gpu(resources, queries, block, k, metric, device):
-        used.append((device, id(resources)))
-        return faiss.knn(queries, block, k, metric=metric)
+    asked, find = [], exhaustive_search.knn_ground_truth
 
-    stand_in = SimpleNamespace(
-        get_num_gpus=lambda: num_gpus, knn_gpu=knn_gpu, knn=None, StandardGpuResources=lambda: object(),
-        METRIC_INNER_PRODUCT=faiss.METRIC_INNER_PRODUCT,
-    )  # fmt: skip
-    monkeypatch.setattr(module, "_import_faiss", lambda: stand_in)
+    def knn_ground_truth(*arguments, shard, ngpu):
+        asked.append((ngpu, shard))
+        return find(*arguments, ngpu=0)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    monkeypatch.setattr(exhaustive_search, "knn_ground_truth", knn_ground_truth)
+    return asked
+
+
+def test_gallery_is_sharded_over_all_gpus_unless_the_cpu_is_asked_for(asked_gpus):
     queries, gallery = vectors(3, seed=1), vectors(200)
     assert_same(search(queries, gallery, 10), by_sorting(queries, gallery, 10))
-    assert {device for device, _ in used} == set(range(num_gpus)) and len(used) == 10
-    stand_in.knn = faiss.knn
-    used.clear()
     assert_same(search(queries, gallery, 10, use_gpu=False), by_sorting(queries, gallery, 10))
-    assert not used
+    assert asked_gpus == [(2, True), (0, True)]
 
 
-def test_more_results_than_a_gpu_gives_are_searched_on_the_cpu(monkeypatch):
-    faiss = module._import_faiss()
-    stand_in = SimpleNamespace(get_num_gpus=lambda: 1, knn=faiss.knn, METRIC_INNER_PRODUCT=faiss.METRIC_INNER_PRODUCT)
-    monkeypatch.setattr(module, "_import_faiss", lambda: stand_in)
+def test_more_results_than_a_gpu_gives_are_searched_on_the_cpu(asked_gpus):
     queries, gallery = vectors(2, seed=1), vectors(2200)
     assert_same(search(queries, gallery, 2040), by_sorting(queries, gallery, 2040))
+    assert asked_gpus == [(0, True)]
 
 
 def test_shapes_and_k_must_fit():
@@ -112,7 +111,7 @@ def test_no_queries_give_an_empty_result():
     assert scores.shape == rows.shape == (0, 3)
 
 
-def test_missing_faiss_is_told_with_the_packages_that_have_it(monkeypatch):
+def test_missing_faiss_is_reported_with_the_packages_that_have_it(monkeypatch):
     import_it = builtins.__import__
 
     def refuse(name, *arguments, **keywords):

@@ -47,7 +47,7 @@ def test_affine_of_no_strength_is_the_identity(images):
     assert torch.allclose(affine(plain, 0.0, 0.0, 0.0, 0.0), plain, atol=1e-5)
 
 
-def test_affine_shifts_by_shares_of_half_the_side_and_differs_by_image():
+def test_affine_shifts_by_fractions_of_half_the_side_and_differs_by_image():
     column = torch.zeros(8, 3, 20, 20)
     column[..., 10] = 1.0
     torch.manual_seed(1)
@@ -80,7 +80,7 @@ def test_light_keeps_a_plane_a_plane_and_its_parts_within_their_bounds():
     assert torch.allclose(lit[0][:, 0, -1, -1], corner, atol=1e-6)
 
 
-def test_occlusion_covers_one_grey_rectangle_in_a_share_of_the_images():
+def test_occlusion_covers_one_grey_rectangle_in_a_fraction_of_the_images():
     torch.manual_seed(0)
     plain = torch.full((400, 3, 20, 40), 5.0)  # no grey that is drawn
     result = occlusion(plain, 0.25, (0.2, 0.5))
@@ -109,7 +109,7 @@ def test_augmentation_is_repeated_by_the_generator_state(images, name):
     assert first.shape == (64, 3, 9, 9) and first.dtype == torch.float32
 
 
-def test_unknown_names_are_told_with_the_known_ones():
+def test_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError, match="unknown augmentation 'mirror'.*'flip', 'affine', 'light', 'noise'"):
         TrainTransform("face", ("flip", "mirror"))
     with pytest.raises(UserError, match="unknown normalization 'none': choose one of .'face', 'imagenet'"):

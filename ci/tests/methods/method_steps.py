@@ -16,7 +16,7 @@ from launching import Launch, load_program
 from tiny import write_run_folder
 from torch.distributed.checkpoint import FileSystemReader
 
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import OldModel
 from core.engine.trainer import Trainer
@@ -32,7 +32,7 @@ ROWS = np.array([0, 5, 1, 6, 2, 9, 19, 3])
 """Of the step: classes 0, 2, 1, 4 for the first of two ranks and 5, 1, 1, 0 for the second."""
 
 
-def make_store(path: Path) -> FeatureStore:
+def make_store(path: Path) -> EmbeddingStore:
     """21 old features around class directions, of very different lengths; one of class 0 is far out."""
     rng = np.random.default_rng(3)
     features = rng.normal(size=(NUM_CLASSES, D))[LABELS] + 0.3 * rng.normal(size=(len(LABELS), D))
@@ -44,16 +44,16 @@ def make_store(path: Path) -> FeatureStore:
     np.save(path / "labels.npy", LABELS)
     info = StoreInfo("data", "model", len(LABELS), D, "train", "old")
     (path / "store.json").write_text(json.dumps(asdict(info)))
-    return FeatureStore.open(path)
+    return EmbeddingStore.open(path)
 
 
-def old_model(store: FeatureStore, path: str | None = None) -> OldModel:
+def old_model(store: EmbeddingStore, path: str | None = None) -> OldModel:
     """The old model of a store, as `path` names it; that of no file if `path` is None."""
     named = Path("nowhere.onnx") if path is None else resolve(path)
     return OldModel(named, named.stem, "r18", "model", store.info.embedding_size, store)
 
 
-def make_method(name: str, store: FeatureStore, ranks, *overrides: str) -> Method:
+def make_method(name: str, store: EmbeddingStore, ranks, *overrides: str) -> Method:
     """The method, set up in float64 with the same first weights on every rank; its class is the module's last one."""
     program = ROOT / "methods" / name / "train.py"
     base = program.parent / "configs" / "base.py"
@@ -66,7 +66,7 @@ def make_method(name: str, store: FeatureStore, ranks, *overrides: str) -> Metho
     return method.double()
 
 
-def make_batch(store: FeatureStore, rows: np.ndarray = ROWS, epoch: int = 3, progress: float = 0.2) -> Batch:
+def make_batch(store: EmbeddingStore, rows: np.ndarray = ROWS, epoch: int = 3, progress: float = 0.2) -> Batch:
     """New embeddings near the old ones, in float64."""
     rng = np.random.default_rng(7)
     old = store.features[ROWS]
@@ -78,7 +78,7 @@ def make_batch(store: FeatureStore, rows: np.ndarray = ROWS, epoch: int = 3, pro
     return Batch(None, label, torch.from_numpy(rows), epoch, progress, old, embedding)
 
 
-def take_step(name: str, store: FeatureStore, ranks, *overrides: str) -> dict:
+def take_step(name: str, store: EmbeddingStore, ranks, *overrides: str) -> dict:
     """Terms averaged over the ranks and gradients as the trainer makes them: averaged, of shards not."""
     method = make_method(name, store, ranks, *overrides)
     batch = make_batch(store, np.array_split(ROWS, ranks.world_size)[ranks.rank])
@@ -99,7 +99,7 @@ def take_step(name: str, store: FeatureStore, ranks, *overrides: str) -> dict:
     }
 
 
-def assert_same_on_two_ranks(name: str, store: FeatureStore, folder: Path, ranks, *overrides: str) -> None:
+def assert_same_on_two_ranks(name: str, store: EmbeddingStore, folder: Path, ranks, *overrides: str) -> None:
     """Terms, gradients and buffers of the step on two ranks are those of one process; the batch is cut in two."""
     alone = take_step(name, store, ranks, *overrides)
     launch = Launch(Path(__file__), [name, store.path, folder, *overrides], folder / "logs", ranks=2)
@@ -163,7 +163,7 @@ def plain_arcface(new: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
     return sum(losses) / len(losses)
 
 
-def plain_statistics(store: FeatureStore, measure) -> dict[int, tuple[torch.Tensor, float]]:
+def plain_statistics(store: EmbeddingStore, measure) -> dict[int, tuple[torch.Tensor, float]]:
     """By class of two rows or more: mean of the normalised old features, and largest `measure` to it, no outlier."""
     rows = [torch.from_numpy(feature / np.linalg.norm(feature)) for feature in np.asarray(store.features, np.float64)]
     known = {}
@@ -185,5 +185,5 @@ def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> tuple:
 if __name__ == "__main__":
     with process_group("cpu") as own_ranks:
         name, store_path, folder, *overrides = sys.argv[1:]
-        result = take_step(name, FeatureStore.open(store_path), own_ranks, *overrides)
+        result = take_step(name, EmbeddingStore.open(store_path), own_ranks, *overrides)
         torch.save(result, Path(folder) / f"rank{own_ranks.rank}.pt")

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import core.embeddings.extraction as extraction
 from core.embeddings.statistics import credible_mask
-from core.embeddings.store import FeatureStore
+from core.embeddings.store import EmbeddingStore
 from core.engine.method import Batch
 from core.engine.trainer import Trainer
 from core.files import ROOT
@@ -135,7 +135,7 @@ def test_old_model_and_then_mixbct_under_torchrun_leave_the_files_of_the_contrac
     lines = [json.loads(line) for line in (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8] and lines[-1]["loss/cls"] < lines[0]["loss/cls"]
     assert list((tmp_path / "new" / "tensorboard").iterdir()) and list((tmp_path / "new" / "checkpoints").iterdir())
-    store = FeatureStore.open(tmp_path / "features")
+    store = EmbeddingStore.open(tmp_path / "features")
     assert np.array_equal(np.load(store.path / "credible_0.9.npy"), credible_mask(store, 0.9))
 
 

@@ -21,7 +21,7 @@ from method_steps import (
 from tiny import build_linear
 
 from core.data.records import RecordDataset
-from core.embeddings.store import FeatureStore, StoreInfo
+from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.method import Batch, Run
 from core.errors import UserError
 from core.files import ROOT
@@ -94,14 +94,14 @@ def test_settings_that_make_no_sense_are_refused(store, ranks, setting, message)
         make_method("unibct", store, ranks, setting)
 
 
-def old_store(path: Path, data: RecordDataset) -> FeatureStore:
+def old_store(path: Path, data: RecordDataset) -> EmbeddingStore:
     path.mkdir(exist_ok=True)
     features = np.random.default_rng(4).normal(size=(data.num_images, D)) + np.eye(D)[data.labels() % D] * 2
     np.save(path / "features.npy", features.astype(np.float32))
     np.save(path / "labels.npy", data.labels())
     info = StoreInfo(data.fingerprint, "model", data.num_images, D, "train", "old")
     (path / "store.json").write_text(json.dumps(vars(info)))
-    return FeatureStore.open(path)
+    return EmbeddingStore.open(path)
 
 
 def refine(records: str, folder: Path, ranks) -> dict:
@@ -111,7 +111,7 @@ def refine(records: str, folder: Path, ranks) -> dict:
     output = folder / f"run_on_{ranks.world_size}"
     config = load_config(base, [f"embedding_size={D}", "num_workers=0", "edge_softmax=rows", f"output={output}"], base)
     method, data = load_program(program).UniBCT(), RecordDataset(records)
-    method.setup(Run(config, data, ranks, old_model(FeatureStore.open(folder / "old"))))
+    method.setup(Run(config, data, ranks, old_model(EmbeddingStore.open(folder / "old"))))
     torch.manual_seed(3)
     backbone = build_linear("linear", D, data.image_size)
     method.start_epoch(9, backbone)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.evaluation.embedding_cache import aligned_batches, embed_images
+from core.evaluation.ijb_embeddings import AlignedImages, embed_images
 from core.evaluation.ijb_meta import read_images
 from core.images.alignment import REFERENCE_POINTS
 
@@ -16,10 +16,14 @@ def images(tree):
     return read_images(tree / "IJBC", "IJBC")
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_are_the_aligned_crops_in_order(images, num_workers):
-    crops = np.concatenate([b.numpy() for b in aligned_batches(images, 24, 10, num_workers)])
+def aligned_crops(images):
+    return AlignedImages(images, 24).read(np.arange(len(images.names)))["image"]
+
+
+def test_source_reads_the_aligned_crops_of_the_rows_asked_for(images):
+    crops = aligned_crops(images)
     assert crops.shape == (len(images.names), 24, 24, 3) and crops.dtype == np.uint8
+    assert np.array_equal(AlignedImages(images, 24).read(np.array([7, 0]))["image"], crops[[7, 0]])
     for row in (0, 7, len(crops) - 1):
         photo = cv2.cvtColor(cv2.imread(str(images.path(row))), cv2.COLOR_BGR2RGB)
         matrix, _ = cv2.estimateAffinePartial2D(images.landmarks[row], REFERENCE_POINTS * 24 / 112)
@@ -30,7 +34,7 @@ def test_batches_are_the_aligned_crops_in_order(images, num_workers):
 def test_embeddings_are_those_of_image_and_mirrored_image(images, pixel_model, tmp_path):
     model = pixel_model()
     result = embed_images(model, images, batch_size=16, num_workers=0, cache=tmp_path / "cache")
-    crops = np.concatenate([batch.numpy() for batch in aligned_batches(images, 24, 50, 0)])
+    crops = aligned_crops(images)
     np.testing.assert_allclose(result.plain, model(crops), atol=1e-5)
     np.testing.assert_allclose(result.mirrored, model(crops[:, :, ::-1].copy()), atol=1e-5)
     assert result.plain.dtype == np.float32
@@ -42,7 +46,7 @@ def test_second_test_embeds_nothing_and_another_model_size_or_image_does(images,
     first = embed_images(pixel_model(), images, num_workers=0, cache=cache)
     again = pixel_model()
     result = embed_images(again, images, num_workers=0, cache=cache)
-    assert again.calls == 0 and "embeddings from cache" in caplog.text
+    assert again.calls == 0 and "embeddings from the store" in caplog.text
     np.testing.assert_array_equal(result.plain, first.plain)
     for other in (pixel_model(seed=1), pixel_model(image_size=20), pixel_model(mean=(0.0, 0.0, 0.0))):
         embed_images(other, images, num_workers=0, cache=cache)
@@ -69,7 +73,7 @@ def cut(path):
     ],
     ids=["missing", "empty", "no array", "other shape", "cut short"],
 )
-def test_damaged_cache_is_told_and_made_again(images, pixel_model, tmp_path, caplog, damage):
+def test_damaged_cache_is_reported_and_made_again(images, pixel_model, tmp_path, caplog, damage):
     cache = tmp_path / "cache"
     first = embed_images(pixel_model(), images, num_workers=0, cache=cache)
     wanted = np.array(first.mirrored)
@@ -95,5 +99,19 @@ def test_undecodable_image_is_named_and_leaves_no_cache(images, pixel_model, tmp
 def test_embeddings_that_are_not_finite_stop_the_test(images, pixel_model, tmp_path):
     model = pixel_model()
     model.weight[0, 0] = float("nan")
-    with pytest.raises(UserError, match="pixels0 gives embeddings that are not finite"):
+    with pytest.raises(UserError, match="pixels0 gives an embedding that is not finite for .*/1.jpg"):
         embed_images(model, images, num_workers=0, cache=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_killed_evaluation_goes_on_where_it_was(images, pixel_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("core.embeddings.extraction.BLOCK", 8)
+    whole = embed_images(pixel_model(), images, batch_size=8, num_workers=0, cache=tmp_path / "whole")
+    killed = pixel_model(fail_at=5 * 8)
+    with pytest.raises(KeyboardInterrupt):
+        embed_images(killed, images, batch_size=8, num_workers=0, cache=tmp_path / "cache")
+    again = pixel_model()
+    result = embed_images(again, images, batch_size=8, num_workers=0, cache=tmp_path / "cache")
+    assert again.calls == 2 * (len(images.names) - 2 * 8)
+    np.testing.assert_array_equal(result.plain, whole.plain)
+    np.testing.assert_array_equal(result.mirrored, whole.mirrored)

@@ -5,10 +5,10 @@ import pytest
 import simplejpeg
 import torch
 
-from core.data.loader import load_batches
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
 from core.errors import UserError
+from core.images.loader import load_batches
 
 ROWS = [np.arange(start, start + 7) for start in range(0, 63, 7)][::-1] + [np.array([71, 0, 35])]
 

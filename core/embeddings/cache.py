@@ -1,0 +1,52 @@
+"""Stores that are named by what they hold and made again when they are damaged: what evaluation keeps of a model."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from core.embeddings.extraction import Views, extract_embeddings
+from core.embeddings.store import EmbeddingStore
+from core.errors import UserError
+from core.images.source import ImageSource
+from core.models.encoder import Encoder
+from core.parallel import collectives
+from core.parallel.ranks import Ranks
+
+__all__ = ["cached_embeddings"]
+
+logger = logging.getLogger(__name__)
+
+
+def cached_embeddings(
+    encoder: Encoder,
+    source: ImageSource,
+    folder: Path,
+    views: Views,
+    settings: Mapping[str, object],
+    batch_size: int,
+    num_workers: int,
+) -> EmbeddingStore:
+    """The store of `encoder`'s embeddings of `source` below `folder`, made if it is missing or damaged.
+
+    It lies in `<data fingerprint>/<hash of the model and of settings>`; `settings` is what else the embeddings depend
+    on. A run that finds another one at work on the same store waits for it. Errors, memory and disk as
+    `extract_embeddings`.
+    """
+    settings = {"network": encoder.network, **settings}
+    made_by = json.dumps([encoder.fingerprint, encoder.preprocessing, settings], sort_keys=True)
+    path = folder / source.fingerprint[:16] / hashlib.sha256(made_by.encode()).hexdigest()[:16]
+    if path.exists():
+        try:
+            EmbeddingStore.open(path)
+        except UserError as error:
+            logger.warning("%s: embedding again: %s", encoder.name, error)
+            shutil.rmtree(path)
+    ranks = Ranks(collectives.rank(), collectives.world_size(), torch.device(encoder.device))
+    return extract_embeddings(
+        encoder, source, path, ranks, batch_size, num_workers, views=views, settings=settings, wait=True
+    )

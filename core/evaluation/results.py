@@ -1,0 +1,220 @@
+"""results.json: what an evaluation, a matrix of models or the demo found, written and read here alone.
+
+An evaluation is one query model against the gallery of the same or another one, on one task:
+
+    {"task": "ijbc-1:N", "models": {"query": MODEL, "gallery": MODEL}, "metrics": {...}, "settings": {...}}
+
+with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds"}. A matrix is a list of them under
+"evaluations", with "compatible" beside it. The demo's file has only the metrics, by pair "query/gallery" of its models'
+names and by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve one.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from core.errors import UserError
+from core.files import replaced_atomically, require_file
+from core.models.encoder import Encoder
+
+__all__ = ["Evaluation", "Model", "UpdateTests", "assign_roles", "default_metric", "read_evaluations",
+           "write_evaluation", "write_matrix", "write_pairs"]  # fmt: skip
+
+DEFAULT_METRICS = {
+    "ijbc-1:1": "tar@far=1e-04",
+    "ijbb-1:1": "tar@far=1e-04",
+    "ijbc-1:N": "top1",
+    "ijbb-1:N": "top1",
+    "roxford5k": "map_medium",
+    "rparis6k": "map_medium",
+    "gldv2": "map@100",
+}
+PROTOCOLS = ("1:1", "1:N")
+DEMO_SUBSET = "ijbc"
+"""The subset of the demo's evaluation tree."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as a results file describes it; two are the same if their fingerprints are."""
+
+    name: str
+    fingerprint: str
+    path: str = ""
+    network: str = ""
+    embedding_size: int = 0
+    embeds: str = ""
+    """What it embeds in this evaluation, in words."""
+
+    @classmethod
+    def of(cls, encoder: Encoder, path: str | Path, embeds: str, name: str | None = None) -> "Model":
+        """Of an encoder that was loaded from the model argument `path`."""
+        return cls(
+            name or encoder.name, encoder.fingerprint, str(path), encoder.network, encoder.embedding_size, embeds
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A query model against the gallery of the same or of another model."""
+
+    task: str
+    query: Model
+    gallery: Model
+    metrics: Mapping[str, object]
+    """Rates in [0, 1] by name, None where the data cannot resolve one; 1:N has each gallery's own nested below."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    path: Path = Path()
+    """The file that it was read from."""
+
+    @property
+    def is_self_test(self) -> bool:
+        """Whether queries and gallery were embedded by one and the same model."""
+        return self.query.fingerprint == self.gallery.fingerprint
+
+    def rate(self, metric: str) -> float:
+        """A metric; `UserError` if the evaluation has none of that name, or cannot resolve it."""
+        value = self.metrics.get(metric)
+        if not isinstance(value, int | float):
+            why = "cannot be resolved by the data" if metric in self.metrics else "is missing"
+            raise UserError(f"{self.path}: {metric} {why}: name another with --metric")
+        return float(value)
+
+    def rates(self) -> list[str]:
+        """Names of the metrics that are not nested."""
+        return [name for name, value in self.metrics.items() if not isinstance(value, Mapping)]
+
+    def as_json(self) -> dict[str, object]:
+        """The evaluation as results.json has it."""
+        models = {"query": asdict(self.query), "gallery": asdict(self.gallery)}
+        return {"task": self.task, "models": models, "metrics": self.metrics, "settings": self.settings}
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write the results file of one evaluation."""
+    _write(path, evaluation.as_json())
+
+
+def write_matrix(path: Path, evaluations: Sequence[Evaluation], compatible: Sequence[Mapping[str, object]]) -> None:
+    """Write the results file of a matrix of models; `compatible` has an entry for each newer query and older gallery.
+
+    Such an entry names `query` and `gallery` and says for each metric whether the two are compatible, None if unknown.
+    """
+    _write(path, {"evaluations": [one.as_json() for one in evaluations], "compatible": list(compatible)})
+
+
+def write_pairs(path: Path, metrics: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
+    """Write the demo's results file: metrics by pair "query/gallery" and protocol "1:1" or "1:N"."""
+    _write(path, metrics)
+
+
+def _write(path: Path, content: Mapping[str, object]) -> None:
+    with replaced_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_evaluations(path: str | Path) -> list[Evaluation]:
+    """All evaluations of a results file of any of the three kinds; `UserError` if it is missing or is none of them.
+
+    The demo's models are known by their names alone.
+    """
+    path = require_file(path, "results file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "task" in content:
+            return [_evaluation(content, path)]
+        if "evaluations" in content:
+            return [_evaluation(one, path) for one in content["evaluations"]]
+        found = [_pair(pair, protocol, content[pair][protocol], path) for pair in content for protocol in PROTOCOLS]
+        if not found:
+            raise ValueError("it is empty")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no results file of an evaluation ({type(error).__name__}: {error}): give the results.json that "
+            "tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py or the demo writes"
+        ) from error
+
+
+def _evaluation(content: Mapping[str, dict], path: Path) -> Evaluation:
+    query, gallery = (_model(content["models"][side]) for side in ("query", "gallery"))
+    settings = dict(content.get("settings", {}))
+    return Evaluation(str(content["task"]), query, gallery, dict(content["metrics"]), settings, path)
+
+
+def _model(content: Mapping[str, object]) -> Model:
+    known = {key: content[key] for key in ("path", "network", "embedding_size", "embeds") if key in content}
+    return Model(str(content["name"]), str(content["fingerprint"]), **known)  # pyrefly: ignore[bad-argument-type]
+
+
+def _pair(pair: str, protocol: str, metrics: Mapping[str, object], path: Path) -> Evaluation:
+    query, gallery = (Model(name, name) for name in pair.split("/"))
+    return Evaluation(f"{DEMO_SUBSET}-{protocol}", query, gallery, dict(metrics), {}, path)
+
+
+@dataclass(frozen=True)
+class UpdateTests:
+    """The four tests that tell what an update is worth on one test set."""
+
+    new: Evaluation
+    """New queries, new gallery."""
+    star: Evaluation
+    """The same for a model trained alone on the new model's data."""
+    cross: Evaluation
+    """New queries, old gallery."""
+    old: Evaluation
+    """Old queries, old gallery."""
+
+    def all(self) -> tuple[Evaluation, ...]:
+        """In the order of the arguments of `core.evaluation.compatibility.scores`."""
+        return self.new, self.star, self.cross, self.old
+
+    def models(self) -> dict[str, Model]:
+        """By what it is in the update."""
+        return {"old": self.old.query, "new": self.new.query, "star": self.star.query}
+
+
+def default_metric(task: str) -> str:
+    """The metric that papers compare by on this task; `UserError` for a task without one."""
+    if task not in DEFAULT_METRICS:
+        raise UserError(f"the task {task} has no usual metric: name one with --metric")
+    return DEFAULT_METRICS[task]
+
+
+def assign_roles(evaluations: Sequence[Evaluation]) -> UpdateTests:
+    """Find out from the models' fingerprints which of the evaluations of one task is which test.
+
+    The one cross-test names the new model (queries) and the old one (gallery); of the self-tests theirs are new and
+    old, and the one left is star. `UserError` if a test is missing, if two could be one, or if they were not made
+    with the same settings.
+    """
+    task = evaluations[0].task
+    cross = _only([e for e in evaluations if not e.is_self_test], task, "cross-test (new queries, old gallery)")
+    by_role = {"new": [], "old": [], "star": []}
+    role_of = {cross.query.fingerprint: "new", cross.gallery.fingerprint: "old"}
+    for evaluation in evaluations:
+        if evaluation.is_self_test:
+            by_role[role_of.get(evaluation.query.fingerprint, "star")].append(evaluation)
+    tests = UpdateTests(
+        new=_only(by_role["new"], task, f"self-test of the new model ({cross.query.name})"),
+        old=_only(by_role["old"], task, f"self-test of the old model ({cross.gallery.name})"),
+        star=_only(by_role["star"], task, "self-test of a model trained alone (star)"),
+        cross=cross,
+    )
+    for other in tests.all():
+        if other.settings != cross.settings:
+            keys = {**other.settings, **cross.settings}
+            key = next(k for k in keys if other.settings.get(k) != cross.settings.get(k))
+            raise UserError(
+                f"{task}: {other.path} and {cross.path} were made with different settings ({key}): make one anew"
+            )
+    return tests
+
+
+def _only(found: Sequence[Evaluation], task: str, what: str) -> Evaluation:
+    if not found:
+        raise UserError(f"{task}: there is no {what} among the files: add its results.json")
+    if len(found) > 1:
+        raise UserError(f"{task}: which is the {what}, {found[0].path} or {found[1].path}? Give only one of them")
+    return found[0]
