@@ -1,8 +1,9 @@
-"""All configs of the repository load and say what their names say; all modules import without a trace."""
+"""Every config of the repository loads and holds what its name says; importing a module has no side effects."""
 
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,22 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", PROGRAM_CONFIGS + SHARED_CONFIGS, ids=name_of)
-def test_config_loads(path):
-    assert loaded(path).lr > 0
+def check_each(configs: Iterable[Path], check: Callable[[Path], None]) -> None:
+    """Call `check` with each config; fails at the end with a line for each config that did not pass."""
+    configs, failures = list(configs), []
+    for path in configs:
+        try:
+            check(path)
+        except Exception as error:
+            failures.append(f"{name_of(path)}: {type(error).__name__}: {error}")
+    assert configs and not failures, f"{len(failures)} of {len(configs)} configs fail\n" + "\n".join(failures)
+
+
+def test_every_config_loads():
+    def check(path: Path) -> None:
+        assert loaded(path).lr > 0
+
+    check_each(PROGRAM_CONFIGS + SHARED_CONFIGS, check)
 
 
 def plain(name: str) -> str:
@@ -50,8 +64,11 @@ def scenario_configs() -> list[Path]:
     return [path for path in PROGRAM_CONFIGS + SHARED_CONFIGS if re.match("(OP|EX)(class|data|backbone)_", path.stem)]
 
 
-@pytest.mark.parametrize("path", scenario_configs(), ids=name_of)
-def test_scenario_config_is_what_its_name_says(path):
+def test_every_scenario_config_holds_what_its_name_says():
+    check_each(scenario_configs(), check_scenario)
+
+
+def check_scenario(path: Path) -> None:
     pattern = r"((?:OP|EX|EXbackbone_)(class|data))_(\w+?)_(\w+?)_to_(r\w*?\d+)_(?:(\w+?)_)?"
     pattern += r"(arc|softmax)_to_(arc|softmax)_f(\d+)"
     setting, split, data, old_network, network, method, old_loss, loss, size = re.fullmatch(pattern, path.stem).groups()
@@ -80,33 +97,24 @@ def test_every_method_has_the_released_scenarios_of_faces_and_landmarks_and_the_
         assert released == scenarios
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "old_model" / "configs").glob("f*.py")), ids=lambda path: path.stem)
-def test_old_model_config_is_what_its_name_says(path):
-    size, network, loss, part = re.fullmatch(
-        r"f(\d+)_(r\d+)_(arc|softmax)_(class30|data30|data100)", path.stem
-    ).groups()
-    config = loaded(path)
-    assert (config.embedding_size, config.network, config.loss) == (int(size), network, LOSSES[loss])
-    assert Path(config.rec).name == PARTS[part] and config.output == f"work_dirs/{path.stem}"
+def test_every_old_model_config_holds_what_its_name_says():
+    def check(path: Path) -> None:
+        pattern = r"(?:gldv2_)?f(\d+)_(\w+)_(arc|softmax)_(class30|data30|data100)"
+        size, network, loss, part = re.fullmatch(pattern, path.stem).groups()
+        config = loaded(path)
+        assert (config.embedding_size, config.network, config.loss) == (int(size), network, LOSSES[loss])
+        assert Path(config.rec).name == (LISTS if "gldv2" in path.stem else PARTS)[part]
+        assert config.output == f"work_dirs/{path.stem}"
+
+    folder = ROOT / "old_model" / "configs"
+    check_each([*folder.glob("f*.py"), *folder.glob("gldv2_*.py")], check)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "old_model" / "configs").glob("gldv2_*.py")), ids=lambda path: path.stem
-)
-def test_landmark_model_config_is_what_its_name_says(path):
-    size, network, loss, part = re.fullmatch(
-        r"gldv2_f(\d+)_(\w+)_(softmax)_(class30|data30|data100)", path.stem
-    ).groups()
-    config = loaded(path)
-    assert (config.embedding_size, config.network, config.loss) == (int(size), network, LOSSES[loss])
-    assert Path(config.rec).name == LISTS[part] and config.output == f"work_dirs/{path.stem}"
+def test_every_landmark_config_has_the_settings_of_the_benchmark():
+    check_each([path for path in PROGRAM_CONFIGS if "gldv2" in path.stem], check_landmarks)
 
 
-LANDMARKS = [path for path in PROGRAM_CONFIGS if "gldv2" in path.stem]
-
-
-@pytest.mark.parametrize("path", LANDMARKS, ids=name_of)
-def test_landmark_config_has_the_settings_of_the_benchmark(path):
+def check_landmarks(path: Path) -> None:
     config = loaded(path)
     assert (config.image_size, config.normalization, config.augment) == (224, "imagenet", ())
     assert config.network_options == {"pretrained": "imagenet"} and not config.classifier_bias
@@ -171,8 +179,9 @@ def surroundings():
             "random": random.getstate(), "numpy": numpy.random.get_state()[1].tolist(), "torch": torch.initial_seed(),
             "threads": torch.get_num_threads()}
 
-before = surroundings()
 root = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(root / "tools"))  # as when a tool is run
+before = surroundings()
 for path in sorted(root.glob("core/**/*.py")):
     name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     importlib.import_module(name)
