@@ -21,11 +21,11 @@ class OldModel(Method):
 
     def setup(self, run: Run) -> None:
         """Make the head."""
-        self.head = build_head(run.config, run.data.num_classes)
+        self.classifier = build_head(run.config, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: cross-entropy over the classes."""
-        return {"cls": self.head(batch.embedding, batch.label)}
+        return {"cls": self.classifier(batch.embedding, batch.label)}
 
 
 def main() -> None:

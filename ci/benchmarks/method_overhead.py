@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from core.backbones import build_backbone
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.method import Batch, Method, Run
+from core.engine.old_model import OldModel
 from core.engine.optimization import build_optimizer
 from core.errors import run_program
 from core.files import ROOT
@@ -43,10 +44,10 @@ class HeadAlone(Method):
     """ArcFace and nothing else."""
 
     def setup(self, run: Run) -> None:
-        self.head = PartialFC(ArcFace(), run.config.embedding_size, run.data.num_classes)
+        self.classifier = PartialFC(ArcFace(), run.config.embedding_size, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        return {"cls": self.head(batch.embedding, batch.label)}
+        return {"cls": self.classifier(batch.embedding, batch.label)}
 
 
 def load_method(name: str) -> Method:
@@ -111,6 +112,7 @@ def measure(names: list[str], quick: bool, repeats: int, ranks: Ranks, folder: P
     device = ranks.device
     batch_size, image_size, num_classes, embedding_size = (32, 32, 5_000, 128) if quick else (128, 112, 93_431, 512)
     store = make_store(folder, num_classes, embedding_size)
+    old_model = OldModel(folder, "random", "random", "random", embedding_size, store)
     data = SimpleNamespace(num_classes=num_classes, num_images=2 * num_classes)
     overrides = [f"embedding_size={embedding_size}", f"batch_size={batch_size}"]
 
@@ -119,7 +121,7 @@ def measure(names: list[str], quick: bool, repeats: int, ranks: Ranks, folder: P
     def prepared(name: str | None) -> Step:
         base = ROOT / "methods" / name / "configs" / "base.py" if name else ROOT / "configs" / "base.py"
         config = load_config(base, overrides, base)
-        return Step(methods.pop(name) if name else HeadAlone(), Run(config, data, ranks, store))
+        return Step(methods.pop(name) if name else HeadAlone(), Run(config, data, ranks, old_model))
 
     torch.manual_seed(0)
     row = torch.randint(2 * num_classes, (batch_size,))

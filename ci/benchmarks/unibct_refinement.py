@@ -8,15 +8,18 @@ the benchmark needs no 20 GB, and reading costs what it costs from memory. Linea
 """
 
 import argparse
+import importlib.util
 import resource
 import time
-from types import SimpleNamespace
+from functools import partial
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
 
 from core.embeddings.refinement import refined_prototypes
 from core.errors import run_program
+from core.files import ROOT
 
 POOL = 65_536
 PROPAGATION, TEMPERATURE = 0.9, 0.05
@@ -42,6 +45,14 @@ class PooledFeatures:
         features = self.pool[rows % POOL]
         self.seconds += time.perf_counter() - start
         return features
+
+
+def load_unibct() -> ModuleType:
+    """The method's train.py as a module."""
+    spec = importlib.util.spec_from_file_location("unibct", ROOT / "methods" / "unibct" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def exact(new: np.ndarray, old: np.ndarray) -> np.ndarray:
@@ -81,7 +92,9 @@ def main() -> None:
     before = resident_mib()
     start = time.perf_counter()
     classes = np.arange(num_classes)
-    prototypes = refined_prototypes(new, old, classes, PROPAGATION, TEMPERATURE, "rows", device, quiet=False).cpu()
+    settings = {"propagation": PROPAGATION, "temperature": TEMPERATURE, "edge_softmax": "rows"}
+    weights = partial(load_unibct().structural_weights, **settings)
+    prototypes = refined_prototypes(new, old, classes, weights, device, quiet=False).cpu()
     seconds = time.perf_counter() - start
     reading = new.seconds + old.seconds
     print(f"linear algebra {seconds - reading:.1f} s (target on 2 CPU cores: 90 s), reading {reading:.1f} s")

@@ -16,6 +16,10 @@ class EmbeddingQueue(nn.Module):
     must not be larger than the queue: a slot would be written twice, in no fixed order.
     """
 
+    embedding: Tensor
+    label: Tensor
+    position: Tensor
+
     def __init__(self, size: int, embedding_size: int):
         super().__init__()
         self.register_buffer("embedding", torch.zeros(size, embedding_size))

@@ -1,1 +1,1 @@
-"""The training loop and what it needs: distributed set-up, optimisation, checkpoints, logs."""
+"""Training: the loop, the interface of a method, the old model, optimisation, checkpoints and logs."""

@@ -1,9 +1,9 @@
-"""Checkpoints with torch.distributed.checkpoint: everything a run needs to go on, on any number of ranks.
+"""Checkpoints with torch.distributed.checkpoint: everything a run needs to resume, on any number of ranks.
 
-A checkpoint is a folder `checkpoints/step_<n>` that appears under its name only when it is whole. It holds tensors in
-torch's distributed format, head shards as row-sharded DTensors, so that they are cut anew for another number of ranks,
-and `position.json` with the place in the training. Random-number states are kept by rank and device; ranks and devices
-that the saved run did not have draw theirs from the seed.
+A checkpoint is a folder `checkpoints/step_<n>` that gets this name only when it is complete. It holds tensors in
+torch's distributed format, the method's shards as row-sharded DTensors, so that another number of ranks can load them,
+and `position.json` with the position in the training. States of random number generators are kept by rank and device;
+ranks and devices that the saved run did not have are seeded from the config's seed and the step.
 """
 
 import json
@@ -21,15 +21,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
+from core.engine.method import Method
 from core.errors import UserError
-from core.heads import PartialFC
 from core.parallel.ranks import Ranks
 
 __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position"]
 
 logger = logging.getLogger(__name__)
 KEPT = 2
-NAME = re.compile(r"step_(\d+)")
+NAME = re.compile(r"step_\d+")
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,27 @@ class Position:
     step: int
     epoch: int
     images_in_epoch: int
-    """Images of the current epoch already used, by all ranks together."""
+    """Images of the current epoch that all ranks together have used."""
     world_size: int
     identity: dict[str, Any]
-    """The settings that a resumed run must share, and its values."""
+    """What a resumed run must have in common with the saved one, by name."""
     scaler: dict[str, Any]
     """State of the loss scaler of fp16; empty without one."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step below `folder`, or None."""
+    """The checkpoint with the highest step in `folder`, or None."""
     found = [path for path in _checkpoints(folder) if (path / "position.json").exists()]
     return found[-1] if found else None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The folders below `folder` that have a checkpoint's name, by step. What people keep beside them is left alone."""
+    """The folders with a checkpoint's name in `folder`, by step. Anything else there is ignored."""
     return sorted((path for path in folder.glob("step_*") if NAME.fullmatch(path.name)), key=_step)
 
 
 def _step(path: Path) -> int:
-    return int(NAME.fullmatch(path.name)[1])
+    return int(path.name.removeprefix("step_"))
 
 
 def read_position(path: Path) -> Position:
@@ -67,22 +67,22 @@ def read_position(path: Path) -> Position:
     try:
         position = Position(**json.loads((path / "position.json").read_text()))
         if not isinstance(position.identity, dict):
-            raise TypeError("its identity is no JSON object")
+            raise TypeError("its identity is not a JSON object")
         return position
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"checkpoint {path} is damaged: delete it to go on from the one before ({error})") from error
+        raise UserError(f"checkpoint {path} is damaged: delete it to resume from the one before ({error})") from error
 
 
 class TrainingState:
-    """The tensors of a training: backbone, method, optimiser and random-number generators."""
+    """The tensors of a training: backbone, method, optimiser and random number generators."""
 
-    def __init__(self, backbone: nn.Module, method: nn.Module, optimizer: Optimizer, ranks: Ranks):
-        self.modules = {"backbone": backbone, "method": method}
+    def __init__(self, backbone: nn.Module, method: Method, optimizer: Optimizer, ranks: Ranks):
+        self.backbone, self.method = backbone, method
         self.optimizer, self.ranks = optimizer, ranks
         self.mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
 
     def save(self, folder: Path, position: Position) -> Path:
-        """Write `folder/step_<n>`, whole or not at all, and remove all but the last two. Collective."""
+        """Write `folder/step_<n>`, completely or not at all, and remove all but the last two. Collective."""
         path = folder / f"step_{position.step}"
         temporary = path.with_suffix(".tmp")
         if self.ranks.is_first:
@@ -102,45 +102,40 @@ class TrainingState:
         return path
 
     def load(self, path: Path, position: Position, seed: int) -> None:
-        """Read a checkpoint in place, cutting shards for the present ranks. Collective."""
+        """Read a checkpoint into the present tensors, shards for the present number of ranks. Collective."""
         state = self._tensors()
         random = {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
         try:
             saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
             random = {name: value for name, value in random.items() if name in saved}
             dcp.load(state | random, checkpoint_id=path)
-        except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception, and is full of tracebacks
+        except (Exception, dcp.CheckpointException) as error:  # the latter is not an Exception; it holds tracebacks
             cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
             raise UserError(
-                f"checkpoint {path} cannot be read ({type(cause).__name__} {cause}): delete it to go on from the one "
+                f"checkpoint {path} cannot be read ({type(cause).__name__} {cause}): delete it to resume from the one "
                 "before, or start over with resume=false"
             ) from error
         torch.manual_seed(seed + 7919 * position.step + self.ranks.rank)
         _set_random_state(self.ranks, {key.rpartition(".")[2]: value for key, value in random.items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors by name. Shards come as DTensors that share the memory of the parameters."""
+        """All tensors by name; shards as DTensors that share the memory of the parameters."""
         tensors: dict[str, Tensor] = {}
-        named: dict[nn.Parameter, str] = {}
-        sharded = self._sharded()
-        for side, module in self.modules.items():
+        named: dict[Tensor, str] = {}
+        sharded: dict[Tensor, int] = {**self.method.sharded_parameters()}
+        for side, module in (("backbone", self.backbone), ("method", self.method)):
             for name, tensor in module.state_dict(keep_vars=True).items():
-                tensors[f"{side}.{name}"] = self._shard(tensor, sharded)
+                tensors[f"{side}.{name}"] = self._whole(tensor, sharded.get(tensor))
             named |= {parameter: f"{side}.{name}" for name, parameter in module.named_parameters()}
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
                 if isinstance(value, Tensor):
-                    like = sharded.get(parameter) if value.shape == parameter.shape else None
-                    tensors[f"optimizer.{named[parameter]}.{key}"] = self._shard(value, {value: like} if like else {})
+                    num_rows = sharded.get(parameter) if value.shape == parameter.shape else None
+                    tensors[f"optimizer.{named[parameter]}.{key}"] = self._whole(value, num_rows)
         return tensors
 
-    def _sharded(self) -> dict[Tensor, int]:
-        """The parameters that are cut by rows over the ranks, with their rows on all ranks together."""
-        heads = [module for module in self.modules["method"].modules() if isinstance(module, PartialFC)]
-        return {parameter: head.num_classes for head in heads for parameter in head.parameters(recurse=False)}
-
-    def _shard(self, tensor: Tensor, sharded: dict[Tensor, int]) -> Tensor:
-        num_rows = sharded.get(tensor)
+    def _whole(self, tensor: Tensor, num_rows: int | None) -> Tensor:
+        """`tensor` itself, or the DTensor of `num_rows` rows on all ranks of which it is this rank's shard."""
         tensor = tensor.detach()
         if num_rows is None:
             return tensor

@@ -1,4 +1,4 @@
-"""The features that a model in training has for its own training images."""
+"""The features of the training images by the model in training."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ __all__ = ["current_features"]
 
 @contextmanager
 def current_features(run: Run, backbone: nn.Module) -> Iterator[EmbeddingStore]:
-    """The features that a model in training has for all its training images, for as long as the context lasts.
+    """The features of all training images by the model in training; available within the context.
 
-    Embedded in evaluation mode, shared out over the ranks, into the folder `new_features` of the run folder (N x D x 4
-    bytes; a file system that all ranks see), which is removed at the end. Batch statistics, training mode and the
-    streams of random numbers are as before afterwards. Collective.
+    Computed in evaluation mode, the images divided among the ranks, and written to the folder `new_features` of the run
+    folder (N x D x 4 bytes; on a file system that all ranks see), which is removed at the end. Batch statistics,
+    training mode and random number generators are left unchanged. Collective.
     """
     config = run.config
     path = resolve(config.output) / "new_features"
@@ -49,7 +49,7 @@ def current_features(run: Run, backbone: nn.Module) -> Iterator[EmbeddingStore]:
 
 
 def _remove(path: Path, run: Run) -> None:
-    """Remove a folder, when all ranks are done with it and before any goes on."""
+    """Remove a folder after all ranks have finished with it and before any continues."""
     distributed.barrier()
     if run.ranks.is_first:
         shutil.rmtree(path, ignore_errors=True)

@@ -17,8 +17,8 @@ __all__ = ["LossScaler", "build_optimizer", "learning_rate"]
 def build_optimizer(config: EasyDict, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """SGD with momentum or AdamW over all `parameters`, with fused kernels and with its state allocated, as zeros.
 
-    A checkpoint can then be read into that state, and fp16 may overflow in the first step: it is skipped, and PyTorch's
-    fused SGD would leave a momentum that it has just allocated as it found the memory.
+    So a checkpoint can be read into that state, and fp16 may overflow in the first step: that step is skipped, and
+    PyTorch's fused SGD would leave the momentum that it has just allocated uninitialised.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if config.optimizer == "sgd":
@@ -45,12 +45,12 @@ def build_optimizer(config: EasyDict, parameters: Iterable[nn.Parameter]) -> Opt
 class LossScaler(ShardedGradScaler):
     """Loss scaling for fp16: an overflow on one rank makes all ranks skip the step.
 
-    The base class adds the ranks' overflow flags up, but the fused optimisers skip a step only where the flag is 1. Its
-    flags have one dimension, and AdamW's fused kernel takes them from counters that have none.
+    The base class sums the overflow flags of the ranks, but the fused optimisers skip a step only if the flag is 1. Its
+    flags have one dimension; AdamW's fused kernel needs scalars.
     """
 
     def unscale_(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the scale and find out whether any rank has one that is not finite. Collective."""
+        """Divide the gradients by the scale and check on all ranks that they are finite. Collective."""
         super().unscale_(optimizer)
         if self.is_enabled():
             flags = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
@@ -58,10 +58,11 @@ class LossScaler(ShardedGradScaler):
 
 
 def learning_rate(config: EasyDict, epoch: float) -> float:
-    """The learning rate after `epoch` epochs, fractions included, in closed form: nothing to save for a resume.
+    """The learning rate after `epoch` epochs (a float), in closed form, so that a resume needs no saved state.
 
-    Linear warm-up over `warmup_epoch` epochs, then polynomial `lr (1 - p) ** power`, cosine `lr (1 + cos(pi p)) / 2`, p
-    going from 0 to 1 at `num_epoch`, or steps: `lr` times `schedule_gamma` for each passed entry of `schedule_epochs`.
+    Linear warm-up over `warmup_epoch` epochs; then polynomial, `lr (1 - p) ** power`, or cosine,
+    `lr (1 + cos(pi p)) / 2`, with p rising from 0 to 1 at `num_epoch`; or in steps, `lr` times `schedule_gamma` for
+    each entry of `schedule_epochs` that has passed.
     """
     if epoch < config.warmup_epoch:
         return config.lr * epoch / config.warmup_epoch

@@ -1,7 +1,8 @@
-"""The run folder: what a training leaves behind, in files that describe themselves.
+"""The run folder: the results of a training, in files that describe themselves.
 
-`model.pt` (the backbone's state dict alone), `classifier.pt` (weight and bias of the head over the data's classes),
-`config.json` (the config as run), `metrics.jsonl` (a line per logged step), `tensorboard/` and `checkpoints/`.
+`model.pt` (the backbone's state dict alone), `classifier.pt` (weight and bias of the classifier over the data's
+classes), `config.json` (the config as run), `metrics.jsonl` (a line per logged step), `tensorboard/` and
+`checkpoints/`.
 """
 
 import json
@@ -27,7 +28,7 @@ CREATED_HERE = ("config.json", "metrics.jsonl", "model.pt", "classifier.pt", "te
 
 
 def code_version() -> str:
-    """The package's version and, in a git checkout, the commit, with `+changes` if files differ from it."""
+    """The version of the package and, in a git checkout, the commit, with `+changes` if files differ from it."""
     git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -47,11 +48,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def prepare(self, resume: bool) -> None:
-        """Make the folder; with `resume` false empty it of an earlier run's files."""
+        """Create the folder; unless `resume` is true, remove the files of an earlier run."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the output folder {self.path}: {error.strerror}") from error
+            raise UserError(f"cannot create the output folder {self.path}: {error.strerror}") from error
         if not resume:
             for name in CREATED_HERE:
                 target = self.path / name
@@ -65,8 +66,8 @@ class RunFolder:
     def changed_settings(self, config: dict[str, Any]) -> list[str]:
         """The settings of `config` that differ from those in `config.json`, as "key old -> new".
 
-        A key that the file lacks does not count, nor what a run derives from its data where `config` says None. Empty
-        if there is no such file, or it is no longer readable.
+        Keys missing in the file are ignored, and so is what a run derives from its data where `config` has None. Empty
+        if there is no such file or it is not readable.
         """
         try:
             before = dict(json.loads((self.path / "config.json").read_text()))
@@ -83,18 +84,18 @@ class RunFolder:
             torch.save({name: tensor.detach().cpu() for name, tensor in backbone.state_dict().items()}, temporary)
 
     def write_classifier(self, tensors: dict[str, Tensor]) -> None:
-        """Write `classifier.pt`: `weight` (C, D) and, for a head with a bias, `bias` (C,), float32 on the CPU."""
+        """Write `classifier.pt`: `weight` (C, D) and, for a classifier with a bias, `bias` (C,), float32, CPU."""
         with replaced_atomically(self.path / "classifier.pt") as temporary:
             torch.save(tensors, temporary)
 
     def holds_model(self, backbone: nn.Module) -> bool:
-        """True if `model.pt` is there and holds just these weights."""
+        """True if `model.pt` exists and holds exactly these weights."""
         path = self.path / "model.pt"
         return path.exists() and fingerprint(read_state_dict(path)) == fingerprint(backbone.state_dict())
 
 
 class MetricsLog:
-    """Scalars by step, to `metrics.jsonl` and TensorBoard. A resumed run drops what lies after its checkpoint."""
+    """Scalars by step, to `metrics.jsonl` and TensorBoard. A resumed run drops the lines after its checkpoint."""
 
     def __init__(self, folder: RunFolder, first_step: int):
         path = folder.path / "metrics.jsonl"
@@ -106,7 +107,7 @@ class MetricsLog:
         self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log `values` under their names. JSON gets null for what is not finite (a gradient's norm with fp16)."""
+        """Log `values` under their names. JSON gets null for values that are not finite (a gradient norm with fp16)."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in values.items():
@@ -119,7 +120,7 @@ class MetricsLog:
 
 
 def _step_of(line: str) -> float:
-    """The step of a metrics line; a line cut by a kill counts as later than any."""
+    """The step of a metrics line; infinity for a line cut short by a kill."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

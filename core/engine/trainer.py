@@ -20,13 +20,12 @@ from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
 from core.engine.method import Batch, Method, Run
+from core.engine.old_model import open_old_model
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
-from core.engine.preparation import prepare_old_features
 from core.engine.run_folder import MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve
-from core.heads import PartialFC
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
@@ -51,9 +50,9 @@ class Validation(Protocol):
 class Trainer:
     """Trains `config.network` with `method`'s loss on `config.rec`, in the run folder `config.output`.
 
-    Per step it exchanges: DDP's gradient buckets and buffers, what the method's loss gathers, the gradients of its
-    small parameters, and at log steps the logged terms. Everything that a resumed run needs is in its checkpoints, so
-    that it ends with the weights of an unbroken one.
+    Exchanged per step: DDP's gradient buckets and buffers, what the method's loss gathers, the gradients of its small
+    parameters, and at log steps the logged terms. Checkpoints hold everything that a resumed run needs to end with the
+    weights of an uninterrupted one.
     """
 
     def __init__(
@@ -85,19 +84,18 @@ class Trainer:
         self.checkpoint = self._find_checkpoint()
         logger.info("data: %s, %d images of %d classes", config.rec, self.data.num_images, self.data.num_classes)
         self._build_backbone()
-        store = prepare_old_features(config, self.data, ranks) if method.uses_old_model else None
-        self.old_features = store
-        self._build(Run(config, self.data, ranks, store))
+        self.old_model = open_old_model(config, self.data, ranks) if method.uses_old_model else None
+        self._build(Run(config, self.data, ranks, self.old_model))
 
     def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if any."""
+        """The checkpoint to resume from, if any."""
         if not self.config.resume:
             return None
         checkpoint = latest_checkpoint(self.folder.checkpoints)
         if checkpoint is None and (self.folder.path / "model.pt").exists():
             raise UserError(
-                f"{self.folder.path} holds a trained model but no checkpoint to go on from: name another output, or "
-                "train over it with resume=false"
+                f"{self.folder.path} holds a trained model but no checkpoint to resume from: name another output, or "
+                "overwrite it with resume=false"
             )
         return checkpoint
 
@@ -106,12 +104,13 @@ class Trainer:
         if "image_size" in config.network_options:
             raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
         options = dict(config.network_options)
-        if self.checkpoint is not None:  # it has the weights: those that the run began with need not be there any more
+        if self.checkpoint is not None:  # it has the weights; the initial ones may no longer exist
             options.pop("pretrained", None)
         torch.manual_seed(config.seed)  # the same first weights on every rank
         self.backbone = build_backbone(
             config.network, config.embedding_size, image_size=self.data.image_size, **options
-        ).to(self.ranks.device, memory_format=torch.channels_last)
+        )
+        self.backbone.to(self.ranks.device).to(memory_format=torch.channels_last)
         if self.ranks.device.type == "cpu":
             avoid_unsafe_kernels(self.backbone)
         if config.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.backbone.modules()):
@@ -124,12 +123,12 @@ class Trainer:
         self.optimizer = build_optimizer(config, [*self.backbone.parameters(), *self.method.parameters()])
         self.scaler = LossScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
         self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
-        shards = {p for m in self.method.modules() if isinstance(m, PartialFC) for p in m.parameters(recurse=False)}
+        shards = self.method.sharded_parameters()
         self.averaged = [p for p in self.method.parameters() if p.requires_grad and p not in shards]
         torch.manual_seed(config.seed + 1 + ranks.rank)  # from here on every rank draws its own numbers
         self.step, self.epoch, self.images_in_epoch = 0, 0, 0
         if self.checkpoint is not None:
-            self._resume()
+            self._resume(self.checkpoint)
         forward = torch.compile(self.backbone) if config.compile else self.backbone
         device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         self.model = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
@@ -139,8 +138,9 @@ class Trainer:
     def _settle_buckets(self) -> None:
         """Let DDP find its final gradient buckets, which it lays out anew after the first backward pass of a process.
 
-        Three ranks or more add gradients in an order that depends on the buckets: the first step of a resumed run
-        would differ from the same step of an unbroken one in the last bits. Leaves weights and statistics as they are.
+        On three or more ranks the order in which gradients are added depends on the buckets: the first step of a
+        resumed run would differ from the same step of an uninterrupted one in the last bits. Leaves weights and
+        statistics unchanged.
         """
         size = self.data.image_size
         self.backbone.eval()
@@ -149,8 +149,9 @@ class Trainer:
         self.backbone.train()
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with the checkpoint that it goes on from, as JSON keeps it: its tensors and what a
-        changed value would make another experiment.
+        """What a run must have in common with the checkpoint that it resumes from, as JSON has it.
+
+        Whatever decides its tensors, and whatever would make it another experiment.
         """
         config = self.config
         identity = {
@@ -165,12 +166,12 @@ class Trainer:
             "classifier_bias": config.classifier_bias,
             "seed": config.seed,
             "rec": self.data.fingerprint,
-            "old_model": self.old_features.info.model_fingerprint if self.old_features else None,
+            "old_model": self.old_model.fingerprint if self.old_model else None,
         }
         return json.loads(json.dumps(identity))
 
-    def _resume(self) -> None:
-        position = read_position(self.checkpoint)
+    def _resume(self, checkpoint: Path) -> None:
+        position = read_position(checkpoint)
         for key, value in self._identity().items():
             saved = position.identity.get(key)
             if saved != value:
@@ -180,8 +181,8 @@ class Trainer:
                 )
         changed = self.folder.changed_settings(self.config)
         if changed:
-            logger.warning("going on with other settings than before: %s", ", ".join(changed))
-        self.state.load(self.checkpoint, position, self.config.seed)
+            logger.warning("resuming with other settings than before: %s", ", ".join(changed))
+        self.state.load(checkpoint, position, self.config.seed)
         if self.scaler.is_enabled() and position.scaler:
             self.scaler.load_state_dict(position.scaler)
         self.epoch, self.step = position.epoch, position.step
@@ -189,13 +190,13 @@ class Trainer:
         self.images_in_epoch = steps_done * self.sampler.images_per_step
         if self.images_in_epoch // self.sampler.images_per_step >= self.sampler.steps_per_epoch:
             self.epoch, self.images_in_epoch = self.epoch + 1, 0
-        logger.info("going on from %s (epoch %d)", self.checkpoint, self.epoch)
+        logger.info("resuming from %s (epoch %d)", checkpoint, self.epoch)
 
     def train(self) -> None:
-        """Train to the end of the last epoch, writing checkpoints and `model.pt` on the way."""
+        """Train to the end of the last epoch, writing checkpoints and `model.pt` along the way."""
         config = self.config
         if self.epoch >= config.num_epoch:
-            logger.info("%s is trained to the end of epoch %d already", self.folder.path, config.num_epoch)
+            logger.info("%s is already trained to the end of epoch %d", self.folder.path, config.num_epoch)
             self._write_classifier()
             if self.ranks.is_first and not self.folder.holds_model(self.backbone):  # killed just before it was written
                 self.folder.write_model(self.backbone)
@@ -229,7 +230,7 @@ class Trainer:
                 if epoch_ends or self.step % config.checkpoint_steps == 0:
                     self._save(write_model=epoch_ends)
                 if self.validation is not None and self.validation.sets and (self.step % config.verbose == 0 or last):
-                    self._validate(metrics)
+                    self._validate(self.validation, metrics)
         if metrics is not None:
             metrics.close()
         logger.info("trained: %s", self.folder.path / "model.pt")
@@ -241,7 +242,7 @@ class Trainer:
             "num_images": self.data.num_images,
             "num_classes": self.data.num_classes,
             "data_fingerprint": self.data.fingerprint,
-            "old_model_fingerprint": self.old_features.info.model_fingerprint if self.old_features else None,
+            "old_model_fingerprint": self.old_model.fingerprint if self.old_model else None,
             "world_size": self.ranks.world_size,
             "version": code_version(),
             "torch_version": torch.__version__,
@@ -249,7 +250,7 @@ class Trainer:
         return {**self.config, **derived}
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
-        """Micro-batches from the present position to the end of the training, from one set of workers."""
+        """Micro-batches from the present position to the end of the training, by one set of workers."""
 
         def rows() -> Iterator[np.ndarray]:
             first_step = self.images_in_epoch // self.sampler.images_per_step
@@ -258,7 +259,7 @@ class Trainer:
                     yield from step_rows.reshape(self.config.gradient_acc, self.config.batch_size)
                 first_step = 0
 
-        columns = {"old_embedding": self.old_features} if self.old_features else {}
+        columns = {"old_embedding": self.old_model.features} if self.old_model else {}
         on_gpu = self.ranks.device.type == "cuda"
         return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu, prefetch=4)
 
@@ -281,7 +282,7 @@ class Trainer:
         average_gradients(self.averaged)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), config.clip_norm or math.inf)
-        if not self.scaler.is_enabled():  # with fp16 an overflow here is met by a skipped step and a smaller scale
+        if not self.scaler.is_enabled():  # with fp16 an overflow here only skips the step and lowers the scale
             finite &= torch.isfinite(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -292,12 +293,13 @@ class Trainer:
         """The method's loss terms for one micro-batch from the loader."""
         moved = {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in loaded.items()}
         moved["image"] = self.transform(moved["image"])
-        batch = Batch(**moved, epoch=int(epoch), progress=epoch / self.config.num_epoch)
         half = self.autocast_type is not None
         with torch.autocast(self.ranks.device.type, self.autocast_type, enabled=half):
-            batch.embedding = self.model(batch.image)
-        batch.embedding = batch.embedding.float()
-        return self.method.loss(batch)
+            embedding = self.model(moved["image"])
+        if self.old_model is None:
+            moved["old_embedding"] = embedding.new_empty(len(embedding), 0)
+        progress = epoch / self.config.num_epoch
+        return self.method.loss(Batch(**moved, epoch=int(epoch), progress=progress, embedding=embedding.float()))
 
     def _require_finite(self) -> None:
         """`UserError` with the first step, on any rank, whose loss or gradient was not finite. Collective."""
@@ -307,7 +309,7 @@ class Trainer:
         good = latest_checkpoint(self.folder.checkpoints)
         raise UserError(
             f"the loss or its gradient is not finite at step {bad} of {self.folder.path}; the last good "
-            f"checkpoint is {good or 'none'}: lower lr or margin_scale, or set precision=fp32, and run again to go on"
+            f"checkpoint is {good or 'none'}: lower lr or margin_scale, or set precision=fp32, and run again to resume"
         )
 
     def _log(self, metrics: MetricsLog | None, bar: Progress) -> None:
@@ -332,7 +334,7 @@ class Trainer:
         self.window = StepWindow(self.ranks)
 
     def _save(self, write_model: bool) -> None:
-        """A checkpoint, and `model.pt` if asked for; never of weights that a bad step has ruined. Collective."""
+        """Write a checkpoint, and `model.pt` if asked for, unless a step was not finite. Collective."""
         self._require_finite()
         for module in (self.backbone, self.method):
             share_buffers(module)
@@ -351,15 +353,14 @@ class Trainer:
                 self.folder.write_model(self.backbone)
 
     def _write_classifier(self) -> None:
-        """`classifier.pt`, of a method that has a head. Collective."""
-        head = getattr(self.method, "head", None)
-        tensors = None if head is None else head.whole()
+        """Write `classifier.pt`, on the first rank. Collective."""
+        tensors = self.method.classifier.whole()
         if tensors is not None:
             self.folder.write_classifier(tensors)
 
-    def _validate(self, metrics: MetricsLog | None) -> None:
+    def _validate(self, validation: Validation, metrics: MetricsLog | None) -> None:
         share_buffers(self.backbone)
-        accuracies = self.validation.accuracies(self.backbone)
+        accuracies = validation.accuracies(self.backbone)
         for name, accuracy in accuracies.items():
             logger.info("step %d: %s accuracy %.4f", self.step, name, accuracy)
         if metrics is not None:

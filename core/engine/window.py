@@ -1,4 +1,4 @@
-"""What happened since the last log line: mean loss terms, speed, and the first step that went wrong."""
+"""Statistics since the last log line: mean loss terms, speed, and the first step that was not finite."""
 
 import time
 
@@ -13,7 +13,7 @@ NONE = torch.iinfo(torch.int64).max
 
 
 class StepWindow:
-    """Sums of logged values over steps, kept on the device so that no step waits for them."""
+    """Sums of the logged values over steps, kept on the device so that no step has to synchronise."""
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
@@ -23,7 +23,7 @@ class StepWindow:
         self.bad_step = torch.full((), NONE, device=ranks.device)
 
     def add(self, step: int, values: dict[str, Tensor], finite: Tensor) -> None:
-        """Add the values of a step; `finite`, a bool scalar, tells whether its loss and gradient were."""
+        """Add the values of a step; `finite`, a bool scalar, is true if its loss and gradient are."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.num_steps += 1
@@ -42,5 +42,5 @@ class StepWindow:
         return dict(zip(self.sums, means.tolist()))
 
     def images_per_second(self, images_per_step: int) -> float:
-        """Speed over the window, all ranks together."""
+        """Speed over the window, of all ranks together."""
         return self.num_steps * images_per_step / (time.monotonic() - self.started)

@@ -37,10 +37,13 @@ class FrozenClassifier(PartialFC):
         self.requires_grad_(False)
         self.replace(weight, bias)
 
+    def _initialize(self) -> None:
+        """Draw nothing: the weights are given."""
+
     @torch.no_grad()
     def replace(self, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
         """Take this rank's rows of other weights (C, D) and, if there is a bias, of another bias (C,)."""
         rows = slice(self.class_start, self.class_start + self.num_local)
         self.weight.copy_(torch.from_numpy(np.array(weight[rows])))
-        if self.bias is not None:
+        if self.bias is not None and bias is not None:
             self.bias.copy_(torch.from_numpy(np.array(bias[rows])))

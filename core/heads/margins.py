@@ -24,12 +24,13 @@ MIN_SINE_SQUARED = 1e-12
 """The squared sine is held at this, with derivative 0. In float32 only cosines of 1 and beyond come below it."""
 
 
+@dataclass(frozen=True)
 class Margin:
-    """What the margins share. A subclass has `s`, `normalized` and `target_logits`."""
+    """What the margins share; a subclass has its `normalized` and `target_logits`."""
 
-    s: float
+    s: float = 1.0
     """Scale of the logits."""
-    normalized: bool
+    normalized: ClassVar[bool]
     """True: the margin works on cosines (embeddings and class weights of length 1); False: on plain inner products."""
 
     def target_logits(self, cosines: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,6 @@ class CosFace(Margin):
 class Softmax(Margin):
     """No margin, no scale, no normalisation: the logits are the inner products as they are."""
 
-    s: ClassVar[float] = 1.0
     normalized: ClassVar[bool] = False
 
     def target_logits(self, cosines: torch.Tensor) -> torch.Tensor:

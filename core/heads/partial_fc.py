@@ -16,7 +16,15 @@ from torch.nn.functional import normalize
 
 from core.errors import UserError
 from core.heads.margins import Margin
-from core.parallel.collectives import all_gather_rows, all_reduce_, broadcast_object, rank, row_counts, world_size
+from core.parallel.collectives import (
+    all_gather_rows,
+    all_reduce_,
+    broadcast_object,
+    rank,
+    row_counts,
+    sum_over_ranks,
+    world_size,
+)
 
 __all__ = ["PartialFC"]
 
@@ -48,7 +56,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
             inverse_norms = torch.linalg.vector_norm(weight, dim=1).clamp_(min=MIN_NORM).reciprocal_()
             logits *= margin.s * inverse_norms
 
-        held, columns = targets >= 0, targets.clamp(min=0).unsqueeze(1)
+        held, columns, slopes = targets >= 0, targets.clamp(min=0).unsqueeze(1), None
         if weight.shape[0] > 0:
             own = logits.gather(1, columns).squeeze(1)
             with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, with_gradient)
@@ -67,7 +75,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
         if with_gradient:
             logits *= torch.where(valid, 1.0 / (num_valid * sums), 0.0).unsqueeze(1)
-            if weight.shape[0] > 0:
+            if slopes is not None:
                 own = logits.gather(1, columns).squeeze(1)
                 own = torch.where(held, (own - 1.0 / num_valid) * slopes / margin.s, own)
                 logits.scatter_(1, columns, own.unsqueeze(1))
@@ -77,7 +85,8 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, loss_gradient):
+    def backward(ctx, *gradients):  # pyrefly: ignore[bad-override]  (once_differentiable hides the signature)
+        (loss_gradient,) = gradients
         gradient, embeddings, weight, inverse_norms = ctx.saved_tensors
         of_embeddings = of_weight = of_bias = None
         with torch.autocast(loss_gradient.device.type, enabled=False):
@@ -213,6 +222,20 @@ class PartialFC(nn.Module):
                 embeddings, weight, bias, targets, labels >= 0, self.margin, self.group, torch.is_grad_enabled()
             )
 
+    def weights_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """The class weights `(B, D)` of this rank's `labels` `(B,)`, whichever rank holds them; 0 for a label of -1.
+
+        B may differ between ranks. The gradient of `weight` is that of the mean of the ranks' losses, as in `forward`.
+        Forward 2 gathers (batch sizes, labels) and 1 all-reduce of the rows of all ranks, backward 1 all-reduce.
+        """
+        counts = row_counts(len(labels), labels.device, self.group)
+        columns = all_gather_rows(labels, self.group, counts=counts) - self.class_start
+        held = (columns >= 0) & (columns < self.num_local)
+        # An empty shard gets a row, so that its rank takes part in the backward pass too.
+        weight = self.weight if self.num_local else nn.functional.pad(self.weight, (0, 0, 0, 1))
+        rows = torch.where(held[:, None], weight[torch.where(held, columns, 0)], 0)
+        return sum_over_ranks(rows, self.group).split(counts)[rank(self.group)]
+
     def extra_repr(self) -> str:
         """What `print` shows of the head."""
         return (
@@ -252,11 +275,12 @@ class PartialFC(nn.Module):
         for name, shard in self.named_parameters(recurse=False):
             rows = torch.zeros(math.ceil(self.num_classes / size), *shard.shape[1:])
             rows[: self.num_local] = shard
-            blocks = [rows]
+            blocks = [torch.empty_like(rows) for _ in range(size)] if is_first else None
             if size > 1:
-                blocks = [torch.empty_like(rows) for _ in range(size)] if is_first else None
                 dist.gather(rows, blocks, group=self.group, group_dst=0)
-            if is_first:
+            else:
+                blocks = [rows]
+            if blocks is not None:
                 tensors[name] = torch.cat(blocks)[: self.num_classes].clone()
         return tensors if is_first else None
 

@@ -1,1 +1,1 @@
-"""The ranks of a run and what they exchange."""
+"""The ranks of a run and the collectives between them."""

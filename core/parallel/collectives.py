@@ -1,8 +1,12 @@
 """Collectives over a process group that is given, the default one (`None`), or not there at all (one process).
 
-Without an initialised process group every function here is that of a world of size 1. The tensors may lie on the CPU
-(gloo) or on CUDA (nccl). All ranks of a group must make the same calls in the same order, backward passes included: a
-tensor gathered with gradient must need its gradient on every rank or on none.
+Without an initialised process group every function behaves as on a single rank. Tensors may be on the CPU (gloo) or on
+CUDA (nccl). All ranks of a group must make the same calls in the same order, backward passes included: a tensor that is
+exchanged with its gradient must require it on every rank or on none.
+
+What a training minimises is the mean of the ranks' losses. The gradients of replicated parameters are averaged over the
+ranks after the backward pass, those of sharded parameters are not: a loss that reads a shard exchanges it by
+`sum_over_ranks`, whose gradient is that of the mean already.
 """
 
 from typing import Any
@@ -10,34 +14,44 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["all_gather_rows", "all_reduce_", "barrier", "broadcast_object", "rank", "row_counts", "world_size"]
+__all__ = [
+    "all_gather_rows",
+    "all_reduce_",
+    "barrier",
+    "broadcast_object",
+    "mean_over_ranks",
+    "rank",
+    "row_counts",
+    "sum_over_ranks",
+    "world_size",
+]
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
-    """Number of ranks in the group; 1 without a process group."""
+    """The number of ranks in the group; 1 without a process group."""
     return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
 def rank(group: dist.ProcessGroup | None = None) -> int:
-    """This process's rank in the group; 0 without a process group."""
+    """The rank of this process in the group; 0 without a process group."""
     return dist.get_rank(group) if dist.is_initialized() else 0
 
 
 def all_reduce_(tensor: torch.Tensor, op: str = "sum", group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """Replace `tensor` by its sum, or `op="max"` or `"min"`, over the ranks, and return it. No gradient."""
+    """Replace `tensor` by its sum (or `op="max"`, `"min"`) over the ranks, and return it. No gradient."""
     if world_size(group) > 1:
         dist.all_reduce(tensor, getattr(dist.ReduceOp, op.upper()), group)
     return tensor
 
 
 def barrier(group: dist.ProcessGroup | None = None) -> None:
-    """Wait until every rank has come here."""
+    """Wait until all ranks have reached this call."""
     if world_size(group) > 1:
         dist.barrier(group)
 
 
 def broadcast_object(value: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """The group's first rank's `value`, any picklable object, on every rank."""
+    """The first rank's `value`, any picklable object, on every rank."""
     if world_size(group) == 1:
         return value
     values = [value]
@@ -46,10 +60,10 @@ def broadcast_object(value: Any, group: dist.ProcessGroup | None = None) -> Any:
 
 
 def row_counts(num_rows: int, device: torch.device, group: dist.ProcessGroup | None = None) -> list[int]:
-    """`num_rows` of every rank, in rank order.
+    """The `num_rows` of every rank, in rank order.
 
-    Where the group has a CPU backend too (`init_process_group("cpu:gloo,cuda:nccl")`, which is also what leaving the
-    backend out gives), the numbers go that way and CUDA is not waited for; over nccl alone this is a device sync.
+    If the group also has a CPU backend (`init_process_group("cpu:gloo,cuda:nccl")`, or no backend named at all), the
+    numbers are exchanged there and the host does not wait for CUDA; with nccl alone this synchronises the device.
     """
     size = world_size(group)
     if size == 1:
@@ -64,18 +78,40 @@ def row_counts(num_rows: int, device: torch.device, group: dist.ProcessGroup | N
 def all_gather_rows(
     tensor: torch.Tensor, group: dist.ProcessGroup | None = None, *, counts: list[int] | None = None
 ) -> torch.Tensor:
-    """The rows of all ranks in rank order: `(B_rank, ...)` gives `(sum of B_rank, ...)`. The ranks' B may differ.
+    """The rows of all ranks in rank order: `(B_rank, ...)` gives `(sum of B_rank, ...)`. B may differ between ranks.
 
-    The gradient is that of the sum of the ranks' losses: gradients are summed over the ranks and each rank gets its own
-    rows (one reduce-scatter). Integer tensors and detached ones, such as labels and queued features, are gathered
-    without gradient and have no backward pass. `counts` is `row_counts`' answer where the caller has it already.
-    Where B differs, rows are padded to the largest B on the way.
+    The gradient is that of the sum of the ranks' losses: gradients are summed over the ranks and each rank gets those
+    of its own rows (one reduce-scatter). Integer and detached tensors, such as labels and queued features, are gathered
+    without a gradient and have no backward pass. `counts` is the result of `row_counts`, if the caller already has it.
+    If B differs, rows are padded to the largest B for the exchange.
     """
     if world_size(group) == 1:
         return tensor
     if counts is None:
         counts = row_counts(len(tensor), tensor.device, group)
     return _GatherRows.apply(tensor, counts, group)
+
+
+def sum_over_ranks(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """The sum of the ranks' tensors, all of one shape, on every rank. One all-reduce forward and one backward.
+
+    The gradient is that of the mean of the ranks' losses: exact for a sharded parameter, whose gradient is not averaged
+    over the ranks afterwards.
+    """
+    return tensor if world_size(group) == 1 else _SumOverRanks.apply(tensor, group)
+
+
+def mean_over_ranks(
+    values: torch.Tensor, selected: torch.Tensor, group: dist.ProcessGroup | None = None
+) -> torch.Tensor:
+    """This rank's share `()` of the mean of all ranks' `values` `(B,)` that are `selected` `(B,)`; B may differ.
+
+    The average of the shares over the ranks is that mean, in value and in gradient, however the selected samples are
+    distributed. 0 if no rank has any. One all-reduce of a number.
+    """
+    total = torch.where(selected, values, 0).sum()
+    count = all_reduce_(selected.sum(dtype=values.dtype), group=group)
+    return total * world_size(group) / count.clamp(min=1)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -91,7 +127,8 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([block[:count] for block, count in zip(blocks.split(largest), counts)])
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = gradients
         largest = max(ctx.counts)
         own = gradient.new_empty(largest, *gradient.shape[1:])
         if largest > 0:
@@ -99,6 +136,18 @@ class _GatherRows(torch.autograd.Function):
                 gradient = torch.cat([_padded(block, largest) for block in gradient.split(ctx.counts)])
             dist.reduce_scatter_tensor(own, gradient.contiguous(), group=ctx.group)
         return own[: ctx.counts[rank(ctx.group)]], None, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+        ctx.group = group
+        return all_reduce_(tensor.clone(memory_format=torch.contiguous_format), group=group)
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        return all_reduce_((gradient / world_size(ctx.group)).contiguous(), group=ctx.group), None
 
 
 def _padded(tensor: torch.Tensor, num_rows: int) -> torch.Tensor:

@@ -30,10 +30,10 @@ class Ranks:
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[Ranks]:
-    """Join the process group that torchrun describes in the environment, or make one of this process alone.
+    """Join the process group that torchrun describes in the environment, or make one for this process alone.
 
-    `device`: "auto", "cuda" or "cpu". On CUDA each local rank takes its own GPU, with nccl for device tensors and gloo
-    for host tensors; on the CPU gloo serves all. The group is taken down at the end unless an exception passes through.
+    `device`: "auto", "cuda" or "cpu". On CUDA each local rank uses its own GPU, with nccl for device tensors and gloo
+    for host tensors; on the CPU gloo is used for all. The group is destroyed at the end, unless an exception is raised.
     """
     if device not in ("auto", "cuda", "cpu"):
         raise UserError(f"unknown device {device!r}: choose 'auto', 'cuda' or 'cpu'")
@@ -67,23 +67,24 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace the gradients of replicated parameters by their mean over the ranks; a missing one counts as zero.
 
-    What DDP does for a backbone, for the few small parameters beside it: one all-reduce. Collective.
+    For the few small parameters beside the backbone: one all-reduce. Collective. Not by DDP, which lays its buckets out
+    anew after its first backward pass. On three or more ranks the order of additions depends on the buckets, so a
+    resumed run would differ from an uninterrupted one in the last bits. For the backbone the trainer settles the
+    buckets with a pass of zeros beforehand; a method's loss has side effects and no such pass.
     """
     if not parameters or distributed.get_world_size() == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters]) / distributed.get_world_size()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients]) / distributed.get_world_size()
     distributed.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
-        parameter.grad.copy_(part.view_as(parameter))
+        parameter.grad = part.view_as(parameter)
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every rank the first one's batch statistics, as DDP does before its next forward pass. Collective.
+    """Give every rank the batch statistics of the first one, as DDP does before its next forward pass. Collective.
 
-    Only of the buffers that a checkpoint keeps: the others are tables that are the same everywhere already.
+    Only buffers that checkpoints keep: the others are tables that are the same on all ranks.
     """
     kept = module.state_dict(keep_vars=True)
     for name, buffer in module.named_buffers():

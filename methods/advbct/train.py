@@ -28,12 +28,9 @@ from torch.nn.functional import log_softmax, normalize
 
 from core.embeddings.class_radii import NO_RADIUS, prepare_class_radii
 from core.engine.method import Batch, Method, Run
-from core.engine.old_classifier import num_old_classes
 from core.errors import UserError, run_program
-from core.files import resolve
 from core.heads import build_head
-from core.parallel.collectives import all_gather_rows
-from core.parallel.losses import mean_of_selected, scale_gradient
+from core.parallel.collectives import all_gather_rows, mean_over_ranks
 from core.program import train_program
 
 
@@ -44,7 +41,22 @@ def point_to_set_loss(new: Tensor, centres: Tensor, radii: Tensor, known: Tensor
     the mean over the samples of all ranks.
     """
     beyond = vector_norm(new - centres, dim=1) - radii
-    return mean_of_selected(beyond, known & (beyond > 0))
+    return mean_over_ranks(beyond, known & (beyond > 0))
+
+
+class ReverseGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by -`strength` on the way back."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, strength: float) -> Tensor:
+        """`tensor` as it is."""
+        ctx.strength = strength
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient of `tensor`, reversed."""
+        return gradients[0] * -ctx.strength, None
 
 
 def adversarial_loss(discriminator: nn.Module, new: Tensor, old: Tensor, reversal: float) -> Tensor:
@@ -53,7 +65,7 @@ def adversarial_loss(discriminator: nn.Module, new: Tensor, old: Tensor, reversa
     The gradient of `new` is multiplied by -`reversal`. The two kinds pass one after the other, each normalised by its
     own batch statistics.
     """
-    new, old = all_gather_rows(torch.cat([scale_gradient(new, -reversal), old], dim=1)).chunk(2, dim=1)
+    new, old = all_gather_rows(torch.cat([ReverseGradient.apply(new, reversal), old], dim=1)).chunk(2, dim=1)
     of_new, of_old = log_softmax(discriminator(new), 1), log_softmax(discriminator(old), 1)
     return -of_new[:, 0].mean() - of_old[:, 1].mean()
 
@@ -64,7 +76,12 @@ def reversal_strength(progress: float) -> float:
 
 
 class AdvBCT(Method):
-    """Holds the head, the discriminator, and by class the old centre, the old radius and the learned w_c."""
+    """Holds the classifier, the discriminator, and by class the old centre, the old radius and the learned w_c."""
+
+    centre: Tensor
+    """(C, D)."""
+    radius: Tensor
+    """(C,), below 0 for a class without one."""
 
     def setup(self, run: Run) -> None:
         """Make the head and the discriminator; compute the old centres and radii, or find them beside the store."""
@@ -76,13 +93,13 @@ class AdvBCT(Method):
             )
         self.threshold, self.num_epoch = config.threshold, config.num_epoch
         self.p2s_weight, self.adv_weight = config.p2s_weight, config.adv_weight
-        self.head = build_head(config, run.data.num_classes)
+        self.classifier = build_head(config, run.data.num_classes)
         self.discriminator = nn.Sequential(
             nn.Linear(config.embedding_size, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
         )
-        means, radii = prepare_class_radii(run.old_features, "distance", run.ranks)
+        means, radii = prepare_class_radii(run.old_model.features, "distance", run.ranks)
         if config.old_classes_only:
-            radii[num_old_classes(resolve(config.old_model)) :] = NO_RADIUS
+            radii[run.old_model.num_classes :] = NO_RADIUS
         self.elastic = nn.Parameter(torch.empty(len(radii)).uniform_(-1, 1))
         self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)
         self.register_buffer("radius", torch.from_numpy(radii), persistent=False)
@@ -97,7 +114,7 @@ class AdvBCT(Method):
         adv = adversarial_loss(self.discriminator, new, old, reversal_strength(batch.progress))
         decay = (self.num_epoch - batch.epoch + 1) / self.num_epoch
         return {
-            "cls": self.head(batch.embedding, label),
+            "cls": self.classifier(batch.embedding, label),
             "p2s": self.p2s_weight * p2s,
             "adv": self.adv_weight * decay * adv,
         }

@@ -26,9 +26,7 @@ from torch import Tensor
 
 from core.embeddings.statistics import prepare_class_means
 from core.engine.method import Batch, Method, Run
-from core.engine.old_classifier import load_old_classifier, share_classified_right
 from core.errors import UserError, run_program
-from core.files import resolve
 from core.heads import build_head
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import CosFace
@@ -38,12 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 class BCT(Method):
-    """Holds the new head, the frozen old classifier, and which of its classes is which of the data's."""
+    """Holds the new and the frozen old classifier, and the old number of each class of the data."""
+
+    old_class: Tensor
+    """int64 (C,): the class of the data among those of the old classifier, or -1."""
 
     def setup(self, run: Run) -> None:
         """Make the head, and the old classifier: from the means of the old features, or the old run's own."""
         config = run.config
-        self.head = build_head(config, run.data.num_classes)
+        self.classifier = build_head(config, run.data.num_classes)
         if config.old_classifier == "own":
             old_class = self._take_own(run)
         elif config.old_classifier == "means":
@@ -56,16 +57,15 @@ class BCT(Method):
         """One class for each class of the data that has old features. Returns its number, -1 without: (C,)."""
         if run.config.compat_scale <= 0:
             raise UserError(f"compat_scale must be above 0, got {run.config.compat_scale}: the release has 1")
-        means = prepare_class_means(run.old_features, run.ranks, normalized=False)
-        known = np.bincount(run.old_features.labels(), minlength=len(means)) > 0
+        means = prepare_class_means(run.old_model.features, run.ranks, normalized=False)
+        known = np.bincount(run.old_model.features.labels(), minlength=len(means)) > 0
         margin = CosFace(run.config.compat_scale, 0.0)
         self.old_classifier = FrozenClassifier(margin, means if known.all() else means[known])
         return np.where(known, known.cumsum() - 1, -1)
 
     def _take_own(self, run: Run) -> np.ndarray:
         """The old run's classifier, whose classes are the first of the data's. Returns each class's number or -1."""
-        folder = resolve(run.config.old_model)
-        self.old_classifier = load_old_classifier(folder, run.config.embedding_size)
+        self.old_classifier = run.old_model.classifier
         num_old, num_classes = self.old_classifier.num_classes, run.data.num_classes
         if num_old > num_classes:
             raise UserError(
@@ -73,14 +73,14 @@ class BCT(Method):
                 "old_classifier=own the data's first classes must be the old ones (an extended setting)"
             )
         if run.ranks.is_first:
-            right = 100 * share_classified_right(folder, run.old_features)
-            logger.info("the old classifier is right on %.1f %% of old embeddings (0: other labels)", right)
+            accuracy = 100 * run.old_model.classifier_accuracy()
+            logger.info("accuracy of the old classifier on old embeddings: %.1f %% (0: other labels)", accuracy)
         return np.where(np.arange(num_classes) < num_old, np.arange(num_classes), -1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the new head's loss; `bct`: the old classifier's loss, without samples of classes it does not know."""
         return {
-            "cls": self.head(batch.embedding, batch.label),
+            "cls": self.classifier(batch.embedding, batch.label),
             "bct": self.old_classifier(batch.embedding, self.old_class[batch.label]),
         }
 

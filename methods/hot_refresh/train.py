@@ -49,7 +49,7 @@ class HotRefresh(Method):
             )
         self.temperature, self.hardest = config.temperature, config.hardest_negatives
         self.new_to_new = config.new_to_new
-        self.head = build_head(config, run.data.num_classes)
+        self.classifier = build_head(config, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the head's; `compatible`: the contrast with old and, unless it is left out, new embeddings."""
@@ -60,7 +60,7 @@ class HotRefresh(Method):
             blocks.append(negatives(new, all_gather_rows(new.detach()), same_class, self.hardest))
         positive = torch.linalg.vecdot(new, old)
         return {
-            "cls": self.head(batch.embedding, batch.label),
+            "cls": self.classifier(batch.embedding, batch.label),
             "compatible": compatible_contrast(positive, blocks, self.temperature),
         }
 

@@ -38,12 +38,12 @@ class L2(Method):
                 f"{config.threshold}: set both, as loss_weight=(1,10) threshold=0.2"
             )
         self.weights, self.threshold = config.loss_weight, config.threshold
-        self.head = build_head(config, run.data.num_classes)
+        self.classifier = build_head(config, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the head's; `l2`: the distance to the old embeddings; both with their weights."""
         return {
-            "cls": self.weights[0] * self.head(batch.embedding, batch.label),
+            "cls": self.weights[0] * self.classifier(batch.embedding, batch.label),
             "l2": self.weights[1] * distance_beyond(batch.embedding, batch.old_embedding, self.threshold),
         }
 

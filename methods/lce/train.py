@@ -23,12 +23,9 @@ from torch.nn.functional import normalize
 
 from core.embeddings.class_radii import NO_RADIUS, prepare_class_radii
 from core.engine.method import Batch, Method, Run
-from core.engine.old_classifier import num_old_classes
 from core.errors import UserError, run_program
-from core.files import resolve
 from core.heads import build_head
-from core.parallel.collectives import all_gather_rows, rank, world_size
-from core.parallel.losses import mean_of_selected, scale_gradient
+from core.parallel.collectives import all_gather_rows, mean_over_ranks, rank, world_size
 from core.program import train_program
 
 
@@ -42,21 +39,20 @@ def boundary_loss(new: Tensor, centres: Tensor, boundaries: Tensor, known: Tenso
 
     This rank's share: its average over the ranks is the mean over the samples of all ranks.
     """
-    return mean_of_selected((angle(centres, new) - boundaries).relu(), known)
+    return mean_over_ranks((angle(centres, new) - boundaries).relu(), known)
 
 
-def alignment_loss(weight: Tensor, columns: Tensor, centres: Tensor, known: Tensor) -> Tensor:
-    """One minus the mean cosine of the `known` (N,) samples' centres (N, D), of unit length, and class weights.
+def alignment_loss(weights: Tensor, centres: Tensor, known: Tensor) -> Tensor:
+    """Mean of one minus the cosine of the samples' class `weights` (B, D) and unit `centres` (B, D), if `known` (B,).
 
-    N counts the samples of all ranks; `weight` (C, D) are this rank's rows, and sample i has row `columns[i]` if that
-    is in 0 ... C - 1. The average over the ranks is the mean over all; the gradient of `weight` is exact, as a shard's
-    must be, and that of the centres the one whose average over the ranks is exact.
+    This rank's share, as above.
     """
-    held = known & (columns >= 0) & (columns < len(weight))
-    rows = weight[torch.where(held, columns, 0)] if len(weight) else torch.zeros_like(centres)
-    cosines = vecdot(normalize(rows), scale_gradient(centres, world_size()))
-    share = torch.where(held, 1 - cosines, 0).sum() / known.sum().clamp(min=1)
-    return scale_gradient(world_size() * share, 1 / world_size())
+    return mean_over_ranks(1 - vecdot(normalize(weights), centres), known)
+
+
+def own_rows(gathered: Tensor) -> Tensor:
+    """The rows (B, ...) of this rank's samples among those of all ranks."""
+    return gathered.chunk(world_size())[rank()]
 
 
 class ResidualBlock(nn.Sequential):
@@ -66,13 +62,18 @@ class ResidualBlock(nn.Sequential):
         layers = [(size, width), (width, width), (width, size)]
         super().__init__(*[m for i, o in layers for m in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The input and what the layers make of it, added."""
-        return x + super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """The input plus the output of the layers."""
+        return input + super().forward(input)
 
 
 class LCE(Method):
-    """Holds the head, the old centres and boundaries by class, and the transformation of the old space."""
+    """Holds the classifier, the old centres and boundaries by class, and the transformation of the old space."""
+
+    centre: Tensor
+    """(C, D)."""
+    boundary: Tensor
+    """(C,), below 0 for a class without one."""
 
     def setup(self, run: Run) -> None:
         """Make the head; compute the old centres and boundaries, or find them beside the store."""
@@ -83,26 +84,26 @@ class LCE(Method):
                 f"{config.transform_blocks}, {config.boundary_weight} and {config.align_weight}"
             )
         self.boundary_weight, self.align_weight = config.boundary_weight, config.align_weight
-        self.head = build_head(config, run.data.num_classes)
+        self.classifier = build_head(config, run.data.num_classes)
         self.transformation = nn.Sequential(
             *[ResidualBlock(config.embedding_size) for _ in range(config.transform_blocks)]
         )
-        means, radii = prepare_class_radii(run.old_features, "angle", run.ranks)
+        means, radii = prepare_class_radii(run.old_model.features, "angle", run.ranks)
         if config.old_classes_only:
-            radii[num_old_classes(resolve(config.old_model)) :] = NO_RADIUS
+            radii[run.old_model.num_classes :] = NO_RADIUS
         self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)
         self.register_buffer("boundary", torch.from_numpy(radii), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the head's; `boundary`: beyond the old boundaries; `align`: of class weights; all weighed."""
-        labels = all_gather_rows(batch.label)
-        centres = normalize(self.transformation(self.centre[labels]))
-        own = centres.chunk(world_size())[rank()]
-        boundaries, columns = self.boundary[batch.label], labels - self.head.class_start
-        boundary = boundary_loss(normalize(batch.embedding), own, boundaries, boundaries >= 0)
-        align = alignment_loss(self.head.weight, columns, centres, self.boundary[labels] >= 0)
+        # The batch statistics of the transformation are those of the batch of all ranks.
+        centres = normalize(self.transformation(self.centre[all_gather_rows(batch.label)]))
+        boundaries = self.boundary[batch.label]
+        known = boundaries >= 0
+        boundary = boundary_loss(normalize(batch.embedding), own_rows(centres), boundaries, known)
+        align = alignment_loss(self.classifier.weights_of(batch.label), own_rows(centres), known)
         return {
-            "cls": self.head(batch.embedding, batch.label),
+            "cls": self.classifier(batch.embedding, batch.label),
             "boundary": self.boundary_weight * boundary,
             "align": self.align_weight * align,
         }

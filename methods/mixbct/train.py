@@ -36,7 +36,10 @@ def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:
 
 
 class MixBCT(Method):
-    """Holds the head and, for every training image, whether its old embedding is credible."""
+    """Holds the classifier and, for every training image, whether its old embedding is credible."""
+
+    credible: Tensor
+    """bool (N,)."""
 
     def setup(self, run: Run) -> None:
         """Make the head; compute the credible rows of the old features, or find them beside the store."""
@@ -47,14 +50,14 @@ class MixBCT(Method):
                 f"{config.credible_rate}: set both as shares"
             )
         self.ratio = config.mix_ratio
-        self.head = build_head(config, run.data.num_classes)
-        mask = prepare_credible_mask(run.old_features, config.credible_rate, config.scale_dimensions, run.ranks)
+        self.classifier = build_head(config, run.data.num_classes)
+        mask = prepare_credible_mask(run.old_model.features, config.credible_rate, config.scale_dimensions, run.ranks)
         self.register_buffer("credible", torch.from_numpy(np.array(mask)), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the head's loss on the mixed batch."""
         mixed = mix(batch.embedding, batch.old_embedding, self.credible[batch.row], self.ratio)
-        return {"cls": self.head(mixed, batch.label)}
+        return {"cls": self.classifier(mixed, batch.label)}
 
 
 def main() -> None:

@@ -16,19 +16,38 @@ is all that is needed: no Q x C queue of logits, and none of them stale.
     python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from core.embeddings.credibility import prepare_entropy_credible_mask
+from core.embeddings.credibility import prepare_mask_by_distances
 from core.embeddings.queue import EmbeddingQueue
 from core.engine.method import Batch, Method, Run
 from core.errors import UserError, run_program
 from core.heads import build_head
-from core.parallel.collectives import all_gather_rows, world_size
-from core.parallel.losses import scale_gradient
+from core.parallel.collectives import sum_over_ranks
 from core.program import train_program
+
+MIN_SPREAD = 1e-10
+"""Added to the variance of every class, as in the released tool: that of a class of one image is 0."""
+
+
+def spread_entropy(distances: Tensor, spreads: Tensor) -> Tensor:
+    """Entropy (n,), in nats, of p_k proportional to exp(-d_k / sigma_k): `distances` (n, C), `spreads` (C,)."""
+    log_p = torch.log_softmax(-distances / spreads, dim=1)
+    return -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(1)
+
+
+def highly_credible(distances: Tensor, variances: Tensor) -> Tensor:
+    """True (n,) if the entropy over the C classes is at most ln(C) / 2, half of what it can be.
+
+    `distances` (n, C) of old embeddings to the class centres, `variances` (C,) of the classes' own distances.
+    """
+    spreads = (variances + MIN_SPREAD).to(distances.dtype)
+    return spread_entropy(distances, spreads) <= math.log(distances.shape[1]) / 2
 
 
 def neighbour_weights(old: Tensor, label: Tensor, queue: Tensor, queue_label: Tensor) -> Tensor:
@@ -53,16 +72,18 @@ def soft_contrast(similarity: Tensor, weights: Tensor, queue_label: Tensor, temp
 def logit_products(weight: Tensor) -> Tensor:
     """W^T W^ (D, D) of the class weights of all ranks, of which `weight` (C, D) are this rank's.
 
-    The left factor, which makes the new logits, has its gradient; the right one, which makes the old logits, is part of
-    the queue and has none. The gradient is that of the mean of the ranks' losses. One gather of (D, D) a rank.
+    The left factor makes the new logits and has a gradient; the right one makes the old logits, which belong to the
+    queue, and has none. One all-reduce of (D, D).
     """
     weight = normalize(weight)
-    gathered = all_gather_rows(weight.T @ weight.detach()).unflatten(0, (world_size(), -1)).sum(0)
-    return scale_gradient(gathered, 1 / world_size())
+    return sum_over_ranks(weight.T @ weight.detach())
 
 
 class NCCL(Method):
-    """Holds the head, the queue of old embeddings and, if asked for, which old embeddings are highly credible."""
+    """Holds the classifier, the queue of old embeddings and, if asked for, which of them are highly credible."""
+
+    credible: Tensor | None
+    """bool (N,) for all training images; None: all are used."""
 
     def setup(self, run: Run) -> None:
         """Make head and queue; find the credible rows of the old features if only those are to be used."""
@@ -73,11 +94,13 @@ class NCCL(Method):
         if config.temperature <= 0:
             raise UserError(f"temperature must be above 0, got {config.temperature}")
         self.temperature, self.alpha, self.beta = config.temperature, config.alpha, config.beta
-        self.head = build_head(config, run.data.num_classes)
+        self.classifier = build_head(config, run.data.num_classes)
         self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
         mask = None
         if config.credible_only:
-            mask = torch.from_numpy(np.array(prepare_entropy_credible_mask(run.old_features, run.ranks)))
+            store = run.old_model.features
+            rows = prepare_mask_by_distances(store, highly_credible, "credible_entropy", run.ranks)
+            mask = torch.from_numpy(np.array(rows))
         self.register_buffer("credible", mask, persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -89,9 +112,9 @@ class NCCL(Method):
         queue, queue_label = self.queue.embedding, self.queue.label
         weights = neighbour_weights(old, label, queue, queue_label)
         of_embeddings = soft_contrast(new @ queue.T, weights, queue_label, self.temperature)
-        of_logits = new @ logit_products(self.head.weight) @ queue.T
+        of_logits = new @ logit_products(self.classifier.weight) @ queue.T
         return {
-            "cls": self.head(batch.embedding, batch.label),
+            "cls": self.classifier(batch.embedding, batch.label),
             "embedding": self.alpha * of_embeddings,
             "logit": self.beta * soft_contrast(of_logits, weights, queue_label, self.temperature),
         }

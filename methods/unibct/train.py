@@ -18,6 +18,8 @@ of the normalised rows of O from the start. The prototypes' loss may have ArcFac
 """
 
 import logging
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,15 +29,36 @@ from core.embeddings.refinement import refined_prototypes
 from core.embeddings.statistics import prepare_class_means
 from core.engine.current_features import current_features
 from core.engine.method import Batch, Method, Run
-from core.engine.old_classifier import num_old_classes
 from core.errors import UserError, run_program
-from core.files import resolve
 from core.heads import build_head
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import ArcFace
 from core.program import train_program
 
 logger = logging.getLogger(__name__)
+EdgeSoftmax = Literal["columns", "rows"]
+
+
+def structural_weights(new: Tensor, propagation: float, temperature: float, edge_softmax: EdgeSoftmax) -> Tensor:
+    """The weights v (n, k) of the k images of n classes in their prototypes; `new` (n, k, D) need not be normalised.
+
+    The mean of the rows of A O is v^T O with (I - lambda E)^T v = (1 - lambda) / k: one linear solve a class.
+
+    `propagation` is lambda, `temperature` tau. `edge_softmax` says what of E sums to 1: its columns, as in the released
+    code, or its rows. With columns, 1^T E = 1^T and so 1^T A = 1^T: every image then has the weight 1 / k, whatever the
+    new features are. Each row of v sums to 1 either way. The only image of a class has no edge and the weight 1.
+    """
+    n, k, _ = new.shape
+    if k == 1:
+        return new.new_ones(n, 1)
+    edges = new @ new.mT
+    inverse_norms = edges.diagonal(dim1=1, dim2=2).clamp(min=1e-24).rsqrt()
+    edges *= inverse_norms[:, :, None] / temperature
+    edges *= inverse_norms[:, None, :]
+    edges.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    edges = torch.softmax(edges, dim=1 if edge_softmax == "columns" else 2)
+    system = torch.eye(k, dtype=new.dtype, device=new.device) - propagation * edges.mT
+    return torch.linalg.solve(system, new.new_full((n, k), (1 - propagation) / k))
 
 
 def require_settings(config) -> None:
@@ -57,25 +80,25 @@ def require_settings(config) -> None:
 
 
 class UniBCT(Method):
-    """Holds the head and the frozen prototypes, both sharded over the classes, and each class's place among the latter.
+    """Holds the classifier and the frozen prototypes, both sharded over the classes and kept in checkpoints."""
 
-    Checkpoints have head and prototypes.
-    """
+    position: Tensor
+    """int64 (C,): the class of the data among the prototypes, or -1."""
 
     def setup(self, run: Run) -> None:
         """Make head and prototypes: means, if none of the epochs will refine them, else without values until then."""
         config = run.config
         require_settings(config)
         self.run, self.refine_epochs = run, tuple(config.refine_epochs)
-        self.head = build_head(config, run.data.num_classes)
-        known = np.bincount(run.old_features.labels(), minlength=run.data.num_classes) > 0
+        self.classifier = build_head(config, run.data.num_classes)
+        known = np.bincount(run.old_model.features.labels(), minlength=run.data.num_classes) > 0
         if config.old_classes_only:
-            known[num_old_classes(resolve(config.old_model)) :] = False
+            known[run.old_model.num_classes :] = False
         self.classes = np.flatnonzero(known)
         if self.refine_epochs:
             prototypes = np.broadcast_to(np.float32(0), (len(self.classes), config.embedding_size))
         else:
-            prototypes = prepare_class_means(run.old_features, run.ranks)[self.classes]
+            prototypes = prepare_class_means(run.old_model.features, run.ranks)[self.classes]
         self.prototypes = FrozenClassifier(ArcFace(config.compat_scale, config.compat_margin), prototypes)
         position = torch.from_numpy(np.where(known, known.cumsum() - 1, -1))
         self.register_buffer("position", position, persistent=False)
@@ -86,15 +109,19 @@ class UniBCT(Method):
         if epoch not in self.refine_epochs:
             return
         config, first = self.run.config, self.prototypes.class_start
+        weights = partial(
+            structural_weights,
+            propagation=config.propagation,
+            temperature=config.temperature,
+            edge_softmax=config.edge_softmax,
+        )
         logger.info("epoch %d: refining the prototypes with the new model", epoch)
         with current_features(self.run, backbone) as new:
             refined = refined_prototypes(
                 new,
-                self.run.old_features,
+                self.run.old_model.features,
                 self.classes[first : first + self.prototypes.num_local],
-                config.propagation,
-                config.temperature,
-                config.edge_softmax,
+                weights,
                 self.run.device,
                 quiet=not self.run.ranks.is_first,
             )
@@ -102,7 +129,7 @@ class UniBCT(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the head's; `bct`, from the first refinement on: the classification against the prototypes."""
-        terms = {"cls": self.head(batch.embedding, batch.label)}
+        terms = {"cls": self.classifier(batch.embedding, batch.label)}
         if batch.epoch >= min(self.refine_epochs, default=0):
             terms["bct"] = self.prototypes(batch.embedding, self.position[batch.label])
         return terms

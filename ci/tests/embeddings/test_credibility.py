@@ -5,11 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from launching import load_program
 from test_statistics import write_store
 
 import core.embeddings.credibility as credibility
-from core.embeddings.credibility import entropy_credible_mask, prepare_entropy_credible_mask, spread_entropy
+from core.embeddings.credibility import mask_by_distances, prepare_mask_by_distances
+from core.files import ROOT
 from core.parallel.ranks import Ranks
+
+nccl = load_program(ROOT / "methods" / "nccl" / "train.py")
 
 
 def plain_mask(features, labels) -> list[bool]:
@@ -46,26 +50,27 @@ def test_mask_is_that_of_the_rule(wide_store, ranks, monkeypatch, elements):
     monkeypatch.setattr(credibility, "BLOCK_ELEMENTS", elements)
     expected = plain_mask(wide_store.features, wide_store.labels())
     assert 20 < sum(expected) < len(expected) - 20
-    assert entropy_credible_mask(wide_store, ranks).tolist() == expected
+    assert mask_by_distances(wide_store, nccl.highly_credible, ranks).tolist() == expected
 
 
 def test_entropy_of_even_and_of_certain_probabilities():
     distances = torch.tensor([[1.0, 1, 1, 1], [0, 1e9, 1e9, 1e9]])
-    entropies = spread_entropy(distances, torch.ones(4))
+    entropies = nccl.spread_entropy(distances, torch.ones(4))
     torch.testing.assert_close(entropies, torch.tensor([math.log(4), 0.0]))
 
 
 def test_class_of_one_image_is_credible(wide_store, ranks):
-    assert entropy_credible_mask(wide_store, ranks)[wide_store.labels() == 7].all()
+    assert mask_by_distances(wide_store, nccl.highly_credible, ranks)[wide_store.labels() == 7].all()
 
 
 def test_ranks_share_the_rows_out(wide_store, ranks):
-    shares = [entropy_credible_mask(wide_store, Ranks(rank, 3, ranks.device)) for rank in range(3)]
-    assert np.array_equal(np.concatenate(shares), entropy_credible_mask(wide_store, ranks))
+    rule = nccl.highly_credible
+    shares = [mask_by_distances(wide_store, rule, Ranks(rank, 3, ranks.device)) for rank in range(3)]
+    assert np.array_equal(np.concatenate(shares), mask_by_distances(wide_store, rule, ranks))
 
 
 def test_mask_is_kept_beside_the_store(wide_store, ranks):
-    mask = prepare_entropy_credible_mask(wide_store, ranks)
+    mask = prepare_mask_by_distances(wide_store, nccl.highly_credible, "credible", ranks)
     assert mask.dtype == bool and len(mask) == len(wide_store.labels())
-    np.save(wide_store.path / "credible_entropy.npy", ~mask)
-    assert np.array_equal(prepare_entropy_credible_mask(wide_store, ranks), ~mask)
+    np.save(wide_store.path / "credible.npy", ~mask)
+    assert np.array_equal(prepare_mask_by_distances(wide_store, nccl.highly_credible, "credible", ranks), ~mask)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
+from launching import load_program
 from test_statistics import LABELS, write_store
 from tiny import projection_encoder
 from torch import nn
@@ -11,13 +12,23 @@ from torch import nn
 import core.embeddings.refinement as refinement
 from core.backbones import build_backbone
 from core.data.records import RecordDataset
-from core.embeddings.refinement import refined_prototypes, structural_weights
+from core.embeddings.refinement import refined_prototypes
 from core.engine.current_features import current_features
 from core.engine.method import Run
+from core.files import ROOT
 from core.images.transforms import NORMALIZATIONS, normalize
 
+unibct = load_program(ROOT / "methods" / "unibct" / "train.py")
 D = 6
 CLASSES = np.arange(8)  # 0 first, 7 last, 3 with one image, 4 with none, 6 with two
+
+
+def weights(propagation: float, temperature: float, edge_softmax: str):
+    """UniBCT's rule."""
+    return lambda new: unibct.structural_weights(new, propagation, temperature, edge_softmax)
+
+
+ROWS = weights(0.9, 0.05, "rows")
 
 
 @pytest.fixture
@@ -53,7 +64,7 @@ def test_prototypes_are_those_of_the_formula(
     stores, monkeypatch, edge_softmax, axis, propagation, temperature, elements
 ):
     monkeypatch.setattr(refinement, "BLOCK_ELEMENTS", elements)
-    actual = refined_prototypes(*stores, CLASSES, propagation, temperature, edge_softmax)
+    actual = refined_prototypes(*stores, CLASSES, weights(propagation, temperature, edge_softmax))
     new, old = (store.features.astype(np.float64) for store in stores)
     for label in CLASSES:
         own = label == LABELS
@@ -66,7 +77,7 @@ def test_released_softmax_gives_plain_means_whatever_the_new_features_are_and_ro
     old = stores[1].features.astype(np.float64)
     means = torch.stack([torch.from_numpy(old[label == LABELS].mean(0)) for label in (0, 1, 2, 5)])
     columns, rows = (
-        refined_prototypes(*stores, CLASSES, 0.9, 0.05, kind)[[0, 1, 2, 5]] for kind in ("columns", "rows")
+        refined_prototypes(*stores, CLASSES, weights(0.9, 0.05, kind))[[0, 1, 2, 5]] for kind in ("columns", "rows")
     )
     torch.testing.assert_close(columns.double(), means, rtol=1e-5, atol=1e-5)
     assert ((rows - means).norm(dim=1) > 0.05 * means.norm(dim=1)).all()
@@ -74,14 +85,14 @@ def test_released_softmax_gives_plain_means_whatever_the_new_features_are_and_ro
 
 def test_weights_sum_to_1_and_favour_the_image_in_the_middle_with_rows():
     new = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [-1.0, 0.2]]])
-    weights = structural_weights(new, 0.9, 0.05, "rows")
-    assert weights.sum().item() == pytest.approx(1, abs=1e-5)
-    assert weights.argmax() == 1 and weights.argmin() == 3
+    of_images = ROWS(new)
+    assert of_images.sum().item() == pytest.approx(1, abs=1e-5)
+    assert of_images.argmax() == 1 and of_images.argmin() == 3
 
 
 def test_classes_that_ranks_share_out_are_those_of_one(stores):
-    whole = refined_prototypes(*stores, CLASSES, 0.9, 0.05, "rows")
-    parts = [refined_prototypes(*stores, part, 0.9, 0.05, "rows") for part in (CLASSES[:3], CLASSES[3:], CLASSES[8:])]
+    whole = refined_prototypes(*stores, CLASSES, ROWS)
+    parts = [refined_prototypes(*stores, part, ROWS) for part in (CLASSES[:3], CLASSES[3:], CLASSES[8:])]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=1e-6)
 
 
@@ -89,7 +100,7 @@ def test_classes_that_ranks_share_out_are_those_of_one(stores):
 def run(tiny_records, tmp_path, ranks) -> Run:
     config = EasyDict(network="r18", embedding_size=8, normalization="face", batch_size=16, num_workers=0)
     config.output = str(tmp_path / "run")
-    return Run(config, RecordDataset(tiny_records), ranks, None)
+    return Run(config, RecordDataset(tiny_records), ranks)
 
 
 def test_current_features_are_those_of_evaluation_and_leave_model_generator_and_folder_as_they_were(run, tmp_path):
@@ -123,4 +134,4 @@ def test_one_class_larger_than_a_block_is_solved(monkeypatch, tmp_path):
     monkeypatch.setattr(refinement, "BLOCK_ELEMENTS", 1)
     rng = np.random.default_rng(0)
     stores = [write_store(tmp_path / name, rng.normal(size=(5, D)), [0] * 5) for name in ("a", "b")]
-    assert refined_prototypes(*stores, np.arange(1), 0.9, 0.05).isfinite().all()
+    assert refined_prototypes(*stores, np.arange(1), ROWS).isfinite().all()

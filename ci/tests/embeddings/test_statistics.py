@@ -12,7 +12,7 @@ from launching import load_program
 
 import core.embeddings.statistics as statistics
 from core.embeddings.class_radii import prepare_class_radii
-from core.embeddings.credibility import prepare_entropy_credible_mask
+from core.embeddings.credibility import prepare_mask_by_distances
 from core.embeddings.statistics import (
     class_means,
     credible_mask,
@@ -145,7 +145,7 @@ def test_error_for_damaged_statistics_names_the_remedy(store, ranks, cut):
         lambda: prepare_credible_mask(store, 0.9, False, ranks),
         lambda: prepare_class_means(store, ranks),
         lambda: prepare_class_radii(store, "distance", ranks),
-        lambda: prepare_entropy_credible_mask(store, ranks),
+        lambda: prepare_mask_by_distances(store, lambda distances, _: distances[:, 0] > 1, "mask", ranks),
     ):
         before = set(store.path.iterdir())
         prepare()

@@ -187,11 +187,11 @@ def test_damaged_checkpoint_is_told_with_its_path_and_the_remedy(launch, fail, t
     assert (
         f"checkpoint {latest} cannot be read" in line
         and len(line) < 500
-        and "delete it to go on from the one before" in line
+        and "delete it to resume from the one before" in line
     )
     data.write_bytes(whole)
     (latest / "position.json").write_text("{")
-    assert f"checkpoint {latest} is damaged: delete it to go on from the one before" in fail(OLD_MODEL, "num_epoch=3")
+    assert f"checkpoint {latest} is damaged: delete it to resume from the one before" in fail(OLD_MODEL, "num_epoch=3")
 
 
 def test_plain_python_ends_with_status_2_and_the_error_as_last_line_of_stderr(place, tmp_path, tiny_settings):

@@ -28,7 +28,7 @@ class Killable(Method):
 
     def setup(self, run):
         size, rate = run.config.embedding_size, run.config.sample_rate
-        self.head = PartialFC(ArcFace(16.0, 0.2), size, run.data.num_classes, rate)
+        self.classifier = PartialFC(ArcFace(16.0, 0.2), size, run.data.num_classes, rate)
         self.calls = 0
         self.kill_at = int(os.environ.get("KILL_AT", "0"))
         self.poison_at = int(os.environ.get("POISON_AT", "0"))
@@ -37,7 +37,7 @@ class Killable(Method):
         self.calls += 1
         if self.calls == self.kill_at and os.environ.get("RANK", "0") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
-        loss = self.head(batch.embedding, batch.label)
+        loss = self.classifier(batch.embedding, batch.label)
         return {"cls": loss * float("nan") if self.calls == self.poison_at else loss}
 
 run_program(lambda: train_program(Killable(), __file__, "test"))
@@ -91,7 +91,7 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_run(start, launch, tmp_
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    heads = [checkpoint_tensor(tmp_path / run, 8, "method.head.weight", (6, 8)) for run in ("whole", "broken")]
+    heads = [checkpoint_tensor(tmp_path / run, 8, "method.classifier.weight", (6, 8)) for run in ("whole", "broken")]
     assert torch.equal(*heads)
     steps = [json.loads(line)["step"] for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6, 8]
@@ -99,15 +99,15 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_run(start, launch, tmp_
 
 def test_checkpoint_of_two_ranks_goes_on_with_three_and_then_one(launch, tmp_path):
     assert launch("run", "batch_size=8", "num_epoch=1", ranks=2)[0] == [0, 0]
-    head = checkpoint_tensor(tmp_path / "run", 4, "method.head.weight", (6, 8))
-    momentum = checkpoint_tensor(tmp_path / "run", 4, "optimizer.method.head.weight.momentum_buffer", (6, 8))
+    head = checkpoint_tensor(tmp_path / "run", 4, "method.classifier.weight", (6, 8))
+    momentum = checkpoint_tensor(tmp_path / "run", 4, "optimizer.method.classifier.weight.momentum_buffer", (6, 8))
     assert head.abs().sum() > 0 and momentum.abs().sum() > 0
     # a learning rate of almost zero leaves the weights as they were loaded: what is saved again must be the same
     still = ("lr=1e-30", "weight_decay=0.0", "momentum=1.0")
     assert launch("run", "batch_size=8", "num_epoch=2", *still, ranks=3)[0] == [0, 0, 0]
-    assert torch.allclose(checkpoint_tensor(tmp_path / "run", 7, "method.head.weight", (6, 8)), head, atol=1e-6)
+    assert torch.allclose(checkpoint_tensor(tmp_path / "run", 7, "method.classifier.weight", (6, 8)), head, atol=1e-6)
     assert launch("run", "batch_size=16", "num_epoch=3", *still)[0] == [0]
-    assert torch.allclose(checkpoint_tensor(tmp_path / "run", 11, "method.head.weight", (6, 8)), head, atol=1e-6)
+    assert torch.allclose(checkpoint_tensor(tmp_path / "run", 11, "method.classifier.weight", (6, 8)), head, atol=1e-6)
 
 
 def test_loss_that_is_not_a_number_stops_with_step_and_last_good_checkpoint(launch, tmp_path):

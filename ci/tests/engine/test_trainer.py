@@ -110,7 +110,7 @@ def test_training_gives_the_losses_and_weights_of_a_plain_loop(build, linear, ti
     trainer = build("run", "frequent=1", "clip_norm=1.0")
     images, labels = RecordDataset(tiny_records).batch(np.arange(72))
     tensors = torch.from_numpy(images), torch.from_numpy(labels)
-    expected = plain_loop(*tensors, trainer.backbone, trainer.method.head.weight, 2, clip=1.0)
+    expected = plain_loop(*tensors, trainer.backbone, trainer.method.classifier.weight, 2, clip=1.0)
     losses, norms, weight, bias, head = expected
     trainer.train()
     lines = logged(tmp_path / "run")
@@ -122,7 +122,7 @@ def test_training_gives_the_losses_and_weights_of_a_plain_loop(build, linear, ti
     trained = weights(tmp_path / "run")
     assert torch.allclose(trained["1.weight"].double(), weight, atol=1e-5)
     assert torch.allclose(trained["1.bias"].double(), bias, atol=1e-5)
-    assert torch.allclose(trainer.method.head.weight.double(), head, atol=1e-5)
+    assert torch.allclose(trainer.method.classifier.weight.double(), head, atol=1e-5)
 
 
 def test_two_micro_batches_of_8_train_as_one_batch_of_16(build, linear, tmp_path):

@@ -7,7 +7,7 @@ from plain_softmax import D, make_head
 
 from core.errors import UserError
 from core.files import ROOT
-from core.heads import build_head, build_margin
+from core.heads import build_head
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import ArcFace, CosFace, Softmax
 from core.settings import load_config
@@ -30,7 +30,7 @@ def test_head_has_the_margin_the_scale_and_the_bias_of_the_config(loss, margin, 
 
 def test_default_is_arcface_as_released_for_faces():
     base = ROOT / "configs" / "base.py"
-    assert build_margin(load_config(base)) == ArcFace(64.0, 0.5)
+    assert build_head(load_config(base), 3).margin == ArcFace(64.0, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def look(rank, num_ranks, group):
     for case in CASES:
         head = make_head(*case, group=group)
         results[case] = parameters_of(head)
+        results[(*case, "rows")] = look_up(head, cut(batch(0, case[1])[1], STEPS[num_ranks][0], rank))
         results[(*case, "whole")] = head.whole()
         for step, sizes in enumerate(STEPS[num_ranks]):
             parts = [cut(tensor, sizes, rank) for tensor in batch(step, case[1])]
@@ -62,6 +63,13 @@ def look(rank, num_ranks, group):
         make_head("arcface", 10, torch.float32, group=group)(torch.randn(1, D), labels)
     results["error"] = str(caught.value)
     return results
+
+
+def look_up(head, labels):
+    """Class weights of this rank's labels, and the gradient of the weights for a loss that grows with their rows."""
+    rows = head.weights_of(labels)
+    (rows.square().sum(1) * torch.arange(1, len(labels) + 1)).sum().backward()
+    return {"rows": rows.detach(), "weight": head.weight.grad}
 
 
 def data_parallel_step(rank, num_ranks, group):
@@ -131,6 +139,21 @@ def test_whole_classifier_is_on_the_first_rank_alone(results_of, num_ranks, case
     for what, value in whole.items():
         assert torch.equal(value, shards[what].float()) and value.untyped_storage().nbytes() == 4 * value.numel()
     assert others == [None] * (num_ranks - 1)
+
+
+@ON_RANKS
+@pytest.mark.parametrize("num_classes", NUM_CLASSES)
+def test_rows_of_any_rank_are_found_and_their_gradient_is_that_of_the_mean_of_the_losses(
+    results_of, num_ranks, num_classes
+):
+    results, case = results_of(num_ranks), ("arcface", num_classes, torch.float64)
+    weight, labels = joined(results, case, "weight").requires_grad_(), batch(0, num_classes)[1]
+    assert (labels == -1).any() and (labels >= 0).any()
+    rows = torch.where(labels[:, None] >= 0, weight[labels.clamp(min=0)], 0)
+    assert torch.equal(joined(results, (*case, "rows"), "rows"), rows)
+    factors = torch.cat([torch.arange(1, size + 1) for size in STEPS[num_ranks][0]])
+    ((rows.square().sum(1) * factors).sum() / num_ranks).backward()
+    torch.testing.assert_close(joined(results, (*case, "rows"), "weight"), weight.grad)
 
 
 @ON_RANKS

@@ -18,8 +18,9 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.method import Batch, Method, Run
+from core.engine.old_model import OldModel
 from core.engine.trainer import Trainer
-from core.files import ROOT
+from core.files import ROOT, resolve
 from core.parallel.collectives import all_reduce_
 from core.parallel.ranks import process_group
 from core.settings import load_config
@@ -46,6 +47,12 @@ def make_store(path: Path) -> EmbeddingStore:
     return EmbeddingStore.open(path)
 
 
+def old_model(store: EmbeddingStore, path: str | None = None) -> OldModel:
+    """The old model of a store, as `path` names it; that of no file if `path` is None."""
+    named = Path("nowhere.onnx") if path is None else resolve(path)
+    return OldModel(named, named.stem, "r18", "model", store.info.embedding_size, store)
+
+
 def make_method(name: str, store: EmbeddingStore, ranks, *overrides: str) -> Method:
     """The method, set up in float64 with the same first weights on every rank; its class is the module's last one."""
     program = ROOT / "methods" / name / "train.py"
@@ -55,7 +62,7 @@ def make_method(name: str, store: EmbeddingStore, ranks, *overrides: str) -> Met
     (kind,) = {v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method) and v is not Method}
     method = kind()
     torch.manual_seed(1)
-    method.setup(Run(config, SimpleNamespace(num_classes=NUM_CLASSES), ranks, store))
+    method.setup(Run(config, SimpleNamespace(num_classes=NUM_CLASSES), ranks, old_model(store, config.old_model)))
     return method.double()
 
 
@@ -77,7 +84,7 @@ def take_step(name: str, store: EmbeddingStore, ranks, *overrides: str) -> dict:
     batch = make_batch(store, np.array_split(ROWS, ranks.world_size)[ranks.rank])
     terms = method.loss(batch)
     sum(terms.values()).backward()
-    shards = {"head.weight"}
+    shards = {"classifier.weight"}
     gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
     return {
         "terms": {key: all_reduce_(value.detach().clone()) / ranks.world_size for key, value in terms.items()},

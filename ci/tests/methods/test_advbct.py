@@ -61,7 +61,7 @@ def test_terms_and_gradients_are_those_of_the_formula(store, ranks):
     assert min(radii) < 0.3 < max(radii)
     adversarial = 2 * (5 - 3 + 1) / 5 * plain_adversarial(method, batch.embedding, batch.old_embedding)
     expected = {
-        "cls": plain_arcface(batch.embedding, method.head.weight, batch.label),
+        "cls": plain_arcface(batch.embedding, method.classifier.weight, batch.label),
         "p2s": 3 * plain_p2s(method, batch, known, 0.3),
         "adv": adversarial,
     }

@@ -48,13 +48,13 @@ def plain_bct(new, labels, prototypes, scale) -> torch.Tensor:
 def test_terms_and_gradients_are_those_of_the_formula(store, ranks, scale):
     method, batch = make_method("bct", store, ranks, f"compat_scale={scale}"), make_batch(store)
     expected = {
-        "cls": plain_arcface(batch.embedding, method.head.weight, batch.label),
+        "cls": plain_arcface(batch.embedding, method.classifier.weight, batch.label),
         "bct": plain_bct(batch.embedding, batch.label, plain_prototypes(store), scale),
     }
     terms = method.loss(batch)
     # The prototypes are kept in float32.
     torch.testing.assert_close(terms, expected, rtol=1e-6, atol=0)
-    leaves = batch.embedding, method.head.weight
+    leaves = batch.embedding, method.classifier.weight
     actual, wanted = (gradients(sum(each.values()), *leaves) for each in (method.loss(batch), expected))
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-7)
 
@@ -73,7 +73,7 @@ def test_old_classifier_has_no_class_without_old_features_and_leaves_its_samples
 
 def test_old_classifier_is_never_trained(store, ranks):
     method = make_method("bct", store, ranks)
-    assert {name for name, p in method.named_parameters() if p.requires_grad} == {"head.weight"}
+    assert {name for name, p in method.named_parameters() if p.requires_grad} == {"classifier.weight"}
 
 
 def test_released_scale_is_the_default_and_another_is_refused_if_it_makes_no_sense(store, ranks):

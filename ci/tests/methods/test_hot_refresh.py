@@ -53,12 +53,12 @@ def test_terms_and_gradients_are_those_of_the_formula(store, ranks, settings, pl
     method = make_method("hot_refresh", store, ranks, *(f"{key}={value}" for key, value in settings.items()))
     batch = make_batch(store)
     expected = {
-        "cls": plain_arcface(batch.embedding, method.head.weight, batch.label),
+        "cls": plain_arcface(batch.embedding, method.classifier.weight, batch.label),
         "compatible": plain_contrast(batch, **plain),
     }
     terms = method.loss(batch)
     torch.testing.assert_close(terms, expected, **EXACT)
-    leaves = batch.embedding, method.head.weight
+    leaves = batch.embedding, method.classifier.weight
     for name in terms:
         actual, wanted = (gradients(each[name], *leaves) for each in (terms, expected))
         torch.testing.assert_close(actual, wanted, **EXACT)

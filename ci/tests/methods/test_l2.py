@@ -25,13 +25,13 @@ def test_terms_and_gradients_are_those_of_the_formula(store, ranks, threshold):
     method, batch = make_method("l2", store, ranks, f"threshold={threshold}", "loss_weight=(2,3)"), make_batch(store)
     distances = [(n / n.norm() - o / o.norm()).norm() for n, o in zip(batch.embedding, batch.old_embedding)]
     expected = {
-        "cls": 2 * plain_arcface(batch.embedding, method.head.weight, batch.label),
+        "cls": 2 * plain_arcface(batch.embedding, method.classifier.weight, batch.label),
         "l2": 3 * sum(max(d - threshold, 0 * d) for d in distances) / len(distances),
     }
     assert 0.6 > min(distances) and max(distances) > 0.6
     terms = method.loss(batch)
     torch.testing.assert_close(terms, expected)
-    leaves = batch.embedding, method.head.weight
+    leaves = batch.embedding, method.classifier.weight
     torch.testing.assert_close(gradients(sum(terms.values()), *leaves), gradients(sum(expected.values()), *leaves))
 
 

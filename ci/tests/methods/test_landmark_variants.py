@@ -16,11 +16,12 @@ from method_steps import (
     make_batch,
     make_method,
     make_store,
+    old_model,
 )
 from tiny import write_records
 from torch.nn.functional import cross_entropy, normalize
 
-from core.engine.old_classifier import num_old_classes, read_classifier, share_classified_right
+from core.engine.old_model import OldModel
 from core.errors import UserError
 from core.files import ROOT
 from core.models.encoder import load_encoder
@@ -80,7 +81,7 @@ def test_own_classifier_s_loss_is_that_of_the_old_training_on_samples_of_the_old
     assert terms.keys() == {"cls", "bct"}
     torch.testing.assert_close(terms["bct"], expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradients(terms["bct"], batch.embedding), gradients(expected, batch.embedding))
-    torch.testing.assert_close(terms["cls"], plain_softmax_loss(batch.embedding, method.head.weight, batch.label))
+    torch.testing.assert_close(terms["cls"], plain_softmax_loss(batch.embedding, method.classifier.weight, batch.label))
 
 
 def test_batch_without_an_old_class_leaves_the_own_classifier_without_loss_and_gradient(store, ranks, own):
@@ -96,7 +97,10 @@ def test_last_old_class_counts_and_the_next_does_not(store, ranks, own):
 
 def test_own_classifier_is_never_trained(store, ranks, own):
     method = make_method("bct", store, ranks, *own, "loss=softmax")
-    assert {name for name, p in method.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert {name for name, p in method.named_parameters() if p.requires_grad} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 def test_two_ranks_share_the_own_classifier(store, ranks, tmp_path, own):
@@ -106,17 +110,17 @@ def test_two_ranks_share_the_own_classifier(store, ranks, tmp_path, own):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda run: (run / "classifier.pt").unlink(), "own classifier is not there: .*classifier.pt.*means"),
+        (lambda run: (run / "classifier.pt").unlink(), "no classifier of its own at .*classifier.pt.*means"),
         (lambda run: (run / "classifier.pt").write_bytes(b"no zip"), "cannot read .*classifier.pt"),
         (lambda run: torch.save({"weights": torch.zeros(2, D)}, run / "classifier.pt"), "cannot read .*KeyError"),
         (lambda run: torch.save({"weight": torch.zeros(D)}, run / "classifier.pt"), "expected weight .C, D."),
         (lambda run: torch.save({"weight": torch.zeros(3, D + 1)}, run / "classifier.pt"), "of size 7, not 6"),
         (lambda run: torch.save({"weight": torch.zeros(7, D)}, run / "classifier.pt"), "on 7 classes.*data have 6"),
         (lambda run: (run / "config.json").unlink(), "config of the run folder not found"),
-        (lambda run: edit(run, "loss"), "config.json has no 'loss'"),
+        (lambda run: edit(run, "loss"), "the config of .*old has no 'loss'"),
     ],
 )
-def test_run_without_a_usable_classifier_is_told(store, ranks, tmp_path, own, damage, message):
+def test_run_without_a_usable_classifier_is_refused(store, ranks, tmp_path, own, damage, message):
     damage(tmp_path / "old")
     with pytest.raises(UserError, match=message) as error:
         make_method("bct", store, ranks, *own)
@@ -130,22 +134,23 @@ def edit(run, missing):
 
 
 def test_own_classifier_of_a_bare_file_and_unknown_choices_are_refused(store, ranks, tmp_path):
-    with pytest.raises(UserError, match="own classifier is not there: .*old.pt/classifier.pt"):
+    with pytest.raises(UserError, match="no classifier of its own at .*old.pt/classifier.pt"):
         make_method("bct", store, ranks, f"old_model={tmp_path / 'old.pt'}", "old_classifier=own")
     with pytest.raises(UserError, match="unknown old_classifier 'mine': choose 'means' or 'own'"):
         make_method("bct", store, ranks, "old_classifier=mine")
 
 
-def test_share_classified_right_is_1_for_the_classifier_of_these_features_and_low_for_other_labels(store, tmp_path):
+def test_accuracy_of_the_old_classifier_is_high_on_these_features_and_low_for_other_labels(store, tmp_path):
     write_old_run(tmp_path / "old")
     features = normalize(torch.from_numpy(np.array(store.features)))
     means = torch.stack([features[torch.from_numpy(LABELS == label)].mean(0) for label in range(NUM_OLD)])
     torch.save({"weight": normalize(means)}, tmp_path / "old" / "classifier.pt")
     known = [row for row, label in enumerate(LABELS) if label < NUM_OLD]
     right = [float((store.features[row] @ means.numpy().T).argmax() == LABELS[row]) for row in known]
-    assert share_classified_right(tmp_path / "old", store) >= 0.7
+    old = old_model(store, tmp_path / "old")
+    assert old.classifier_accuracy() >= 0.7
     torch.save({"weight": normalize(means).roll(1, 0)}, tmp_path / "old" / "classifier.pt")
-    assert share_classified_right(tmp_path / "old", store) <= 0.3 < sum(right) / len(right)
+    assert old.classifier_accuracy() <= 0.3 < sum(right) / len(right)
 
 
 ANGLE = 30.0, 0.3
@@ -206,7 +211,7 @@ def test_old_classes_only_leaves_the_boundaries_of_the_others_out(store, ranks, 
 
 @pytest.mark.parametrize("name", ["advbct", "lce", "unibct"])
 def test_old_classes_are_not_known_without_a_run_folder(store, ranks, tmp_path, name):
-    with pytest.raises(UserError, match="is no run folder.*old_classes_only=false"):
+    with pytest.raises(UserError, match="is not a run folder.*old_classes_only=false"):
         make_method(name, store, ranks, f"old_model={tmp_path / 'old.onnx'}", "old_classes_only=true")
 
 
@@ -215,7 +220,7 @@ def test_old_classes_are_not_known_without_a_run_folder(store, ranks, tmp_path, 
 def test_every_method_has_the_head_of_the_config(store, ranks, name, head):
     method, batch = make_method(name, store, ranks, *head, "mix_ratio=0" if name == "mixbct" else "seed=1"), None
     batch = make_batch(store)
-    weight, bias = method.head.weight, method.head.bias
+    weight, bias = method.classifier.weight, method.classifier.bias
     assert (bias is None) == (head != ("loss=softmax",))
     if head[0] == "loss=softmax":
         expected = plain_softmax_loss(batch.embedding, weight, batch.label, 0.0 if bias is None else bias)
@@ -233,7 +238,7 @@ def test_nccl_with_a_linear_head_compares_cosine_logits(store, ranks):
         make_method("nccl", store, ranks, *SOFTMAX, "beta=1", "queue_size=8", "batch_size=8"),
         make_batch(store),
     )
-    unit, weight = normalize(batch.embedding), normalize(method.head.weight)
+    unit, weight = normalize(batch.embedding), normalize(method.classifier.weight)
     old = normalize(batch.old_embedding)
     new_logits, old_logits = unit @ weight.T, (old @ weight.T).detach()
     same = batch.label[:, None] == batch.label
@@ -241,7 +246,7 @@ def test_nccl_with_a_linear_head_compares_cosine_logits(store, ranks):
     expected = -(shares * torch.log_softmax(new_logits @ old_logits.T, 1)).sum(1).mean()
     term = method.loss(batch)["logit"]
     torch.testing.assert_close(term, expected, rtol=1e-5, atol=0)  # the queue is kept in float32
-    leaves = batch.embedding, method.head.weight
+    leaves = batch.embedding, method.classifier.weight
     torch.testing.assert_close(gradients(term, *leaves), gradients(expected, *leaves), rtol=1e-4, atol=1e-7)
 
 
@@ -282,8 +287,9 @@ def test_old_run_keeps_its_classifier_and_model_pt_is_a_plain_backbone(old_run):
     content = torch.load(old_run / "classifier.pt", weights_only=True)
     assert content["weight"].shape == (2, 8) and content["weight"].dtype == torch.float32
     assert not any("head" in key for key in torch.load(old_run / "model.pt", weights_only=True))
-    assert num_old_classes(old_run) == 2 and load_encoder(old_run).any_size
-    assert read_classifier(old_run)["weight"].equal(content["weight"])
+    assert load_encoder(old_run).any_size
+    old = OldModel(old_run, "old", "resnet18", "fingerprint", 8, None)
+    assert old.num_classes == 2 and old.classifier.weight.equal(content["weight"])
 
 
 def test_classifier_is_whole_and_the_same_from_one_and_two_ranks(data, tmp_path):

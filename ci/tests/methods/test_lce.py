@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from launching import load_program
 from method_steps import (
     D,
     assert_ends_and_resumes,
@@ -18,7 +17,6 @@ from method_steps import (
 )
 
 from core.errors import UserError
-from core.files import ROOT
 
 WEIGHTS = ("boundary_weight=2", "align_weight=3")
 
@@ -38,11 +36,11 @@ def plain_terms(method, batch, known) -> dict[str, torch.Tensor]:
     beyond, apart = [], []
     for n, centre, label in zip(batch.embedding, method.transformation(centres), batch.label.tolist()):
         if label in known:
-            weight = method.head.weight[label]
+            weight = method.classifier.weight[label]
             beyond.append((torch.arccos(n @ centre / n.norm() / centre.norm()) - known[label][1]).clamp(min=0))
             apart.append(1 - centre @ weight / centre.norm() / weight.norm())
     return {
-        "cls": plain_arcface(batch.embedding, method.head.weight, batch.label),
+        "cls": plain_arcface(batch.embedding, method.classifier.weight, batch.label),
         "boundary": sum(beyond) / len(beyond),
         "align": sum(apart) / len(apart),
     }
@@ -85,7 +83,7 @@ def test_classes_of_fewer_than_two_images_are_left_out(store, ranks):
     batch.label[0] = 2
     terms = method.loss(batch)
     assert terms["boundary"] == terms["align"] == 0
-    found = gradients(terms["boundary"] + terms["align"], batch.embedding, method.head.weight)
+    found = gradients(terms["boundary"] + terms["align"], batch.embedding, method.classifier.weight)
     assert all((gradient == 0).all() for gradient in found)
 
 
@@ -99,13 +97,6 @@ def test_embeddings_on_the_old_centre_or_opposite_have_a_finite_gradient(store, 
     assert math.isclose(boundary.item(), expected, abs_tol=1e-7)
     (gradient,) = gradients(boundary, batch.embedding)
     assert gradient.isfinite().all() and (sign == -1 or (gradient == 0).all())
-
-
-def test_rank_without_class_weights_has_no_part_in_the_alignment():
-    lce = load_program(ROOT / "methods" / "lce" / "train.py")
-    weight, centres = torch.empty(0, D, requires_grad=True), torch.randn(3, D)
-    loss = lce.alignment_loss(weight, torch.tensor([-2, -1, -3]), centres, torch.ones(3, dtype=torch.bool))
-    assert loss == 0 and not loss.requires_grad
 
 
 @pytest.mark.parametrize("blocks", [0, 1])

@@ -72,8 +72,8 @@ def method():
     torch.manual_seed(0)
     made = mixbct.MixBCT()
     made.ratio = 0.5
-    made.head = PartialFC(ArcFace(16.0, 0.3), 8, 5)
-    torch.nn.init.normal_(made.head.weight)
+    made.classifier = PartialFC(ArcFace(16.0, 0.3), 8, 5)
+    torch.nn.init.normal_(made.classifier.weight)
     made.register_buffer("credible", torch.arange(30) % 4 > 0)
     return made
 
@@ -89,7 +89,10 @@ def test_loss_is_that_of_a_plain_margin_softmax_on_the_mixed_batch_and_replaced_
     replaced = (mixbct.mix(new.detach(), old, method.credible[rows], 0.5) == old).all(1)
     assert replaced.sum() == 6 and not (replaced & (rows % 4 == 0)).any()
 
-    new_64, head_64 = new.detach().double().requires_grad_(), method.head.weight.detach().double().requires_grad_()
+    new_64, head_64 = (
+        new.detach().double().requires_grad_(),
+        method.classifier.weight.detach().double().requires_grad_(),
+    )
     mixed = torch.stack([old[i].double() if replaced[i] else new_64[i] for i in range(12)])
     cosines = functional.normalize(mixed) @ functional.normalize(head_64).T
     logits = 16 * torch.cos(torch.acos(cosines) + 0.3 * functional.one_hot(labels, 5))
@@ -98,7 +101,7 @@ def test_loss_is_that_of_a_plain_margin_softmax_on_the_mixed_batch_and_replaced_
     assert set(terms) == {"cls"} and terms["cls"].item() == pytest.approx(loss.item(), abs=1e-5)
     assert not new.grad[replaced].any() and new.grad[~replaced].any(1).all()
     assert torch.allclose(new.grad.double(), new_64.grad, atol=1e-6)
-    assert torch.allclose(method.head.weight.grad.double(), head_64.grad, atol=1e-6)
+    assert torch.allclose(method.classifier.weight.grad.double(), head_64.grad, atol=1e-6)
 
 
 @pytest.fixture
@@ -148,7 +151,8 @@ def test_old_features_are_reused_for_the_same_old_model_and_made_anew_for_anothe
         config = load_config(arguments[0], overrides, PROGRAM.with_name("configs") / "base.py")
         trainer = Trainer(config, mixbct.MixBCT(), "mixbct", ranks)
         trainer.train()
-        runs[output] = trainer.old_features.path, (trainer.old_features.path / "features.npy").stat().st_mtime_ns
+        path = trainer.old_model.features.path
+        runs[output] = path, (path / "features.npy").stat().st_mtime_ns
     assert runs["first"] == runs["again"] and runs["other"][0] != runs["first"][0]
     assert sorted((tmp_path / "features").iterdir()) == sorted({runs["first"][0], runs["other"][0]})
     first, again, other = (weights(tmp_path / output) for output in runs)

@@ -21,7 +21,6 @@ from method_steps import (
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core.embeddings.credibility import entropy_credible_mask_path
 from core.errors import UserError
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
@@ -61,9 +60,9 @@ def pushed(batch) -> list:
 
 
 def assert_as_formula(method, batch, queue, **settings):
-    expected, terms = plain_terms(batch, queue, method.head.weight, **settings), method.loss(batch)
+    expected, terms = plain_terms(batch, queue, method.classifier.weight, **settings), method.loss(batch)
     torch.testing.assert_close(terms, expected, **EXACT)
-    leaves = batch.embedding, method.head.weight
+    leaves = batch.embedding, method.classifier.weight
     for name in terms:
         actual, wanted = (gradients(each[name], *leaves) for each in (terms, expected))
         torch.testing.assert_close(actual, wanted, **EXACT)
@@ -86,7 +85,7 @@ def method(store, ranks):
         "nccl", store, ranks, "batch_size=8", "queue_size=20", "temperature=0.5", "alpha=0.7", "beta=0.3"
     )
     made.store = store
-    torch.nn.init.normal_(made.head.weight)
+    torch.nn.init.normal_(made.classifier.weight)
     return made
 
 
@@ -107,12 +106,12 @@ def test_first_batch_meets_a_queue_of_its_own_and_an_image_alone_in_its_class_ha
 
 def test_gradient_reaches_the_head_through_the_new_logits(method):
     terms = method.loss(make_batch(method.store))
-    assert gradients(terms["logit"], method.head.weight)[0].abs().max() > 1e-4
-    assert (gradients(terms["embedding"], method.head.weight)[0] == 0).all()
+    assert gradients(terms["logit"], method.classifier.weight)[0].abs().max() > 1e-4
+    assert (gradients(terms["embedding"], method.classifier.weight)[0] == 0).all()
 
 
 def credible_method(store, ranks, mask):
-    np.save(entropy_credible_mask_path(store), mask)
+    np.save(store.path / "credible_entropy.npy", mask)
     return make_method("nccl", store, ranks, "batch_size=8", "queue_size=20", "credible_only=True")
 
 
@@ -124,9 +123,9 @@ def test_rows_in_doubt_are_neither_anchors_nor_in_the_queue(store, ranks):
     queue = [entry for entry, keep in zip(pushed(batch), kept) if keep]
     terms = method.loss(batch)
     batch.label = torch.where(kept, batch.label, 99)  # an anchor of a class that the queue does not have
-    expected = plain_terms(make_batch(store), queue, method.head.weight)["cls"]
+    expected = plain_terms(make_batch(store), queue, method.classifier.weight)["cls"]
     torch.testing.assert_close(terms["cls"], expected, **EXACT)
-    weights = normalize(method.head.weight)
+    weights = normalize(method.classifier.weight)
     new, old, total = normalize(batch.embedding), normalize(batch.old_embedding), 0
     for n, o, label in zip(new, old, batch.label.tolist()):
         own = {j: (1 + o @ entry) / 2 for j, (entry, other) in enumerate(queue) if other == label}
@@ -138,7 +137,7 @@ def test_batch_without_credible_rows_has_the_classification_alone(store, ranks):
     method, batch = credible_method(store, ranks, np.zeros(len(LABELS), bool)), make_batch(store)
     terms = method.loss(batch)
     assert terms["embedding"] == 0 and terms["logit"] == 0 and terms["cls"] > 0
-    for gradient in gradients(terms["embedding"] + terms["logit"], batch.embedding, method.head.weight):
+    for gradient in gradients(terms["embedding"] + terms["logit"], batch.embedding, method.classifier.weight):
         assert (gradient == 0).all()
 
 
@@ -158,7 +157,7 @@ class Shapes(TorchDispatchMode):
 
 def test_memory_of_a_step_does_not_grow_with_queue_times_classes(store, ranks):
     method, batch = make_method("nccl", store, ranks, "queue_size=500"), make_batch(store)
-    method.head = PartialFC(ArcFace(), D, 300).double()
+    method.classifier = PartialFC(ArcFace(), D, 300).double()
     with Shapes() as shapes:
         sum(method.loss(batch).values()).backward()
     assert (500, D) in shapes.seen and (300, D) in shapes.seen

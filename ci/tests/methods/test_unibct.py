@@ -15,6 +15,7 @@ from method_steps import (
     make_batch,
     make_method,
     make_store,
+    old_model,
     plain_arcface,
 )
 from tiny import build_linear
@@ -53,12 +54,12 @@ def test_terms_and_gradients_are_those_of_the_formula(store, ranks, scale):
         logits = torch.stack([scale * (n @ p) / n.norm() / p.norm() for p in prototypes])
         losses.append(torch.logsumexp(logits, 0) - logits[KNOWN.index(label)])
     expected = {
-        "cls": plain_arcface(batch.embedding, method.head.weight, batch.label),
+        "cls": plain_arcface(batch.embedding, method.classifier.weight, batch.label),
         "bct": sum(losses) / len(losses),
     }
     terms = method.loss(batch)
     torch.testing.assert_close(terms, expected, rtol=1e-9, atol=1e-11)
-    leaves = batch.embedding, method.head.weight
+    leaves = batch.embedding, method.classifier.weight
     actual, wanted = (gradients(sum(each.values()), *leaves) for each in (method.loss(batch), expected))
     torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-11)
 
@@ -110,7 +111,7 @@ def refine(records: str, folder: Path, ranks) -> dict:
     output = folder / f"run_on_{ranks.world_size}"
     config = load_config(base, [f"embedding_size={D}", "num_workers=0", "edge_softmax=rows", f"output={output}"], base)
     method, data = load_program(program).UniBCT(), RecordDataset(records)
-    method.setup(Run(config, data, ranks, EmbeddingStore.open(folder / "old")))
+    method.setup(Run(config, data, ranks, old_model(EmbeddingStore.open(folder / "old"))))
     torch.manual_seed(3)
     backbone = build_linear("linear", D, data.image_size)
     method.start_epoch(9, backbone)
