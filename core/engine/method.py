@@ -1,23 +1,26 @@
 """What a training program adds to the common loop: its loss, its heads, its use of the old features."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 
 from core.data.open_dataset import ImageDataset
 from core.embeddings.store import FeatureStore
 from core.parallel.ranks import Ranks
+from core.settings import Settings
 
 __all__ = ["Batch", "Method", "Run"]
 
+S = TypeVar("S", bound=Settings)
+
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[S]):
     """What a method may use when it is set up, before training starts."""
 
-    config: EasyDict
+    settings: S
     data: ImageDataset
     ranks: Ranks
     old_features: FeatureStore | None
@@ -48,7 +51,7 @@ class Batch:
     """The new model's output (B, D), with gradient."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, Generic[S]):
     """A paper's loss. Subclasses make their heads and tables in `setup` and compute their terms in `loss`.
 
     Parameters and buffers of the module are moved to the device, optimised together with the backbone's, and kept in
@@ -57,9 +60,11 @@ class Method(nn.Module):
     data's classes, which the run folder keeps whole as `classifier.pt`.
     """
 
+    settings_type: type[Settings] = Settings
+    """The class of `run.settings`: a method with settings of its own declares them in a subclass and names it here."""
     uses_old_model = True
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: Run[S]) -> None:
         """Build what the loss needs. Called once on every rank."""
         raise NotImplementedError
 

@@ -69,7 +69,10 @@ def load_old_classifier(run: Path, embedding_size: int) -> FrozenClassifier:
     missing = sorted({"loss", "margin_scale", "margin"} - set(config))
     if missing:
         raise UserError(f"{run}/config.json has no {missing[0]!r}, so that the classifier's loss is not known")
-    return FrozenClassifier(build_margin(config), **{name: tensor.numpy() for name, tensor in content.items()})
+    return FrozenClassifier(
+        build_margin(config.loss, config.margin_scale, config.margin),
+        **{name: tensor.numpy() for name, tensor in content.items()},
+    )
 
 
 def share_classified_right(run: Path, store: FeatureStore) -> float:
@@ -80,7 +83,8 @@ def share_classified_right(run: Path, store: FeatureStore) -> float:
     """
     content = read_classifier(run)
     weight = content["weight"]
-    if build_margin(read_run_config(run)).normalized:
+    config = read_run_config(run)
+    if build_margin(config.loss, config.margin_scale, config.margin).normalized:
         weight = normalize(weight)
     rows = np.flatnonzero(np.asarray(store.labels()) < len(weight))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), CHECKED_ROWS)).astype(np.int64)]

@@ -1,34 +1,31 @@
-"""The classifier that a config asks for: the same keys in every training program."""
-
-from easydict import EasyDict
+"""The classifier that the settings ask for: the same keys in every training program."""
 
 from core.errors import UserError
 from core.heads.margins import ArcFace, CosFace, Margin, Softmax
 from core.heads.partial_fc import PartialFC
+from core.settings import Settings
 
 __all__ = ["build_head", "build_margin"]
 
 MARGINS = {"arcface": ArcFace, "cosface": CosFace}
 
 
-def build_margin(config: EasyDict) -> Margin:
-    """The margin of the keys `loss` ("arcface", "cosface" or "softmax"), `margin_scale` (s) and `margin` (m).
+def build_margin(loss: str, scale: float, margin: float) -> Margin:
+    """The margin of a head: `loss` is "arcface", "cosface" or "softmax", `scale` is s and `margin` m.
 
     The plain softmax has neither s nor m. `UserError` for another loss, or a scale that is not above 0.
     """
-    if config.loss == "softmax":
+    if loss == "softmax":
         return Softmax()
-    if config.loss not in MARGINS:
-        raise UserError(f"unknown loss {config.loss!r}: choose 'arcface', 'cosface' or 'softmax'")
-    if config.margin_scale <= 0:
-        raise UserError(
-            f"margin_scale must be above 0, got {config.margin_scale}: {config.loss} scales its cosines by it"
-        )
-    return MARGINS[config.loss](config.margin_scale, config.margin)
+    if loss not in MARGINS:
+        raise UserError(f"unknown loss {loss!r}: choose 'arcface', 'cosface' or 'softmax'")
+    if scale <= 0:
+        raise UserError(f"margin_scale must be above 0, got {scale}: {loss} scales its cosines by it")
+    return MARGINS[loss](scale, margin)
 
 
-def build_head(config: EasyDict, num_classes: int) -> PartialFC:
-    """The head over `num_classes` classes: `build_margin`'s, with a bias where softmax and `classifier_bias` say so."""
-    margin = build_margin(config)
-    bias = config.classifier_bias and not margin.normalized
-    return PartialFC(margin, config.embedding_size, num_classes, config.sample_rate, bias)
+def build_head(settings: Settings, num_classes: int) -> PartialFC:
+    """The head over `num_classes` classes; a softmax has a bias where `classifier_bias` is set."""
+    margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
+    bias = settings.classifier_bias and not margin.normalized
+    return PartialFC(margin, settings.embedding_size, num_classes, settings.sample_rate, bias)

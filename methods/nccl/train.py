@@ -16,6 +16,8 @@ is all that is needed: no Q x C queue of logits, and none of them stale.
     python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from core.heads import build_head
 from core.parallel.collectives import all_gather_rows, world_size
 from core.parallel.losses import scale_gradient
 from core.program import train_program
+from core.settings import Settings, key
 
 
 def neighbour_weights(old: Tensor, label: Tensor, queue: Tensor, queue_label: Tensor) -> Tensor:
@@ -61,22 +64,37 @@ def logit_products(weight: Tensor) -> Tensor:
     return scale_gradient(gathered, 1 / world_size())
 
 
-class NCCL(Method):
+@dataclass(frozen=True, kw_only=True)
+class NCCLSettings(Settings):
+    """NCCL's own settings, as released."""
+
+    queue_size: int = key(8192, "Q: old embeddings kept, of all ranks together", minimum=1, heading="NCCL")
+    temperature: float = key(1.0, "tau", above=0)
+    alpha: float = key(1.0, "weight of the contrast of embeddings")
+    beta: float = key(0.01, "weight of the contrast of logits")
+    credible_only: bool = key(
+        False, "use only old embeddings that pass the paper's entropy rule (the release uses all)"
+    )
+
+
+class NCCL(Method[NCCLSettings]):
     """Holds the head, the queue of old embeddings and, if asked for, which old embeddings are highly credible."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = NCCLSettings
+
+    def setup(self, run: Run[NCCLSettings]) -> None:
         """Make head and queue; find the credible rows of the old features if only those are to be used."""
-        config = run.config
-        images = config.batch_size * run.ranks.world_size
-        if config.queue_size < images:
-            raise UserError(f"queue_size is {config.queue_size}, but a batch of all ranks has {images}: set it larger")
-        if config.temperature <= 0:
-            raise UserError(f"temperature must be above 0, got {config.temperature}")
-        self.temperature, self.alpha, self.beta = config.temperature, config.alpha, config.beta
-        self.head = build_head(config, run.data.num_classes)
-        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
+        settings = run.settings
+        images = settings.batch_size * run.ranks.world_size
+        if settings.queue_size < images:
+            raise UserError(
+                f"queue_size is {settings.queue_size}, but a batch of all ranks has {images}: set it larger"
+            )
+        self.temperature, self.alpha, self.beta = settings.temperature, settings.alpha, settings.beta
+        self.head = build_head(settings, run.data.num_classes)
+        self.queue = EmbeddingQueue(settings.queue_size, settings.embedding_size)
         mask = None
-        if config.credible_only:
+        if settings.credible_only:
             mask = torch.from_numpy(np.array(prepare_entropy_credible_mask(run.old_features, run.ranks)))
         self.register_buffer("credible", mask, persistent=False)
 

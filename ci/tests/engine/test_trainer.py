@@ -21,9 +21,8 @@ from core.engine.window import StepWindow
 from core.evaluation.verification import verification_accuracy
 from core.files import ROOT
 from core.models.encoder import load_encoder
-from core.settings import load_config
+from core.settings import load_settings
 
-BASE = ROOT / "old_model" / "configs" / "base.py"
 LINEAR = f"""
 import runpy
 import core.engine.trainer
@@ -52,7 +51,7 @@ def build(settings, ranks) -> Callable[..., Trainer]:
 
     def build_trainer(output: str, *overrides: str) -> Trainer:
         path, *rest = settings(output, *overrides)
-        return Trainer(load_config(path, rest, BASE), old_model.OldModel(), "old_model", ranks)
+        return Trainer(load_settings(path, rest), old_model.OldModel(), "old_model", ranks)
 
     return build_trainer
 
