@@ -57,7 +57,7 @@ def projection_encoder(seed: int = 0, image_size: int = 16, embedding_size: int 
 
 def write_run_folder(path: Path, seed: int = 0, embedding_size: int = 8, image_size: int = 16) -> Path:
     """An untrained old model as a run folder."""
-    options = {"width": 4, "depth": 1}
+    options = {"width": 8, "depth": 1}
     torch.manual_seed(seed)
     module = build_backbone("r18", embedding_size, image_size=image_size, **options)
     path.mkdir()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core.backbones import build_backbone
+from core.backbones.onednn import avoid_unsafe_kernels
 from core.data.loader import load_batches
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
@@ -112,6 +113,8 @@ class Trainer:
         self.backbone = build_backbone(
             settings.network, settings.embedding_size, image_size=self.data.image_size, **options
         ).to(self.ranks.device, memory_format=torch.channels_last)
+        if self.ranks.device.type == "cpu":
+            avoid_unsafe_kernels(self.backbone)
         if settings.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.backbone.modules()):
             raise UserError(
                 f"batch_size is 1: {settings.network} normalises its embeddings over a batch; set 2 or more"

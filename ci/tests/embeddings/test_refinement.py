@@ -93,7 +93,7 @@ def run(tiny_records, tmp_path, ranks) -> Run:
 
 def test_current_features_are_those_of_evaluation_and_leave_model_generator_and_folder_as_they_were(run, tmp_path):
     torch.manual_seed(0)
-    backbone = build_backbone("r18", 8, image_size=16, width=4, depth=1, dropout=0.4)
+    backbone = build_backbone("r18", 8, image_size=16, width=8, depth=1, dropout=0.4)
     backbone(torch.randn(8, 3, 16, 16))  # batch statistics of its own
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     state = torch.get_rng_state()

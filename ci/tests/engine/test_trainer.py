@@ -18,6 +18,7 @@ from core.data.samplers import TrainSampler
 from core.engine import checkpoint
 from core.engine.trainer import Trainer
 from core.engine.window import StepWindow
+from core.evaluation.validation import Validation
 from core.evaluation.verification import verification_accuracy
 from core.files import ROOT
 from core.models.encoder import load_encoder
@@ -51,7 +52,7 @@ def build(settings, ranks) -> Callable[..., Trainer]:
 
     def build_trainer(output: str, *overrides: str) -> Trainer:
         path, *rest = settings(output, *overrides)
-        return Trainer(load_settings(path, rest), old_model.OldModel(), "old_model", ranks)
+        return Trainer(load_settings(path, rest), old_model.OldModel(), "old_model", ranks, Validation)
 
     return build_trainer
 
@@ -167,7 +168,7 @@ def test_run_folder_holds_what_the_contract_names(build, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     expected = {"network": "r18", "embedding_size": 8, "image_size": 16, "normalization": "face", "num_classes": 6,
                 "num_images": 72, "old_model_fingerprint": None, "loss": "arcface", "lr": 0.02,
-                "network_options": {"width": 4, "depth": 1, "dropout": 0.1}}  # fmt: skip
+                "network_options": {"width": 8, "depth": 1, "dropout": 0.1}}  # fmt: skip
     assert expected.items() <= config.items() and config["version"].startswith("0.")
     assert all(not isinstance(value, dict) for key, value in config.items() if key != "network_options")
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights(folder).values())

@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.files import ROOT
 
 TINY = [
-    "num_epoch=1", "batch_size=16", "image_size=32", "network=r18", "network_options.width=4",
+    "num_epoch=1", "batch_size=16", "image_size=32", "network=r18", "network_options.width=8",
     "network_options.depth=1", "embedding_size=8", "device=cpu",
 ]  # fmt: skip
 

@@ -20,7 +20,7 @@ def models(tmp_path):
     """Two run folders, `old` and `new`, of narrow networks with random weights, and `small`, which embeds otherwise."""
     for name, depth, size in (("old", 1, 16), ("new", 2, 16), ("small", 1, 8)):
         torch.manual_seed(depth)
-        options = {"width": 4, "depth": depth}
+        options = {"width": 8, "depth": depth}
         folder = tmp_path / name
         folder.mkdir()
         torch.save(build_backbone("r18", size, image_size=24, **options).state_dict(), folder / "model.pt")

@@ -25,9 +25,9 @@ SETUPS = ("easy", "medium", "hard")
 def models(tmp_path):
     """Run folders of untrained networks: `old`, `new`, `small`, which embeds less, and `free`, which takes any size."""
     for name, network, options, size in (
-        ("old", "r18", {"width": 4, "depth": 1}, 16),
-        ("new", "r18", {"width": 4, "depth": 2}, 16),
-        ("small", "r18", {"width": 4, "depth": 1}, 8),
+        ("old", "r18", {"width": 8, "depth": 1}, 16),
+        ("new", "r18", {"width": 8, "depth": 2}, 16),
+        ("small", "r18", {"width": 8, "depth": 1}, 8),
         ("free", "resnet18", {}, 16),
     ):
         torch.manual_seed(size + len(name))

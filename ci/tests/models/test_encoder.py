@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.models.encoder import load_encoder
 from core.models.weights import fingerprint
 
-OPTIONS = {"width": 4, "depth": 1}
+OPTIONS = {"width": 8, "depth": 1}
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_network_that_contradicts_the_run_is_an_error(run):
         (lambda run: (run / "config.json").write_text("{}"), "config.json has no 'embedding_size'"),
         (lambda run: edit(run, network="r34x"), "unknown network 'r34x'"),
         (lambda run: edit(run, network="mbf", network_options={}), "not those of network mbf.*look like"),
-        (lambda run: edit(run, embedding_size=8), r"fc.weight is \(16, 288\) in place of \(8, 288\)"),
+        (lambda run: edit(run, embedding_size=8), r"fc.weight is \(16, 576\) in place of \(8, 576\)"),
         (lambda run: edit(run, normalization="none"), "unknown normalization 'none', known are face, imagenet"),
         (lambda run: edit(run, normalization=["face"]), r"config.json: normalization is \['face'\], of type list"),
         (lambda run: edit(run, network_options=[1]), r"config.json: network_options is \[1\], of type list"),

@@ -19,7 +19,7 @@ from core.models.export import export_onnx, to_onnx, worst_difference
 from core.models.weights import fingerprint
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "export_onnx.py"
-TINY = {"width": 4, "depth": 1}
+TINY = {"width": 8, "depth": 1}
 NETWORKS = {"r18": 32, "mbf": 512, "vit_t": 128}
 
 
