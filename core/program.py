@@ -1,6 +1,7 @@
-"""What every training program is made of: its command line, its settings, its ranks, and the training."""
+"""What every training program does: it reads its command line and settings, joins its ranks, and trains."""
 
 import logging
+import runpy
 import sys
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from core.errors import UserError
 from core.evaluation.validation import Validation
 from core.logs import set_up_logging
 from core.parallel.ranks import process_group
-from core.settings import default_settings, load_config
+from core.settings import describe, load_settings
 
-__all__ = ["train_program"]
+__all__ = ["load_method", "train_program"]
 
 logger = logging.getLogger(__name__)
 HELP = """usage: train.py [-h] config [key=value ...]
@@ -23,22 +24,28 @@ positional arguments:
   config      config file, for example configs/glyphs.py
   key=value   settings that replace the config's
 
-settings and their defaults:
+settings:
+
 {settings}
 """
 
 
-def train_program(method: Method, program: str, description: str) -> None:
+def load_method(program: Path) -> Method:
+    """The method that a training program, a `train.py`, trains with."""
+    defined = (value for value in runpy.run_path(str(program)).values() if isinstance(value, type))
+    (kind,) = {value for value in defined if issubclass(value, Method) and value is not Method}
+    return kind()
+
+
+def train_program(method: Method, program: str, description: str | None) -> None:
     """Run the training that the command line asks for.
 
-    `program` is the path of the program's `train.py`: its folder's name is the method's, and `configs/base.py` beside
-    it holds the method's own settings.
+    `program` is the path of the program's `train.py`: its folder's name is the method's.
     """
-    folder = Path(program).resolve().parent
-    base = folder / "configs" / "base.py"
+    name = Path(program).resolve().parent.name
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(HELP.format(description=description, settings=default_settings(base)), end="")  # noqa: T201
+        print(HELP.format(description=description or "", settings=describe(method.settings_type)), end="")  # noqa: T201
         return
     options = [argument for argument in arguments if argument.startswith("-")]
     if options:
@@ -46,7 +53,7 @@ def train_program(method: Method, program: str, description: str) -> None:
     if not arguments:
         raise UserError("no config is named, for example configs/glyphs.py (see train.py --help)")
     set_up_logging()
-    config = load_config(arguments[0], arguments[1:], base)
-    with process_group(config.device) as ranks:
-        logger.info("%s on %d x %s", folder.name, ranks.world_size, ranks.device.type)
-        Trainer(config, method, folder.name, ranks, Validation).train()
+    settings = load_settings(arguments[0], arguments[1:], method.settings_type)
+    with process_group(settings.device) as ranks:
+        logger.info("%s on %d x %s", name, ranks.world_size, ranks.device.type)
+        Trainer(settings, method, name, ranks, Validation).train()

@@ -12,16 +12,17 @@ from core.engine.method import Batch, Method, Run
 from core.errors import run_program
 from core.heads import build_head
 from core.program import train_program
+from core.settings import Settings
 
 
-class OldModel(Method):
+class OldModel(Method[Settings]):
     """Classification alone."""
 
     uses_old_model = False
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: Run[Settings]) -> None:
         """Make the head."""
-        self.classifier = build_head(run.config, run.data.num_classes)
+        self.classifier = build_head(run.settings, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: cross-entropy over the classes."""

@@ -29,8 +29,9 @@ from core.evaluation.revisited_files import read_revisited
 from core.files import ROOT, replaced_atomically
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
+from core.program import load_method
 from core.progress import format_seconds
-from core.settings import load_config
+from core.settings import load_settings
 
 METHODS = ("mixbct", "l2", "bct", "unibct", "nccl", "advbct", "lce", "hot_refresh")
 FACE_SCENARIOS = {
@@ -203,7 +204,7 @@ def run_method(bench: Bench, args: argparse.Namespace, method: str, seed: int, c
 def _require_same_settings(run: Path, program: str, config: str, settings: list[str]) -> None:
     """`UserError` if the run folder has a training that was begun with other settings than these give today."""
     folder = RunFolder(run)
-    now = load_config(ROOT / config, settings, (ROOT / program).parent / "configs" / "base.py")
+    now = load_settings(ROOT / config, settings, load_method(ROOT / program).settings_type)
     changed = folder.changed_settings(now)
     if changed:
         raise UserError(f"{run} was trained with other settings ({', '.join(changed)}): name another --out")

@@ -11,7 +11,6 @@ is one; new and old embeddings are random. Methods are those with a folder below
 """
 
 import argparse
-import importlib.util
 import json
 import statistics
 import tempfile
@@ -34,31 +33,21 @@ from core.files import ROOT
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 from core.parallel.ranks import Ranks, process_group
-from core.settings import load_config
+from core.program import load_method
+from core.settings import Settings, load_settings
 
 TARGETS = {"nccl": 15.0}
 """Most extra time a step, in per cent; of all others 5."""
 
 
-class HeadAlone(Method):
+class HeadAlone(Method[Settings]):
     """ArcFace and nothing else."""
 
     def setup(self, run: Run) -> None:
-        self.classifier = PartialFC(ArcFace(), run.config.embedding_size, run.data.num_classes)
+        self.classifier = PartialFC(ArcFace(), run.settings.embedding_size, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return {"cls": self.classifier(batch.embedding, batch.label)}
-
-
-def load_method(name: str) -> Method:
-    """The method whose train.py is in methods/<name>."""
-    spec = importlib.util.spec_from_file_location(f"method_{name}", ROOT / "methods" / name / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    (kind,) = (
-        v for v in vars(module).values() if isinstance(v, type) and v.__module__ == spec.name and issubclass(v, Method)
-    )
-    return kind()
 
 
 def make_store(folder: Path, num_classes: int, embedding_size: int) -> EmbeddingStore:
@@ -76,11 +65,11 @@ class Step:
 
     def __init__(self, method: Method, run: Run):
         method.setup(run)
-        self.method, self.config = method.to(run.device), run.config
-        self.optimizer = build_optimizer(run.config, method.parameters())
+        self.method, self.settings = method.to(run.device), run.settings
+        self.optimizer = build_optimizer(run.settings, method.parameters())
 
     def __call__(self, embedding: Tensor, row: Tensor, label: Tensor, old: Tensor) -> None:
-        batch = Batch(None, label, row, self.config.num_epoch - 1, 0.9, old, embedding)
+        batch = Batch(None, label, row, self.settings.num_epoch - 1, 0.9, old, embedding)
         torch.stack(list(self.method.loss(batch).values())).sum().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -116,23 +105,20 @@ def measure(names: list[str], quick: bool, repeats: int, ranks: Ranks, folder: P
     data = SimpleNamespace(num_classes=num_classes, num_images=2 * num_classes)
     overrides = [f"embedding_size={embedding_size}", f"batch_size={batch_size}"]
 
-    methods = {name: load_method(name) for name in names}
-
-    def prepared(name: str | None) -> Step:
-        base = ROOT / "methods" / name / "configs" / "base.py" if name else ROOT / "configs" / "base.py"
-        config = load_config(base, overrides, base)
-        return Step(methods.pop(name) if name else HeadAlone(), Run(config, data, ranks, old_model))
+    def prepared(method: Method) -> Step:
+        settings = load_settings(ROOT / "configs" / "base.py", overrides, method.settings_type)
+        return Step(method, Run(settings, data, ranks, old_model))
 
     torch.manual_seed(0)
     row = torch.randint(2 * num_classes, (batch_size,))
     old = torch.from_numpy(store[row.numpy()]).to(device)
     batch = row.to(device), (row // 2).to(device), old
     embedding = torch.randn(batch_size, embedding_size, device=device, requires_grad=True)
-    alone = prepared(None)
+    alone = prepared(HeadAlone())
     backbone = build_backbone("r18", embedding_size, image_size=image_size).to(
         device, memory_format=torch.channels_last
     )
-    optimizer = build_optimizer(alone.config, backbone.parameters())
+    optimizer = build_optimizer(alone.settings, backbone.parameters())
     images = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
     whole = [timed(device, whole_step, backbone, optimizer, images, alone, batch) for _ in range(repeats + 1)]
     step_seconds = statistics.median(whole[1:])
@@ -142,7 +128,7 @@ def measure(names: list[str], quick: bool, repeats: int, ranks: Ranks, folder: P
     print(f"step of backbone and head: {1000 * step_seconds:.0f} ms")
     print(f"{'method':12} {'head alone':>10} {'method':>10} {'extra':>10} {'of a step':>10} {'target':>8}")
     for name in names:
-        step = prepared(name)
+        step = prepared(load_method(ROOT / "methods" / name / "train.py"))
         for each in (step, alone):
             each(embedding, *batch)
         pairs = [[timed(device, each, embedding, *batch) for each in (alone, step)] for _ in range(3 * repeats)]

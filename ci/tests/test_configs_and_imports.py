@@ -4,18 +4,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from core.settings import _read, load_config
+from core.engine.trainer import PRECISIONS
+from core.heads.build import MARGINS
+from core.images.transforms import NORMALIZATIONS
+from core.program import load_method
+from core.settings import Settings, describe, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_CONFIGS = sorted(
     path for pattern in ("old_model/configs/*.py", "methods/*/configs/*.py") for path in ROOT.glob(pattern)
 )
 SHARED_CONFIGS = sorted(path for room in ("scenarios", "datasets") for path in (ROOT / "configs" / room).glob("*.py"))
-BASES = [ROOT / "configs" / "base.py", *(path for path in PROGRAM_CONFIGS if path.stem == "base")]
+PROGRAMS = sorted([ROOT / "old_model" / "train.py", *ROOT.glob("methods/*/train.py")])
+SETTINGS_TYPES = {path.parent: load_method(path).settings_type for path in PROGRAMS}
 CONTRACT_KEYS = """rec network embedding_size batch_size num_epoch warmup_epoch lr optimizer momentum weight_decay
     sample_rate gradient_acc seed num_workers frequent verbose rec_val val_targets output resume old_model""".split()
 PARTS = {
@@ -31,7 +38,7 @@ LOSSES = {"arc": "arcface", "softmax": "softmax"}
 
 
 def loaded(path: Path):
-    return load_config(path, program_base=path.with_name("base.py"))
+    return load_settings(path, settings_type=SETTINGS_TYPES.get(path.parents[1], Settings))
 
 
 def name_of(path: Path) -> str:
@@ -87,11 +94,11 @@ def check_scenario(path: Path) -> None:
 
 
 def test_every_method_has_the_released_scenarios_of_faces_and_landmarks_and_the_built_in_data():
-    scenarios = {path.stem for path in SHARED_CONFIGS if path.parent.name == "scenarios"}
+    scenarios = {path.stem for path in scenario_configs() if path.parent.name == "scenarios"}
     assert sum("ms1mv3" in name for name in scenarios) == 9 and sum("gldv2" in name for name in scenarios) == 6
     for method in (path for path in (ROOT / "methods").iterdir() if (path / "train.py").exists()):
         names = {path.stem for path in (method / "configs").glob("*.py")}
-        assert {"base", "glyphs", "orl", "glyphs_retrieval"} <= names
+        assert {"glyphs", "orl", "glyphs_retrieval"} <= names
         released = {name for name in names if name.startswith(("OP", "EX"))}
         released = {re.sub(r"(_to_r\w*?\d+)_\w+?_((arc|softmax)_to)", r"\1_\2", name) for name in released}
         assert released == scenarios
@@ -128,8 +135,8 @@ def check_landmarks(path: Path) -> None:
         "lce": {"transform_blocks": 0, "boundary_weight": 1.0, "align_weight": 1.0},
         "unibct": {"refine_epochs": (), "compat_scale": 30.0, "compat_margin": 0.3},
     }.get(path.parents[1].name, {})
-    assert {key: config[key] for key in own} == own
-    assert config.get("old_classes_only", path.stem.startswith("EXclass")) == path.stem.startswith("EXclass")
+    assert {key: getattr(config, key) for key in own} == own
+    assert getattr(config, "old_classes_only", path.stem.startswith("EXclass")) == path.stem.startswith("EXclass")
 
 
 @pytest.mark.parametrize(
@@ -148,27 +155,37 @@ def test_built_in_configs_train_old_and_new_on_their_parts_with_one_embedding_si
         folder = f"datasets/{data.removesuffix('_retrieval')}"
         assert (old.rec, new.rec) == (f"{folder}/{old_part}", f"{folder}/{new_part}")
         assert alone.rec == new.rec and alone.network_options == new.network_options and alone.lr == new.lr
-        assert new.get("old_classes_only", data == "glyphs_retrieval") == (data == "glyphs_retrieval")
+        assert getattr(new, "old_classes_only", data == "glyphs_retrieval") == (data == "glyphs_retrieval")
+
+
+def names_of(settings_type: type[Settings]) -> set[str]:
+    return {field.name for field in fields(settings_type)}
 
 
 def test_keys_of_the_contract_exist():
-    assert set(CONTRACT_KEYS) <= set(_read(BASES[0]))
+    assert set(CONTRACT_KEYS) <= names_of(Settings)
 
 
-@pytest.mark.parametrize("base", BASES, ids=name_of)
-def test_every_key_is_read_by_some_code(base):
-    rooms = [ROOT / "core"] if base == BASES[0] else [base.parents[1]]
-    rooms += [ROOT / "old_model", ROOT / "methods"] if base == BASES[0] else []
+@pytest.mark.parametrize("folder", [None, *SETTINGS_TYPES], ids=lambda folder: folder.name if folder else "shared")
+def test_every_key_is_read_by_some_code(folder):
+    rooms = [folder] if folder else [ROOT / "core", ROOT / "old_model", ROOT / "methods"]
     code = "".join(path.read_text() for room in rooms for path in room.rglob("*.py") if "configs" not in path.parts)
-    assert [key for key in _read(base) if not re.search(rf"\bconfig\.{key}\b", code)] == []
+    names = names_of(SETTINGS_TYPES[folder]) - names_of(Settings) if folder else names_of(Settings)
+    assert [name for name in names if not re.search(rf"\b(settings|self)\.{name}\b", code)] == []
 
 
-def test_every_key_that_code_reads_exists():
-    keys = {key for base in BASES for key in _read(base)}
-    for path in [*ROOT.glob("core/*/*.py"), *ROOT.glob("old_model/*.py"), *ROOT.glob("methods/*/*.py")]:
-        code = path.read_text()
-        if "EasyDict" in code or "run.config" in code:
-            assert set(re.findall(r"\bconfig\.(\w+)", code)) <= keys, path
+@pytest.mark.parametrize("folder", SETTINGS_TYPES, ids=lambda folder: folder.name)
+def test_help_has_a_heading_for_the_keys_of_each_method(folder):
+    own = [field for field in fields(SETTINGS_TYPES[folder]) if field.name not in names_of(Settings)]
+    assert [bool(field.metadata["heading"]) for field in own] == [number == 0 for number in range(len(own))]
+    assert describe(SETTINGS_TYPES[folder]).count("\n  ") >= len(names_of(SETTINGS_TYPES[folder]))
+
+
+def test_choices_of_the_settings_are_those_that_the_code_knows():
+    choices = {name: get_args(kind) for name, kind in get_type_hints(Settings).items()}
+    assert set(choices["normalization"]) == set(NORMALIZATIONS)
+    assert set(choices["loss"]) == {"softmax", *MARGINS}
+    assert set(choices["precision"]) == {"auto", *PRECISIONS}
 
 
 IMPORT_ALL = """

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import TypeAlias
 
-from easydict import EasyDict
-
 from core.data.lists import ListDataset
 from core.data.records import RecordDataset
 from core.errors import UserError
 from core.files import resolve
+from core.settings import Settings
 
 __all__ = ["BAD_IMAGES", "ImageDataset", "is_list", "open_dataset", "open_training_data"]
 
@@ -30,9 +29,10 @@ def open_dataset(
     return ListDataset(rec, root, image_size, skip_bad) if is_list(rec) else RecordDataset(rec, image_size)
 
 
-def open_training_data(config: EasyDict, image_size: int | None = None) -> ImageDataset:
-    """What a config's `rec`, `image_root`, `bad_images` and `image_size` (unless another is given) describe."""
-    if config.bad_images not in BAD_IMAGES:
-        raise UserError(f"unknown bad_images {config.bad_images!r}: choose 'error' or 'skip'")
-    root = None if config.image_root is None else resolve(config.image_root)
-    return open_dataset(resolve(config.rec), image_size or config.image_size, root, config.bad_images == "skip")
+def open_training_data(settings: Settings, image_size: int | None = None) -> ImageDataset:
+    """The images that `rec`, `image_root`, `bad_images` and `image_size` (unless another is given) describe."""
+    if settings.rec is None:
+        raise UserError("config key 'rec' is not set: name the training images, for example rec=datasets/glyphs/train")
+    root = None if settings.image_root is None else resolve(settings.image_root)
+    skip_bad = settings.bad_images == "skip"
+    return open_dataset(resolve(settings.rec), image_size or settings.image_size, root, skip_bad)

@@ -10,7 +10,6 @@ from torch import distributed, nn
 from core.embeddings.extraction import extract_embeddings
 from core.embeddings.store import EmbeddingStore
 from core.engine.method import Run
-from core.files import resolve
 from core.images.transforms import NORMALIZATIONS
 from core.models.encoder import Encoder
 from core.models.weights import fingerprint
@@ -26,13 +25,13 @@ def current_features(run: Run, backbone: nn.Module) -> Iterator[EmbeddingStore]:
     folder (N x D x 4 bytes; on a file system that all ranks see), which is removed at the end. Batch statistics,
     training mode and random number generators are left unchanged. Collective.
     """
-    config = run.config
-    path = resolve(config.output) / "new_features"
-    mean, std = NORMALIZATIONS[config.normalization]
+    settings = run.settings
+    path = settings.run_folder / "new_features"
+    mean, std = NORMALIZATIONS[settings.normalization]
     encoder = Encoder(
         name="the model in training",
-        network=config.network,
-        embedding_size=config.embedding_size,
+        network=settings.network,
+        embedding_size=settings.embedding_size,
         image_size=run.data.image_size,
         mean=mean,
         std=std,
@@ -43,7 +42,7 @@ def current_features(run: Run, backbone: nn.Module) -> Iterator[EmbeddingStore]:
     _remove(path, run)
     training = backbone.training
     backbone.eval()
-    yield extract_embeddings(encoder, run.data, path, run.ranks, config.batch_size, config.num_workers)
+    yield extract_embeddings(encoder, run.data, path, run.ranks, settings.batch_size, settings.num_workers)
     backbone.train(training)
     _remove(path, run)
 

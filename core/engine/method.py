@@ -1,24 +1,27 @@
 """What a training program adds to the common loop: its loss, its classifier, its use of the old model."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 
 from core.data.open_dataset import ImageDataset
 from core.engine.old_model import OldModel
 from core.heads import PartialFC
 from core.parallel.ranks import Ranks
+from core.settings import Settings
 
 __all__ = ["Batch", "Method", "Run"]
 
+S = TypeVar("S", bound=Settings)
+
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[S]):
     """What a method may use when it is set up, before training starts."""
 
-    config: EasyDict
+    settings: S
     data: ImageDataset
     ranks: Ranks
     _old_model: OldModel | None = None
@@ -55,7 +58,7 @@ class Batch:
     """The new model's output (B, D), with gradient."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, Generic[S]):
     """A paper's loss. Subclasses build their classifier and tables in `setup` and compute their terms in `loss`.
 
     Parameters and buffers of the module are moved to the device, optimised together with the backbone's, and kept in
@@ -63,11 +66,13 @@ class Method(nn.Module):
     those of `sharded_parameters`.
     """
 
+    settings_type: type[Settings] = Settings
+    """The class of `run.settings`: a method with settings of its own declares them in a subclass and names it here."""
     uses_old_model = True
     classifier: PartialFC
     """The classifier over the data's classes; the run folder keeps it whole as `classifier.pt`."""
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: Run[S]) -> None:
         """Build what the loss needs, `classifier` among it. Called once on every rank."""
         raise NotImplementedError
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from easydict import EasyDict
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -27,6 +26,7 @@ from core.heads.margins import Margin
 from core.models.encoder import load_encoder
 from core.models.run_config import read_run_config
 from core.parallel.ranks import Ranks
+from core.settings import Settings
 
 __all__ = ["OldModel", "open_old_model"]
 
@@ -124,29 +124,29 @@ class OldModel:
         return build_margin(config["loss"], config["margin_scale"], config["margin"])
 
 
-def open_old_model(config: EasyDict, data: ImageDataset, ranks: Ranks) -> OldModel:
-    """The model that the config's `old_model` names, with its embeddings of `data`, extracted if missing. Collective.
+def open_old_model(settings: Settings, data: ImageDataset, ranks: Ranks) -> OldModel:
+    """The model that the setting `old_model` names, with its embeddings of `data`, extracted if missing. Collective.
 
     `UserError` if none is named, it cannot be read, or its embeddings have another size than the new model's.
     """
-    if config.old_model is None:
+    if settings.old_model is None:
         raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
-    path = resolve(config.old_model)
-    encoder = load_encoder(path, config.old_network, ranks.device)
-    if encoder.embedding_size != config.embedding_size:
+    path = resolve(settings.old_model)
+    encoder = load_encoder(path, settings.old_network, ranks.device)
+    if encoder.embedding_size != settings.embedding_size:
         raise UserError(
-            f"the old model {config.old_model} has embeddings of size {encoder.embedding_size}, the new one "
-            f"{config.embedding_size}: set embedding_size={encoder.embedding_size}, they must be comparable"
+            f"the old model {settings.old_model} has embeddings of size {encoder.embedding_size}, the new one "
+            f"{settings.embedding_size}: set embedding_size={encoder.embedding_size}, they must be comparable"
         )
     if encoder.image_size != data.image_size:
-        data = open_training_data(config, encoder.image_size)
-    logger.info("old model: %s (%s, fingerprint %s)", config.old_model, encoder.network, encoder.fingerprint[:12])
-    store = default_store_path(encoder, data) if config.features is None else resolve(config.features)
+        data = open_training_data(settings, encoder.image_size)
+    logger.info("old model: %s (%s, fingerprint %s)", settings.old_model, encoder.network, encoder.fingerprint[:12])
+    store = default_store_path(encoder, data) if settings.features is None else resolve(settings.features)
     return OldModel(
         path=path,
         name=encoder.name,
         network=encoder.network,
         fingerprint=encoder.fingerprint,
         embedding_size=encoder.embedding_size,
-        features=extract_embeddings(encoder, data, store, ranks, config.batch_size, config.num_workers),
+        features=extract_embeddings(encoder, data, store, ranks, settings.batch_size, settings.num_workers),
     )

@@ -4,31 +4,28 @@ import math
 from collections.abc import Iterable
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.optim import Optimizer
 
-from core.errors import UserError
+from core.settings import Settings
 
 __all__ = ["LossScaler", "build_optimizer", "learning_rate"]
 
 
-def build_optimizer(config: EasyDict, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """SGD with momentum or AdamW over all `parameters`, with fused kernels and with its state allocated, as zeros.
 
     So a checkpoint can be read into that state, and fp16 may overflow in the first step: that step is skipped, and
     PyTorch's fused SGD would leave the momentum that it has just allocated uninitialised.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if config.optimizer == "sgd":
+    if settings.optimizer == "sgd":
         optimizer = torch.optim.SGD(
-            trained, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+            trained, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
-    elif config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=config.weight_decay, fused=True)
     else:
-        raise UserError(f"unknown optimizer {config.optimizer!r}: choose 'sgd' or 'adamw'")
+        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=settings.weight_decay, fused=True)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -38,7 +35,7 @@ def build_optimizer(config: EasyDict, parameters: Iterable[nn.Parameter]) -> Opt
             if isinstance(value, Tensor):
                 value.zero_()
     for group in optimizer.param_groups:
-        group["lr"] = config.lr
+        group["lr"] = settings.lr
     return optimizer
 
 
@@ -57,20 +54,18 @@ class LossScaler(ShardedGradScaler):
             flags.update({device: flag.clamp(max=1.0).reshape(()) for device, flag in flags.items()})
 
 
-def learning_rate(config: EasyDict, epoch: float) -> float:
+def learning_rate(settings: Settings, epoch: float) -> float:
     """The learning rate after `epoch` epochs (a float), in closed form, so that a resume needs no saved state.
 
     Linear warm-up over `warmup_epoch` epochs; then polynomial, `lr (1 - p) ** power`, or cosine,
     `lr (1 + cos(pi p)) / 2`, with p rising from 0 to 1 at `num_epoch`; or in steps, `lr` times `schedule_gamma` for
     each entry of `schedule_epochs` that has passed.
     """
-    if epoch < config.warmup_epoch:
-        return config.lr * epoch / config.warmup_epoch
-    progress = min(1.0, (epoch - config.warmup_epoch) / max(config.num_epoch - config.warmup_epoch, 1e-12))
-    if config.schedule == "polynomial":
-        return config.lr * (1 - progress) ** config.schedule_power
-    if config.schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * progress)) / 2
-    if config.schedule == "step":
-        return config.lr * config.schedule_gamma ** sum(epoch >= boundary for boundary in config.schedule_epochs)
-    raise UserError(f"unknown schedule {config.schedule!r}: choose 'polynomial', 'step' or 'cosine'")
+    if epoch < settings.warmup_epoch:
+        return settings.lr * epoch / settings.warmup_epoch
+    progress = min(1.0, (epoch - settings.warmup_epoch) / max(settings.num_epoch - settings.warmup_epoch, 1e-12))
+    if settings.schedule == "polynomial":
+        return settings.lr * (1 - progress) ** settings.schedule_power
+    if settings.schedule == "cosine":
+        return settings.lr * (1 + math.cos(math.pi * progress)) / 2
+    return settings.lr * settings.schedule_gamma ** sum(epoch >= boundary for boundary in settings.schedule_epochs)

@@ -1,7 +1,7 @@
 """The run folder: the results of a training, in files that describe themselves.
 
 `model.pt` (the backbone's state dict alone), `classifier.pt` (weight and bias of the classifier over the data's
-classes), `config.json` (the config as run), `metrics.jsonl` (a line per logged step), `tensorboard/` and
+classes), `config.json` (the settings as run), `metrics.jsonl` (a line per logged step), `tensorboard/` and
 `checkpoints/`.
 """
 
@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import ROOT, replaced_atomically
 from core.models.weights import fingerprint
+from core.settings import Settings
 
 __all__ = ["MetricsLog", "RunFolder", "code_version"]
 
@@ -59,21 +61,21 @@ class RunFolder:
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
     def write_config(self, values: dict[str, Any]) -> None:
-        """Write `config.json`: a flat dict of the config and of what was derived from the data."""
+        """Write `config.json`: a flat dict of the settings and of what was derived from the data."""
         with replaced_atomically(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(values, indent=2, default=list) + "\n")
 
-    def changed_settings(self, config: dict[str, Any]) -> list[str]:
-        """The settings of `config` that differ from those in `config.json`, as "key old -> new".
+    def changed_settings(self, settings: Settings) -> list[str]:
+        """The settings that differ from those in `config.json`, as "key old -> new".
 
-        Keys missing in the file are ignored, and so is what a run derives from its data where `config` has None. Empty
-        if there is no such file or it is not readable.
+        Keys missing in the file are ignored, and so is what a run derives from its data where the setting is None.
+        Empty if there is no such file or it is not readable.
         """
         try:
             before = dict(json.loads((self.path / "config.json").read_text()))
         except (OSError, ValueError, TypeError):
             return []
-        now = json.loads(json.dumps(config, default=list))
+        now = json.loads(json.dumps(asdict(settings), default=list))
         derived = {"image_size"} if now.get("image_size") is None else set()
         changed = [key for key in now if key not in derived and before.get(key, now[key]) != now[key]]
         return [f"{key} {before[key]!r} -> {now[key]!r}" for key in changed]

@@ -5,12 +5,12 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +30,7 @@ from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
+from core.settings import Settings
 
 __all__ = ["Trainer"]
 
@@ -38,17 +39,18 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Validation(Protocol):
-    """Tests during training; made from the config, the side of the network's input and the ranks."""
+    """Tests during training; made from the settings, the side of the network's input and the ranks."""
 
-    sets: Mapping[str, object]
-    """The test sets by name; without any, `accuracies` is never asked for."""
+    @property
+    def sets(self) -> Mapping[str, object]:
+        """The test sets by name; without any, `accuracies` is never asked for."""
 
     def accuracies(self, backbone: nn.Module) -> dict[str, float]:
         """Accuracy of each set, the same on every rank. Collective. Leaves the backbone in training mode."""
 
 
 class Trainer:
-    """Trains `config.network` with `method`'s loss on `config.rec`, in the run folder `config.output`.
+    """Trains `settings.network` with `method`'s loss on `settings.rec`, in the run folder `settings.output`.
 
     Exchanged per step: DDP's gradient buckets and buffers, what the method's loss gathers, the gradients of its small
     parameters, and at log steps the logged terms. Checkpoints hold everything that a resumed run needs to end with the
@@ -57,39 +59,38 @@ class Trainer:
 
     def __init__(
         self,
-        config: EasyDict,
+        settings: Settings,
         method: Method,
         method_name: str,
         ranks: Ranks,
-        make_validation: Callable[[EasyDict, int, Ranks], Validation] | None = None,
+        make_validation: Callable[[Settings, int, Ranks], Validation] | None = None,
     ):
-        self.config, self.method, self.method_name, self.ranks = config, method, method_name, ranks
-        if config.rec is None:
-            raise UserError(
-                "config key 'rec' is not set: name the training images, for example rec=datasets/glyphs/train"
-            )
-        self.data = open_training_data(config)
+        self.settings, self.method, self.method_name, self.ranks = settings, method, method_name, ranks
+        self.data = open_training_data(settings)
         self.sampler = TrainSampler(
-            self.data.num_images, config.batch_size * config.gradient_acc, ranks.rank, ranks.world_size, config.seed
+            self.data.num_images,
+            settings.batch_size * settings.gradient_acc,
+            ranks.rank,
+            ranks.world_size,
+            settings.seed,
         )
-        self.transform = TrainTransform(config.normalization, config.augment)
-        self.autocast_type = _autocast_type(config.precision, ranks.device)
-        learning_rate(config, config.num_epoch)  # tells an unknown schedule now
+        self.transform = TrainTransform(settings.normalization, settings.augment)
+        self.autocast_type = _autocast_type(settings.precision, ranks.device)
         self.validation = None
         if make_validation is not None:
-            self.validation = make_validation(config, self.data.image_size, ranks)
-        self.folder = RunFolder(resolve(config.output))
-        if config.old_model is not None and resolve(config.old_model) == self.folder.path:
+            self.validation = make_validation(settings, self.data.image_size, ranks)
+        self.folder = RunFolder(settings.run_folder)
+        if settings.old_model is not None and resolve(settings.old_model) == self.folder.path:
             raise UserError(f"output {self.folder.path} is the old model's own run folder: name another one")
         self.checkpoint = self._find_checkpoint()
-        logger.info("data: %s, %d images of %d classes", config.rec, self.data.num_images, self.data.num_classes)
+        logger.info("data: %s, %d images of %d classes", settings.rec, self.data.num_images, self.data.num_classes)
         self._build_backbone()
-        self.old_model = open_old_model(config, self.data, ranks) if method.uses_old_model else None
-        self._build(Run(config, self.data, ranks, self.old_model))
+        self.old_model = open_old_model(settings, self.data, ranks) if method.uses_old_model else None
+        self._build(Run(settings, self.data, ranks, self.old_model))
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint to resume from, if any."""
-        if not self.config.resume:
+        if not self.settings.resume:
             return None
         checkpoint = latest_checkpoint(self.folder.checkpoints)
         if checkpoint is None and (self.folder.path / "model.pt").exists():
@@ -100,36 +101,38 @@ class Trainer:
         return checkpoint
 
     def _build_backbone(self) -> None:
-        config = self.config
-        if "image_size" in config.network_options:
+        settings = self.settings
+        if "image_size" in settings.network_options:
             raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
-        options = dict(config.network_options)
+        options = dict(settings.network_options)
         if self.checkpoint is not None:  # it has the weights; the initial ones may no longer exist
             options.pop("pretrained", None)
-        torch.manual_seed(config.seed)  # the same first weights on every rank
+        torch.manual_seed(settings.seed)  # the same first weights on every rank
         self.backbone = build_backbone(
-            config.network, config.embedding_size, image_size=self.data.image_size, **options
+            settings.network, settings.embedding_size, image_size=self.data.image_size, **options
         )
         self.backbone.to(self.ranks.device).to(memory_format=torch.channels_last)
         if self.ranks.device.type == "cpu":
             avoid_unsafe_kernels(self.backbone)
-        if config.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.backbone.modules()):
-            raise UserError(f"batch_size is 1: {config.network} normalises its embeddings over a batch; set 2 or more")
+        if settings.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.backbone.modules()):
+            raise UserError(
+                f"batch_size is 1: {settings.network} normalises its embeddings over a batch; set 2 or more"
+            )
 
     def _build(self, run: Run) -> None:
-        config, ranks = self.config, self.ranks
+        settings, ranks = self.settings, self.ranks
         self.method.setup(run)
         self.method.to(ranks.device)
-        self.optimizer = build_optimizer(config, [*self.backbone.parameters(), *self.method.parameters()])
+        self.optimizer = build_optimizer(settings, [*self.backbone.parameters(), *self.method.parameters()])
         self.scaler = LossScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
         self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
         shards = self.method.sharded_parameters()
         self.averaged = [p for p in self.method.parameters() if p.requires_grad and p not in shards]
-        torch.manual_seed(config.seed + 1 + ranks.rank)  # from here on every rank draws its own numbers
+        torch.manual_seed(settings.seed + 1 + ranks.rank)  # from here on every rank draws its own numbers
         self.step, self.epoch, self.images_in_epoch = 0, 0, 0
         if self.checkpoint is not None:
             self._resume(self.checkpoint)
-        forward = torch.compile(self.backbone) if config.compile else self.backbone
+        forward = torch.compile(self.backbone) if settings.compile else self.backbone
         device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         self.model = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
         if ranks.world_size > 1:
@@ -153,18 +156,18 @@ class Trainer:
 
         Whatever decides its tensors, and whatever would make it another experiment.
         """
-        config = self.config
+        settings = self.settings
         identity = {
             "method": self.method_name,
-            "network": config.network,
-            "network_options": dict(config.network_options),
-            "embedding_size": config.embedding_size,
+            "network": settings.network,
+            "network_options": dict(settings.network_options),
+            "embedding_size": settings.embedding_size,
             "image_size": self.data.image_size,
-            "optimizer": config.optimizer,
-            "momentum": config.momentum > 0,
-            "loss": config.loss,
-            "classifier_bias": config.classifier_bias,
-            "seed": config.seed,
+            "optimizer": settings.optimizer,
+            "momentum": settings.momentum > 0,
+            "loss": settings.loss,
+            "classifier_bias": settings.classifier_bias,
+            "seed": settings.seed,
             "rec": self.data.fingerprint,
             "old_model": self.old_model.fingerprint if self.old_model else None,
         }
@@ -179,10 +182,10 @@ class Trainer:
                     f"{self.folder.path} holds a run with another {key} ({saved!r}, now {value!r}): name another "
                     "output, or start over with resume=false"
                 )
-        changed = self.folder.changed_settings(self.config)
+        changed = self.folder.changed_settings(self.settings)
         if changed:
             logger.warning("resuming with other settings than before: %s", ", ".join(changed))
-        self.state.load(checkpoint, position, self.config.seed)
+        self.state.load(checkpoint, position, self.settings.seed)
         if self.scaler.is_enabled() and position.scaler:
             self.scaler.load_state_dict(position.scaler)
         self.epoch, self.step = position.epoch, position.step
@@ -194,42 +197,42 @@ class Trainer:
 
     def train(self) -> None:
         """Train to the end of the last epoch, writing checkpoints and `model.pt` along the way."""
-        config = self.config
-        if self.epoch >= config.num_epoch:
-            logger.info("%s is already trained to the end of epoch %d", self.folder.path, config.num_epoch)
+        settings = self.settings
+        if self.epoch >= settings.num_epoch:
+            logger.info("%s is already trained to the end of epoch %d", self.folder.path, settings.num_epoch)
             self._write_classifier()
             if self.ranks.is_first and not self.folder.holds_model(self.backbone):  # killed just before it was written
                 self.folder.write_model(self.backbone)
             return
         if self.ranks.is_first:
-            self.folder.prepare(config.resume)
+            self.folder.prepare(settings.resume)
             self.folder.write_config(self._description())
         metrics = MetricsLog(self.folder, self.step) if self.ranks.is_first else None
         steps, images = self.sampler.steps_per_epoch, self.sampler.images_per_step
         done = self.epoch * steps * images + self.images_in_epoch
         logger.info(
-            "training %s: %d epochs of %d steps of %d images", self.folder.path, config.num_epoch, steps, images
+            "training %s: %d epochs of %d steps of %d images", self.folder.path, settings.num_epoch, steps, images
         )
         self.window = StepWindow(self.ranks)
         batches = self._batches()
         with Progress(
-            "training", config.num_epoch * steps * images, quiet=not self.ranks.is_first, initial=done
+            "training", settings.num_epoch * steps * images, quiet=not self.ranks.is_first, initial=done
         ) as bar:
-            while self.epoch < config.num_epoch:
+            while self.epoch < settings.num_epoch:
                 if self.images_in_epoch == 0:
                     self.method.start_epoch(self.epoch, self.backbone)
-                self._train_step([next(batches) for _ in range(config.gradient_acc)])
+                self._train_step([next(batches) for _ in range(settings.gradient_acc)])
                 self.step += 1
                 self.images_in_epoch += images
                 epoch_ends = self.images_in_epoch >= steps * images
-                last = epoch_ends and self.epoch + 1 == config.num_epoch
-                if self.step % config.frequent == 0 or last:
+                last = epoch_ends and self.epoch + 1 == settings.num_epoch
+                if self.step % settings.frequent == 0 or last:
                     self._log(metrics, bar)
                 if epoch_ends:
                     self.epoch, self.images_in_epoch = self.epoch + 1, 0
-                if epoch_ends or self.step % config.checkpoint_steps == 0:
+                if epoch_ends or self.step % settings.checkpoint_steps == 0:
                     self._save(write_model=epoch_ends)
-                if self.validation is not None and self.validation.sets and (self.step % config.verbose == 0 or last):
+                if self.validation is not None and self.validation.sets and (self.step % settings.verbose == 0 or last):
                     self._validate(self.validation, metrics)
         if metrics is not None:
             metrics.close()
@@ -247,26 +250,26 @@ class Trainer:
             "version": code_version(),
             "torch_version": torch.__version__,
         }
-        return {**self.config, **derived}
+        return {**asdict(self.settings), **derived}
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         """Micro-batches from the present position to the end of the training, by one set of workers."""
 
         def rows() -> Iterator[np.ndarray]:
             first_step = self.images_in_epoch // self.sampler.images_per_step
-            for epoch in range(self.epoch, self.config.num_epoch):
+            for epoch in range(self.epoch, self.settings.num_epoch):
                 for step_rows in self.sampler.epoch(epoch, first_step):
-                    yield from step_rows.reshape(self.config.gradient_acc, self.config.batch_size)
+                    yield from step_rows.reshape(self.settings.gradient_acc, self.settings.batch_size)
                 first_step = 0
 
         columns = {"old_embedding": self.old_model.features} if self.old_model else {}
         on_gpu = self.ranks.device.type == "cuda"
-        return load_batches(self.data, rows(), self.config.num_workers, columns, pin_memory=on_gpu, prefetch=4)
+        return load_batches(self.data, rows(), self.settings.num_workers, columns, pin_memory=on_gpu, prefetch=4)
 
     def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
-        config = self.config
+        settings = self.settings
         epoch = self.epoch + self.images_in_epoch / (self.sampler.steps_per_epoch * self.sampler.images_per_step)
-        self.rate = learning_rate(config, epoch)
+        self.rate = learning_rate(settings, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
@@ -274,14 +277,14 @@ class Trainer:
         for number, loaded in enumerate(micro_batches, 1):
             with nullcontext() if number == len(micro_batches) else self.model.no_sync():
                 terms = self._forward(loaded, epoch)
-                total = torch.stack(list(terms.values())).sum() / config.gradient_acc
+                total = torch.stack(list(terms.values())).sum() / settings.gradient_acc
                 self.scaler.scale(total).backward()
             finite &= torch.isfinite(total.detach())
             for name, value in terms.items():
-                logged[name] = logged.get(name, 0) + value.detach() / config.gradient_acc
+                logged[name] = logged.get(name, 0) + value.detach() / settings.gradient_acc
         average_gradients(self.averaged)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), config.clip_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), settings.clip_norm or math.inf)
         if not self.scaler.is_enabled():  # with fp16 an overflow here only skips the step and lowers the scale
             finite &= torch.isfinite(norm)
         self.scaler.step(self.optimizer)
@@ -298,7 +301,7 @@ class Trainer:
             embedding = self.model(moved["image"])
         if self.old_model is None:
             moved["old_embedding"] = embedding.new_empty(len(embedding), 0)
-        progress = epoch / self.config.num_epoch
+        progress = epoch / self.settings.num_epoch
         return self.method.loss(Batch(**moved, epoch=int(epoch), progress=progress, embedding=embedding.float()))
 
     def _require_finite(self) -> None:
@@ -373,6 +376,4 @@ def _autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
         if device.type == "cpu":
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}: choose 'auto', {', '.join(map(repr, PRECISIONS))}")
     return PRECISIONS[precision]

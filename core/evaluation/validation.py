@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, distributed, nn
 
 from core.errors import UserError
@@ -12,25 +11,23 @@ from core.evaluation.verification import read_verification_set, verification_acc
 from core.files import require_file, resolve
 from core.images.transforms import NORMALIZATIONS, normalize
 from core.parallel.ranks import Ranks
+from core.settings import Settings
 
 __all__ = ["Validation"]
 
 
 class Validation:
-    """The sets `config.val_targets` below `config.rec_val`, shared out over the ranks. All are opened at once.
+    """The sets `settings.val_targets` below `settings.rec_val`, shared out over the ranks. All are opened at once.
 
     Images of another size than the network's `image_size` are resized.
     """
 
-    def __init__(self, config: EasyDict, image_size: int, ranks: Ranks):
-        if config.val_targets and config.rec_val is None:
-            raise UserError("config key 'val_targets' names verification sets but 'rec_val', their folder, is not set")
-        folder = resolve(config.rec_val) if config.val_targets else None
-        self.sets = {name: require_file(folder / f"{name}.bin", "verification set") for name in config.val_targets}
-        self.ranks, self.batch_size, self.image_size = ranks, config.batch_size, image_size
+    def __init__(self, settings: Settings, image_size: int, ranks: Ranks):
+        self.sets = {name: _file_of(name, settings.rec_val) for name in settings.val_targets}
+        self.ranks, self.batch_size, self.image_size = ranks, settings.batch_size, image_size
         for path in self._own_sets().values():
-            read_verification_set(path)  # a damaged file is told now, not at the first test
-        self.mean, self.std = NORMALIZATIONS[config.normalization]
+            read_verification_set(path)  # a damaged file is reported now, not at the first test
+        self.mean, self.std = NORMALIZATIONS[settings.normalization]
 
     def _own_sets(self) -> dict[int, Path]:
         """The sets that this rank tests, by their number."""
@@ -51,3 +48,9 @@ class Validation:
     def _embed(self, backbone: nn.Module, images: Tensor) -> Tensor:
         images = torch.as_tensor(images).to(self.ranks.device)
         return backbone(normalize(images, self.mean, self.std)).float()
+
+
+def _file_of(name: str, folder: str | None) -> Path:
+    if folder is None:
+        raise UserError("config key 'val_targets' names verification sets but 'rec_val', their folder, is not set")
+    return require_file(resolve(folder) / f"{name}.bin", "verification set")

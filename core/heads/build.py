@@ -1,10 +1,9 @@
-"""The classifier that a config asks for: the same keys in every training program."""
-
-from easydict import EasyDict
+"""The classifier that the settings ask for: the same keys in every training program."""
 
 from core.errors import UserError
 from core.heads.margins import ArcFace, CosFace, Margin, Softmax
 from core.heads.partial_fc import PartialFC
+from core.settings import Settings
 
 __all__ = ["build_head", "build_margin"]
 
@@ -25,8 +24,8 @@ def build_margin(loss: str, margin_scale: float, margin: float) -> Margin:
     return MARGINS[loss](margin_scale, margin)
 
 
-def build_head(config: EasyDict, num_classes: int) -> PartialFC:
-    """The head over `num_classes` classes: `build_margin`'s, with a bias where softmax and `classifier_bias` say so."""
-    margin = build_margin(config.loss, config.margin_scale, config.margin)
-    bias = config.classifier_bias and not margin.normalized
-    return PartialFC(margin, config.embedding_size, num_classes, config.sample_rate, bias)
+def build_head(settings: Settings, num_classes: int) -> PartialFC:
+    """The head over `num_classes` classes; a softmax has a bias where `classifier_bias` is set."""
+    margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
+    bias = settings.classifier_bias and not margin.normalized
+    return PartialFC(margin, settings.embedding_size, num_classes, settings.sample_rate, bias)

@@ -19,6 +19,7 @@ old model was not trained on.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,10 +29,11 @@ from torch.nn.functional import log_softmax, normalize
 
 from core.embeddings.class_radii import NO_RADIUS, prepare_class_radii
 from core.engine.method import Batch, Method, Run
-from core.errors import UserError, run_program
+from core.errors import run_program
 from core.heads import build_head
 from core.parallel.collectives import all_gather_rows, mean_over_ranks
 from core.program import train_program
+from core.settings import Settings, key
 
 
 def point_to_set_loss(new: Tensor, centres: Tensor, radii: Tensor, known: Tensor) -> Tensor:
@@ -75,7 +77,17 @@ def reversal_strength(progress: float) -> float:
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
-class AdvBCT(Method):
+@dataclass(frozen=True, kw_only=True)
+class AdvBCTSettings(Settings):
+    """AdvBCT's own settings, as released."""
+
+    threshold: float = key(0.4, "theta: what the elastic radii may grow or shrink to", minimum=0, heading="AdvBCT")
+    p2s_weight: float = key(4.0, "lambda_p: of the distances beyond the elastic radii", minimum=0)
+    adv_weight: float = key(4.0, "lambda_a: of the discriminator's loss", minimum=0)
+    old_classes_only: bool = key(False, "L_p2s without the classes that the old run was not trained on: landmarks")
+
+
+class AdvBCT(Method[AdvBCTSettings]):
     """Holds the classifier, the discriminator, and by class the old centre, the old radius and the learned w_c."""
 
     centre: Tensor
@@ -83,22 +95,19 @@ class AdvBCT(Method):
     radius: Tensor
     """(C,), below 0 for a class without one."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = AdvBCTSettings
+
+    def setup(self, run: Run[AdvBCTSettings]) -> None:
         """Make the head and the discriminator; compute the old centres and radii, or find them beside the store."""
-        config = run.config
-        if min(config.threshold, config.p2s_weight, config.adv_weight) < 0:
-            raise UserError(
-                f"threshold, p2s_weight and adv_weight must be at least 0, got {config.threshold}, "
-                f"{config.p2s_weight} and {config.adv_weight}"
-            )
-        self.threshold, self.num_epoch = config.threshold, config.num_epoch
-        self.p2s_weight, self.adv_weight = config.p2s_weight, config.adv_weight
-        self.classifier = build_head(config, run.data.num_classes)
+        settings = run.settings
+        self.threshold, self.num_epoch = settings.threshold, settings.num_epoch
+        self.p2s_weight, self.adv_weight = settings.p2s_weight, settings.adv_weight
+        self.classifier = build_head(settings, run.data.num_classes)
         self.discriminator = nn.Sequential(
-            nn.Linear(config.embedding_size, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
+            nn.Linear(settings.embedding_size, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
         )
         means, radii = prepare_class_radii(run.old_model.features, "distance", run.ranks)
-        if config.old_classes_only:
+        if settings.old_classes_only:
             radii[run.old_model.num_classes :] = NO_RADIUS
         self.elastic = nn.Parameter(torch.empty(len(radii)).uniform_(-1, 1))
         self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)

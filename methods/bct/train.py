@@ -19,6 +19,8 @@ softmax there,
 """
 
 import logging
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,39 +33,50 @@ from core.heads import build_head
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import CosFace
 from core.program import train_program
+from core.settings import Settings, key
 
 logger = logging.getLogger(__name__)
 
 
-class BCT(Method):
+@dataclass(frozen=True, kw_only=True)
+class BCTSettings(Settings):
+    """BCT's own settings, as released."""
+
+    old_classifier: Literal["means", "own"] = key(
+        "means",
+        "means: of each class's old embeddings; own: the old run's, for the first classes of the data",
+        heading="BCT",
+    )
+    compat_scale: float = key(1.0, "s: of the cosines with the means", above=0)
+
+
+class BCT(Method[BCTSettings]):
     """Holds the new and the frozen old classifier, and the old number of each class of the data."""
 
     old_class: Tensor
     """int64 (C,): the class of the data among those of the old classifier, or -1."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = BCTSettings
+
+    def setup(self, run: Run[BCTSettings]) -> None:
         """Make the head, and the old classifier: from the means of the old features, or the old run's own."""
-        config = run.config
-        self.classifier = build_head(config, run.data.num_classes)
-        if config.old_classifier == "own":
+        settings = run.settings
+        self.classifier = build_head(settings, run.data.num_classes)
+        if settings.old_classifier == "own":
             old_class = self._take_own(run)
-        elif config.old_classifier == "means":
-            old_class = self._synthesise(run)
         else:
-            raise UserError(f"unknown old_classifier {config.old_classifier!r}: choose 'means' or 'own'")
+            old_class = self._synthesise(run)
         self.register_buffer("old_class", torch.from_numpy(old_class), persistent=False)
 
-    def _synthesise(self, run: Run) -> np.ndarray:
+    def _synthesise(self, run: Run[BCTSettings]) -> np.ndarray:
         """One class for each class of the data that has old features. Returns its number, -1 without: (C,)."""
-        if run.config.compat_scale <= 0:
-            raise UserError(f"compat_scale must be above 0, got {run.config.compat_scale}: the release has 1")
         means = prepare_class_means(run.old_model.features, run.ranks, normalized=False)
         known = np.bincount(run.old_model.features.labels(), minlength=len(means)) > 0
-        margin = CosFace(run.config.compat_scale, 0.0)
+        margin = CosFace(run.settings.compat_scale, 0.0)
         self.old_classifier = FrozenClassifier(margin, means if known.all() else means[known])
         return np.where(known, known.cumsum() - 1, -1)
 
-    def _take_own(self, run: Run) -> np.ndarray:
+    def _take_own(self, run: Run[BCTSettings]) -> np.ndarray:
         """The old run's classifier, whose classes are the first of the data's. Returns each class's number or -1."""
         self.old_classifier = run.old_model.classifier
         num_old, num_classes = self.old_classifier.num_classes, run.data.num_classes

@@ -13,15 +13,18 @@ The embeddings n^_j and o^_j that n^_i is compared with have no gradient.
     python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from core.engine.method import Batch, Method, Run
-from core.errors import UserError, run_program
+from core.errors import run_program
 from core.heads import build_head
 from core.parallel.collectives import all_gather_rows
 from core.program import train_program
+from core.settings import Settings, key
 
 
 def negatives(new: Tensor, others: Tensor, same_class: Tensor, hardest: int) -> Tensor:
@@ -36,20 +39,28 @@ def compatible_contrast(positive: Tensor, blocks: list[Tensor], temperature: flo
     return (logits.logsumexp(1) - logits[:, 0]).mean()
 
 
-class HotRefresh(Method):
+@dataclass(frozen=True, kw_only=True)
+class HotRefreshSettings(Settings):
+    """Hot-refresh's own settings."""
+
+    temperature: float = key(0.01, "tau", above=0, heading="Hot-refresh")
+    new_to_new: bool = key(True, "negatives among new embeddings too; False: the plain contrastive loss")
+    hardest_negatives: int = key(
+        0, "negatives of each kind that count, the most alike first (10 in AdvBCT's code); 0: all", minimum=0
+    )
+
+
+class HotRefresh(Method[HotRefreshSettings]):
     """Holds the head."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = HotRefreshSettings
+
+    def setup(self, run: Run[HotRefreshSettings]) -> None:
         """Make the head."""
-        config = run.config
-        if config.temperature <= 0 or config.hardest_negatives < 0:
-            raise UserError(
-                f"temperature must be above 0 and hardest_negatives 0 (all) or more, got {config.temperature} and "
-                f"{config.hardest_negatives}"
-            )
-        self.temperature, self.hardest = config.temperature, config.hardest_negatives
-        self.new_to_new = config.new_to_new
-        self.classifier = build_head(config, run.data.num_classes)
+        settings = run.settings
+        self.temperature, self.hardest = settings.temperature, settings.hardest_negatives
+        self.new_to_new = settings.new_to_new
+        self.classifier = build_head(settings, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the head's; `compatible`: the contrast with old and, unless it is left out, new embeddings."""

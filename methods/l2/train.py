@@ -10,14 +10,17 @@ L2 has t = 0, weakened L2 has t = 0.2. The norm is not squared.
     python train.py configs/glyphs.py threshold=0.2 output=work_dirs/glyphs_weakened_l2
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from core.engine.method import Batch, Method, Run
-from core.errors import UserError, run_program
+from core.errors import run_program
 from core.heads import build_head
 from core.program import train_program
+from core.settings import Settings, key
 
 
 def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:
@@ -26,19 +29,29 @@ def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:
     return (distances - threshold).relu().mean()
 
 
-class L2(Method):
+@dataclass(frozen=True, kw_only=True)
+class L2Settings(Settings):
+    """L2's own settings, as released."""
+
+    loss_weight: tuple[float, float] = key(
+        (1.0, 10.0),
+        "w_1, w_2: of the classification loss and of the distance to the old embedding",
+        minimum=0,
+        heading="L2 and weakened L2",
+    )
+    threshold: float = key(0.0, "t: distance that costs nothing; 0.2 is weakened L2", minimum=0)
+
+
+class L2(Method[L2Settings]):
     """Holds the head."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = L2Settings
+
+    def setup(self, run: Run[L2Settings]) -> None:
         """Make the head."""
-        config = run.config
-        if len(config.loss_weight) != 2 or min(config.loss_weight) < 0 or config.threshold < 0:
-            raise UserError(
-                f"loss_weight must be two numbers and threshold one, all at least 0, got {config.loss_weight} and "
-                f"{config.threshold}: set both, as loss_weight=(1,10) threshold=0.2"
-            )
-        self.weights, self.threshold = config.loss_weight, config.threshold
-        self.classifier = build_head(config, run.data.num_classes)
+        settings = run.settings
+        self.weights, self.threshold = settings.loss_weight, settings.threshold
+        self.classifier = build_head(settings, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: the head's; `l2`: the distance to the old embeddings; both with their weights."""

@@ -15,6 +15,8 @@ residual blocks, and m_c is the transformed centre.
     python train.py configs/glyphs.py
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,10 +25,11 @@ from torch.nn.functional import normalize
 
 from core.embeddings.class_radii import NO_RADIUS, prepare_class_radii
 from core.engine.method import Batch, Method, Run
-from core.errors import UserError, run_program
+from core.errors import run_program
 from core.heads import build_head
 from core.parallel.collectives import all_gather_rows, mean_over_ranks, rank, world_size
 from core.program import train_program
+from core.settings import Settings, key
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
@@ -67,7 +70,17 @@ class ResidualBlock(nn.Sequential):
         return input + super().forward(input)
 
 
-class LCE(Method):
+@dataclass(frozen=True, kw_only=True)
+class LCESettings(Settings):
+    """LCE's own settings."""
+
+    boundary_weight: float = key(1.0, "of the angles beyond the old boundaries", minimum=0, heading="LCE")
+    align_weight: float = key(1.0, "of the angles between new class weights and old centres", minimum=0)
+    transform_blocks: int = key(0, "K: residual blocks that transform the old space", minimum=0)
+    old_classes_only: bool = key(False, "leave out the classes that the old run was not trained on: AdvBCT's benchmark")
+
+
+class LCE(Method[LCESettings]):
     """Holds the classifier, the old centres and boundaries by class, and the transformation of the old space."""
 
     centre: Tensor
@@ -75,21 +88,18 @@ class LCE(Method):
     boundary: Tensor
     """(C,), below 0 for a class without one."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = LCESettings
+
+    def setup(self, run: Run[LCESettings]) -> None:
         """Make the head; compute the old centres and boundaries, or find them beside the store."""
-        config = run.config
-        if min(config.transform_blocks, config.boundary_weight, config.align_weight) < 0:
-            raise UserError(
-                f"transform_blocks, boundary_weight and align_weight must be at least 0, got "
-                f"{config.transform_blocks}, {config.boundary_weight} and {config.align_weight}"
-            )
-        self.boundary_weight, self.align_weight = config.boundary_weight, config.align_weight
-        self.classifier = build_head(config, run.data.num_classes)
+        settings = run.settings
+        self.boundary_weight, self.align_weight = settings.boundary_weight, settings.align_weight
+        self.classifier = build_head(settings, run.data.num_classes)
         self.transformation = nn.Sequential(
-            *[ResidualBlock(config.embedding_size) for _ in range(config.transform_blocks)]
+            *[ResidualBlock(settings.embedding_size) for _ in range(settings.transform_blocks)]
         )
         means, radii = prepare_class_radii(run.old_model.features, "angle", run.ranks)
-        if config.old_classes_only:
+        if settings.old_classes_only:
             radii[run.old_model.num_classes :] = NO_RADIUS
         self.register_buffer("centre", torch.from_numpy(np.array(means)), persistent=False)
         self.register_buffer("boundary", torch.from_numpy(radii), persistent=False)

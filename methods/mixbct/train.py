@@ -12,15 +12,18 @@ through them the new embeddings. Credible are, in a class of k images, the ceil(
     python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.embeddings.statistics import prepare_credible_mask
 from core.engine.method import Batch, Method, Run
-from core.errors import UserError, run_program
+from core.errors import run_program
 from core.heads import build_head
 from core.program import train_program
+from core.settings import Settings, key
 
 
 def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:
@@ -35,23 +38,44 @@ def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:
     return torch.where(replaced[:, None], old, new)
 
 
-class MixBCT(Method):
+@dataclass(frozen=True, kw_only=True)
+class MixBCTSettings(Settings):
+    """MixBCT's own settings, as released."""
+
+    mix_ratio: float = key(
+        0.3,
+        "r: share of a batch whose new embeddings are replaced by the old ones",
+        minimum=0,
+        maximum=1,
+        heading="MixBCT",
+    )
+    credible_rate: float = key(
+        0.9,
+        "T: share of a class's old embeddings, those nearest to its mean, that may be mixed in",
+        above=0,
+        maximum=1,
+    )
+    scale_dimensions: bool = key(
+        False, "before distances are measured, scale each dimension to unit norm (the released tool)"
+    )
+
+
+class MixBCT(Method[MixBCTSettings]):
     """Holds the classifier and, for every training image, whether its old embedding is credible."""
 
     credible: Tensor
     """bool (N,)."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = MixBCTSettings
+
+    def setup(self, run: Run[MixBCTSettings]) -> None:
         """Make the head; compute the credible rows of the old features, or find them beside the store."""
-        config = run.config
-        if not 0 <= config.mix_ratio <= 1 or not 0 < config.credible_rate <= 1:
-            raise UserError(
-                f"mix_ratio must be in [0, 1] and credible_rate in (0, 1], got {config.mix_ratio} and "
-                f"{config.credible_rate}: set both as shares"
-            )
-        self.ratio = config.mix_ratio
-        self.classifier = build_head(config, run.data.num_classes)
-        mask = prepare_credible_mask(run.old_model.features, config.credible_rate, config.scale_dimensions, run.ranks)
+        settings = run.settings
+        self.ratio = settings.mix_ratio
+        self.classifier = build_head(settings, run.data.num_classes)
+        mask = prepare_credible_mask(
+            run.old_model.features, settings.credible_rate, settings.scale_dimensions, run.ranks
+        )
         self.register_buffer("credible", torch.from_numpy(np.array(mask)), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

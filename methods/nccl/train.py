@@ -17,6 +17,7 @@ is all that is needed: no Q x C queue of logits, and none of them stale.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from core.errors import UserError, run_program
 from core.heads import build_head
 from core.parallel.collectives import sum_over_ranks
 from core.program import train_program
+from core.settings import Settings, key
 
 MIN_SPREAD = 1e-10
 """Added to the variance of every class, as in the released tool: that of a class of one image is 0."""
@@ -79,25 +81,40 @@ def logit_products(weight: Tensor) -> Tensor:
     return sum_over_ranks(weight.T @ weight.detach())
 
 
-class NCCL(Method):
+@dataclass(frozen=True, kw_only=True)
+class NCCLSettings(Settings):
+    """NCCL's own settings, as released."""
+
+    queue_size: int = key(8192, "Q: old embeddings kept, of all ranks together", minimum=1, heading="NCCL")
+    temperature: float = key(1.0, "tau", above=0)
+    alpha: float = key(1.0, "weight of the contrast of embeddings")
+    beta: float = key(0.01, "weight of the contrast of logits")
+    credible_only: bool = key(
+        False, "use only old embeddings that pass the paper's entropy rule (the release uses all)"
+    )
+
+
+class NCCL(Method[NCCLSettings]):
     """Holds the classifier, the queue of old embeddings and, if asked for, which of them are highly credible."""
 
     credible: Tensor | None
     """bool (N,) for all training images; None: all are used."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = NCCLSettings
+
+    def setup(self, run: Run[NCCLSettings]) -> None:
         """Make head and queue; find the credible rows of the old features if only those are to be used."""
-        config = run.config
-        images = config.batch_size * run.ranks.world_size
-        if config.queue_size < images:
-            raise UserError(f"queue_size is {config.queue_size}, but a batch of all ranks has {images}: set it larger")
-        if config.temperature <= 0:
-            raise UserError(f"temperature must be above 0, got {config.temperature}")
-        self.temperature, self.alpha, self.beta = config.temperature, config.alpha, config.beta
-        self.classifier = build_head(config, run.data.num_classes)
-        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
+        settings = run.settings
+        images = settings.batch_size * run.ranks.world_size
+        if settings.queue_size < images:
+            raise UserError(
+                f"queue_size is {settings.queue_size}, but a batch of all ranks has {images}: set it larger"
+            )
+        self.temperature, self.alpha, self.beta = settings.temperature, settings.alpha, settings.beta
+        self.classifier = build_head(settings, run.data.num_classes)
+        self.queue = EmbeddingQueue(settings.queue_size, settings.embedding_size)
         mask = None
-        if config.credible_only:
+        if settings.credible_only:
             store = run.old_model.features
             rows = prepare_mask_by_distances(store, highly_credible, "credible_entropy", run.ranks)
             mask = torch.from_numpy(np.array(rows))

@@ -18,6 +18,7 @@ of the normalised rows of O from the start. The prototypes' loss may have ArcFac
 """
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -34,6 +35,7 @@ from core.heads import build_head
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import ArcFace
 from core.program import train_program
+from core.settings import Settings, key
 
 logger = logging.getLogger(__name__)
 EdgeSoftmax = Literal["columns", "rows"]
@@ -61,45 +63,56 @@ def structural_weights(new: Tensor, propagation: float, temperature: float, edge
     return torch.linalg.solve(system, new.new_full((n, k), (1 - propagation) / k))
 
 
-def require_settings(config) -> None:
-    """`UserError` for settings that make no sense together."""
-    epochs = config.refine_epochs
-    if not all(isinstance(epoch, int) and 0 <= epoch < config.num_epoch for epoch in epochs):
-        raise UserError(
-            f"refine_epochs is {epochs}, but num_epoch is {config.num_epoch}: name epochs from 0 to num_epoch - 1, the "
-            "first of which starts the compatible training, or none, ()"
-        )
-    if config.compat_scale <= 0:
-        raise UserError(f"compat_scale must be above 0, got {config.compat_scale}: the release has 1")
-    if not 0 <= config.propagation < 1 or config.temperature <= 0:
-        raise UserError(
-            f"propagation must be in [0, 1) and temperature above 0, got {config.propagation} and {config.temperature}"
-        )
-    if config.edge_softmax not in ("columns", "rows"):
-        raise UserError(f"unknown edge_softmax {config.edge_softmax!r}: choose 'columns' or 'rows'")
+@dataclass(frozen=True, kw_only=True)
+class UniBCTSettings(Settings):
+    """UniBCT's own settings, as released."""
+
+    refine_epochs: tuple[int, ...] = key(
+        (10, 20),
+        "epochs, from 0, that begin with a refinement; the first starts L_bct; (): plain means",
+        minimum=0,
+        heading="UniBCT",
+    )
+    propagation: float = key(0.9, "lambda: how far a weight travels along the edges", minimum=0, below=1)
+    temperature: float = key(0.05, "tau of the edges", above=0)
+    edge_softmax: Literal["columns", "rows"] = key(
+        "columns", "what of the edge matrix sums to 1: columns (released; gives plain means) or rows"
+    )
+    compat_scale: float = key(1.0, "s of the classification against the prototypes", above=0)
+    compat_margin: float = key(0.0, "ArcFace m of the classification against the prototypes, radians")
+    old_classes_only: bool = key(False, "leave out the classes that the old run was not trained on: AdvBCT's benchmark")
+
+    def __post_init__(self) -> None:
+        """`UserError` for an epoch to refine at that the training does not reach."""
+        if max(self.refine_epochs, default=0) >= self.num_epoch:
+            raise UserError(
+                f"refine_epochs is {self.refine_epochs}, but num_epoch is {self.num_epoch}: name epochs from 0 to "
+                "num_epoch - 1, the first of which starts the compatible training, or none, ()"
+            )
 
 
-class UniBCT(Method):
+class UniBCT(Method[UniBCTSettings]):
     """Holds the classifier and the frozen prototypes, both sharded over the classes and kept in checkpoints."""
 
     position: Tensor
     """int64 (C,): the class of the data among the prototypes, or -1."""
 
-    def setup(self, run: Run) -> None:
+    settings_type = UniBCTSettings
+
+    def setup(self, run: Run[UniBCTSettings]) -> None:
         """Make head and prototypes: means, if none of the epochs will refine them, else without values until then."""
-        config = run.config
-        require_settings(config)
-        self.run, self.refine_epochs = run, tuple(config.refine_epochs)
-        self.classifier = build_head(config, run.data.num_classes)
+        settings = run.settings
+        self.run, self.refine_epochs = run, settings.refine_epochs
+        self.classifier = build_head(settings, run.data.num_classes)
         known = np.bincount(run.old_model.features.labels(), minlength=run.data.num_classes) > 0
-        if config.old_classes_only:
+        if settings.old_classes_only:
             known[run.old_model.num_classes :] = False
         self.classes = np.flatnonzero(known)
         if self.refine_epochs:
-            prototypes = np.broadcast_to(np.float32(0), (len(self.classes), config.embedding_size))
+            prototypes = np.broadcast_to(np.float32(0), (len(self.classes), settings.embedding_size))
         else:
             prototypes = prepare_class_means(run.old_model.features, run.ranks)[self.classes]
-        self.prototypes = FrozenClassifier(ArcFace(config.compat_scale, config.compat_margin), prototypes)
+        self.prototypes = FrozenClassifier(ArcFace(settings.compat_scale, settings.compat_margin), prototypes)
         position = torch.from_numpy(np.where(known, known.cumsum() - 1, -1))
         self.register_buffer("position", position, persistent=False)
 
@@ -108,12 +121,12 @@ class UniBCT(Method):
         """In the epochs that are named for it, refine this rank's prototypes with the new model as it is now."""
         if epoch not in self.refine_epochs:
             return
-        config, first = self.run.config, self.prototypes.class_start
+        settings, first = self.run.settings, self.prototypes.class_start
         weights = partial(
             structural_weights,
-            propagation=config.propagation,
-            temperature=config.temperature,
-            edge_softmax=config.edge_softmax,
+            propagation=settings.propagation,
+            temperature=settings.temperature,
+            edge_softmax=settings.edge_softmax,
         )
         logger.info("epoch %d: refining the prototypes with the new model", epoch)
         with current_features(self.run, backbone) as new:

@@ -354,7 +354,7 @@ def test_bad_files_of_a_list_stop_a_training_or_are_skipped(place, launch, tmp_p
     for overrides, message in (
         ((bad,), r"bad\.txt: 1 of its 49 files are missing below .*: images/no such file\.jpg; "),
         ((f"rec={place / 'line.txt'}",), r"line\.txt, line 49: 'images/1\.jpg one' is not a path"),
-        ((bad, "bad_images=ignore"), "unknown bad_images 'ignore': choose 'error' or 'skip'"),
+        ((bad, "bad_images=ignore"), "'bad_images' in the command line must be 'error' or 'skip', got 'ignore'"),
     ):
         status, output = launch(OLD_MODEL, *overrides)
         assert status == 2 and re.match(r"error: .*" + message, output.splitlines()[-1]), output

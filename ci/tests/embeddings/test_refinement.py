@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from easydict import EasyDict
 from launching import load_program
 from test_statistics import LABELS, write_store
 from tiny import projection_encoder
@@ -17,6 +16,7 @@ from core.engine.current_features import current_features
 from core.engine.method import Run
 from core.files import ROOT
 from core.images.transforms import NORMALIZATIONS, normalize
+from core.settings import Settings
 
 unibct = load_program(ROOT / "methods" / "unibct" / "train.py")
 D = 6
@@ -98,9 +98,8 @@ def test_classes_that_ranks_share_out_are_those_of_one(stores):
 
 @pytest.fixture
 def run(tiny_records, tmp_path, ranks) -> Run:
-    config = EasyDict(network="r18", embedding_size=8, normalization="face", batch_size=16, num_workers=0)
-    config.output = str(tmp_path / "run")
-    return Run(config, RecordDataset(tiny_records), ranks)
+    settings = Settings(network="r18", embedding_size=8, batch_size=16, num_workers=0, output=str(tmp_path / "run"))
+    return Run(settings, RecordDataset(tiny_records), ranks)
 
 
 def test_current_features_are_those_of_evaluation_and_leave_model_generator_and_folder_as_they_were(run, tmp_path):

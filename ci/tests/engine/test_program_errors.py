@@ -77,8 +77,8 @@ def the_error(status: int, output: str) -> str:
 
 MISTAKES = {
     "misspelt key": ("batchsize=3", "unknown config key 'batchsize' in the command line; did you mean 'batch_size'?"),
-    "value of another type": ("lr=fast", "'lr' in the command line must be of type float, got 'fast'"),
-    "value out of range": ("frequent=0", "'frequent' must be at least 1, got 0"),
+    "value of another type": ("lr=fast", "'lr' in the command line must be a number >= 0, got 'fast'"),
+    "value out of range": ("frequent=0", "'frequent' in the command line must be a whole number >= 1, got 0"),
     "missing records": ("rec={place}/nowhere", r"record file not found: .*nowhere\.rec"),
     "no records": ("rec=none", "config key 'rec' is not set"),
     "batch larger than the data": (
@@ -89,14 +89,14 @@ MISTAKES = {
     "unknown network": ("network=r19", "unknown network 'r19': did you mean r18"),
     "unknown option of the network": ("network_options.wide=3", "network r18 has no option 'wide'"),
     "image size among the options": ("network_options.image_size=32", "set the config key 'image_size'"),
-    "unknown optimizer": ("optimizer=adam", "unknown optimizer 'adam': choose 'sgd' or 'adamw'"),
-    "unknown schedule": ("schedule=linear", "unknown schedule 'linear'"),
-    "unknown precision": ("precision=int8", "unknown precision 'int8'"),
-    "unknown device": ("device=tpu", "unknown device 'tpu'"),
+    "unknown optimizer": ("optimizer=adam", "'optimizer' in the command line must be 'sgd' or 'adamw', got 'adam'"),
+    "unknown schedule": ("schedule=linear", "must be 'polynomial', 'step' or 'cosine', got 'linear'"),
+    "unknown precision": ("precision=int8", "must be 'auto', 'bf16', 'fp16' or 'fp32', got 'int8'"),
+    "unknown device": ("device=tpu", "must be 'auto', 'cuda' or 'cpu', got 'tpu'"),
     "unknown augmentation": ("augment=mirror", "unknown augmentation 'mirror'"),
-    "unknown normalization": ("normalization=none_such", "unknown normalization 'none_such'"),
-    "unknown loss": ("loss=triplet", "unknown loss 'triplet': choose 'arcface', 'cosface' or 'softmax'"),
-    "sample rate of zero": ("sample_rate=0", "sample_rate is 0.0; it must be above 0"),
+    "unknown normalization": ("normalization=none_such", "must be 'face' or 'imagenet', got 'none_such'"),
+    "unknown loss": ("loss=triplet", "must be 'arcface', 'cosface' or 'softmax', got 'triplet'"),
+    "sample rate of zero": ("sample_rate=0", "'sample_rate' in the command line must be a number > 0 and <= 1, got 0"),
     "missing verification set": ("rec_val={place} val_targets=lfw", r"verification set not found: .*lfw\.bin"),
     "damaged verification set": ("rec_val={place} val_targets=cut", r"cut\.bin"),
     "no folder of verification sets": ("val_targets=lfw", "'rec_val', their folder, is not set"),
@@ -110,7 +110,7 @@ MIXBCT_MISTAKES = {
     "run folder of another network": ("old_network=r50", "holds network r18, not r50"),
     "other embedding size": ("old_model={place}/wide", "size 16, the new one 8: set embedding_size=16"),
     "output that is the old model": ("output={place}/old old_model={place}/old", "is the old model's own run folder"),
-    "share above one": ("mix_ratio=1.5", "mix_ratio must be in .0, 1.* got 1.5"),
+    "share above one": ("mix_ratio=1.5", "'mix_ratio' in the command line must be a number >= 0 and <= 1, got 1.5"),
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ class Killable(Method):
     uses_old_model = False
 
     def setup(self, run):
-        size, rate = run.config.embedding_size, run.config.sample_rate
+        size, rate = run.settings.embedding_size, run.settings.sample_rate
         self.classifier = PartialFC(ArcFace(16.0, 0.2), size, run.data.num_classes, rate)
         self.calls = 0
         self.kill_at = int(os.environ.get("KILL_AT", "0"))

@@ -22,9 +22,8 @@ from core.evaluation.validation import Validation
 from core.evaluation.verification import verification_accuracy
 from core.files import ROOT
 from core.models.encoder import load_encoder
-from core.settings import load_config
+from core.settings import load_settings
 
-BASE = ROOT / "old_model" / "configs" / "base.py"
 LINEAR = f"""
 import runpy
 import core.engine.trainer
@@ -53,7 +52,7 @@ def build(settings, ranks) -> Callable[..., Trainer]:
 
     def build_trainer(output: str, *overrides: str) -> Trainer:
         path, *rest = settings(output, *overrides)
-        return Trainer(load_config(path, rest, BASE), old_model.OldModel(), "old_model", ranks, Validation)
+        return Trainer(load_settings(path, rest), old_model.OldModel(), "old_model", ranks, Validation)
 
     return build_trainer
 

@@ -1,48 +1,39 @@
-"""The head that a config asks for, and one that is frozen."""
+"""The head that the settings ask for, and one that is frozen."""
 
 import pytest
 import torch
-from easydict import EasyDict
 from plain_softmax import D, make_head
 
 from core.errors import UserError
-from core.files import ROOT
-from core.heads import build_head
+from core.heads import build_head, build_margin
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import ArcFace, CosFace, Softmax
-from core.settings import load_config
+from core.settings import Settings
 
 
-def config(**values):
-    return EasyDict({"loss": "arcface", "margin_scale": 30.0, "margin": 0.3, "classifier_bias": True,
-                     "embedding_size": D, "sample_rate": 1.0} | values)  # fmt: skip
+def settings(**values) -> Settings:
+    return Settings(**{"margin_scale": 30.0, "margin": 0.3, "embedding_size": D} | values)
 
 
 @pytest.mark.parametrize(
     "loss, margin", [("arcface", ArcFace(30.0, 0.3)), ("cosface", CosFace(30.0, 0.3)), ("softmax", Softmax())]
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_head_has_the_margin_the_scale_and_the_bias_of_the_config(loss, margin, bias):
-    head = build_head(config(loss=loss, classifier_bias=bias, sample_rate=0.5), 7)
+def test_head_has_the_margin_the_scale_and_the_bias_of_the_settings(loss, margin, bias):
+    head = build_head(settings(loss=loss, classifier_bias=bias, sample_rate=0.5), 7)
     assert head.margin == margin and head.weight.shape == (7, D) and head.sample_rate == 0.5
     assert (head.bias is not None) == (loss == "softmax" and bias)
 
 
 def test_default_is_arcface_as_released_for_faces():
-    base = ROOT / "configs" / "base.py"
-    assert build_head(load_config(base), 3).margin == ArcFace(64.0, 0.5)
+    assert build_head(Settings(), 7).margin == ArcFace(64.0, 0.5)
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"loss": "triplet"}, "unknown loss 'triplet': choose 'arcface', 'cosface' or 'softmax'"),
-        ({"margin_scale": 0.0}, "margin_scale must be above 0, got 0.0: arcface"),
-    ],
-)
-def test_loss_that_makes_no_sense_is_told(values, message):
-    with pytest.raises(UserError, match=message):
-        build_head(config(**values), 7)
+def test_unknown_loss_and_scale_of_zero_are_refused():
+    with pytest.raises(UserError, match="unknown loss 'triplet': choose 'arcface', 'cosface' or 'softmax'"):
+        build_margin("triplet", 30.0, 0.3)
+    with pytest.raises(UserError, match="margin_scale must be above 0, got 0.0: arcface"):
+        build_head(settings(margin_scale=0.0), 7)
 
 
 def test_frozen_classifier_is_the_head_that_it_was_taken_from():

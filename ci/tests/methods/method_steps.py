@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from launching import Launch, load_program
+from launching import Launch
 from tiny import write_run_folder
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -23,7 +23,8 @@ from core.engine.trainer import Trainer
 from core.files import ROOT, resolve
 from core.parallel.collectives import all_reduce_
 from core.parallel.ranks import process_group
-from core.settings import load_config
+from core.program import load_method
+from core.settings import load_settings
 
 D, NUM_CLASSES = 6, 6
 # Class 2 has one image, 3 none; class 4 has three times the same image.
@@ -54,15 +55,12 @@ def old_model(store: EmbeddingStore, path: str | None = None) -> OldModel:
 
 
 def make_method(name: str, store: EmbeddingStore, ranks, *overrides: str) -> Method:
-    """The method, set up in float64 with the same first weights on every rank; its class is the module's last one."""
-    program = ROOT / "methods" / name / "train.py"
-    base = program.parent / "configs" / "base.py"
-    config = load_config(base, [f"embedding_size={D}", "margin_scale=8", *overrides], base)
-    module = load_program(program)
-    (kind,) = {v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method) and v is not Method}
-    method = kind()
+    """The method, set up in float64 with the same first weights on every rank."""
+    method = load_method(ROOT / "methods" / name / "train.py")
+    overrides = [f"embedding_size={D}", "margin_scale=8", *overrides]
+    settings = load_settings(ROOT / "configs" / "base.py", overrides, method.settings_type)
     torch.manual_seed(1)
-    method.setup(Run(config, SimpleNamespace(num_classes=NUM_CLASSES), ranks, old_model(store, config.old_model)))
+    method.setup(Run(settings, SimpleNamespace(num_classes=NUM_CLASSES), ranks, old_model(store, settings.old_model)))
     return method.double()
 
 
@@ -121,17 +119,15 @@ def assert_ends_and_resumes(name: str, records: Path, settings: list[str], folde
     `model.pt` must hold a plain backbone. The method's tensors are compared in the last checkpoint.
     """
     old = write_run_folder(folder / "old")
-    base = ROOT / "methods" / name / "configs" / "base.py"
+    program = ROOT / "methods" / name / "train.py"
     output = folder / "run"
     overrides = [f"rec={records}", f"old_model={old}", f"features={folder / 'store'}", f"output={output}", *overrides]
-    config = load_config(base.with_name("glyphs.py"), [*overrides, *settings, "checkpoint_steps=3"], base)
+    overrides += [*settings, "checkpoint_steps=3"]
 
     def train() -> tuple[dict, dict]:
-        method = load_program(base.parents[1] / "train.py")
-        (kind,) = {
-            v for v in vars(method).values() if isinstance(v, type) and issubclass(v, Method) and v is not Method
-        }
-        trainer = Trainer(config, kind(), name, ranks)
+        method = load_method(program)
+        config = program.parent / "configs" / "glyphs.py"
+        trainer = Trainer(load_settings(config, overrides, method.settings_type), method, name, ranks)
         trainer.train()
         tensors = {key: value.detach().clone() for key, value in trainer.method.state_dict().items()}
         return torch.load(output / "model.pt", weights_only=True), tensors

@@ -135,5 +135,5 @@ def test_run_ends_and_resumes(tiny_records, tiny_settings, tmp_path, ranks):
 
 @pytest.mark.parametrize("setting", ["threshold=-0.1", "p2s_weight=-1", "adv_weight=-1"])
 def test_settings_that_make_no_sense_are_refused(store, ranks, setting):
-    with pytest.raises(UserError, match="must be at least 0"):
+    with pytest.raises(UserError, match="must be a number >= 0"):
         make_method("advbct", store, ranks, setting)

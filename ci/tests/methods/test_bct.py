@@ -78,7 +78,7 @@ def test_old_classifier_is_never_trained(store, ranks):
 
 def test_released_scale_is_the_default_and_another_is_refused_if_it_makes_no_sense(store, ranks):
     assert make_method("bct", store, ranks).old_classifier.margin.s == 1.0
-    with pytest.raises(UserError, match="compat_scale must be above 0"):
+    with pytest.raises(UserError, match="'compat_scale' in the command line must be a number > 0"):
         make_method("bct", store, ranks, "compat_scale=0")
 
 

@@ -59,5 +59,5 @@ def test_run_ends_and_resumes(tiny_records, tiny_settings, tmp_path, ranks):
 
 @pytest.mark.parametrize("setting", ["threshold=-1.0", "loss_weight=(1,)", "loss_weight=(1,-10)"])
 def test_settings_that_make_no_sense_are_refused(store, ranks, setting):
-    with pytest.raises(UserError, match="loss_weight must be two numbers"):
+    with pytest.raises(UserError, match="must be a (list of 2 numbers|number) >= 0"):
         make_method("l2", store, ranks, setting)

@@ -136,7 +136,7 @@ def edit(run, missing):
 def test_own_classifier_of_a_bare_file_and_unknown_choices_are_refused(store, ranks, tmp_path):
     with pytest.raises(UserError, match="no classifier of its own at .*old.pt/classifier.pt"):
         make_method("bct", store, ranks, f"old_model={tmp_path / 'old.pt'}", "old_classifier=own")
-    with pytest.raises(UserError, match="unknown old_classifier 'mine': choose 'means' or 'own'"):
+    with pytest.raises(UserError, match="'old_classifier' in the command line must be 'means' or 'own', got 'mine'"):
         make_method("bct", store, ranks, "old_classifier=mine")
 
 

@@ -112,5 +112,5 @@ def test_run_ends_and_resumes(tiny_records, tiny_settings, tmp_path, ranks):
 def test_settings_that_make_no_sense_are_refused(store, ranks):
     assert len(make_method("lce", store, ranks).transformation) == 0
     for setting in ("transform_blocks=-1", "boundary_weight=-1", "align_weight=-1"):
-        with pytest.raises(UserError, match="must be at least 0"):
+        with pytest.raises(UserError, match="must be a (whole )?number >= 0"):
             make_method("lce", store, ranks, setting)

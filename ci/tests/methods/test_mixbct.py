@@ -23,7 +23,7 @@ from core.files import ROOT
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 from core.models.encoder import load_encoder
-from core.settings import load_config
+from core.settings import load_settings
 
 PROGRAM = ROOT / "methods" / "mixbct" / "train.py"
 mixbct = load_program(PROGRAM)
@@ -148,8 +148,8 @@ def test_old_features_are_reused_for_the_same_old_model_and_made_anew_for_anothe
         if not (tmp_path / f"old{seed}").exists():
             write_run_folder(tmp_path / f"old{seed}", seed)
         overrides = [*arguments[1:], f"old_model={tmp_path / f'old{seed}'}", f"output={tmp_path / output}"]
-        config = load_config(arguments[0], overrides, PROGRAM.with_name("configs") / "base.py")
-        trainer = Trainer(config, mixbct.MixBCT(), "mixbct", ranks)
+        settings = load_settings(arguments[0], overrides, mixbct.MixBCTSettings)
+        trainer = Trainer(settings, mixbct.MixBCT(), "mixbct", ranks)
         trainer.train()
         path = trainer.old_model.features.path
         runs[output] = path, (path / "features.npy").stat().st_mtime_ns

@@ -167,7 +167,7 @@ def test_memory_of_a_step_does_not_grow_with_queue_times_classes(store, ranks):
 def test_settings_that_make_no_sense_are_refused(store, ranks):
     with pytest.raises(UserError, match="queue_size is 127, but a batch of all ranks has 128"):
         make_method("nccl", store, ranks, "queue_size=127")
-    with pytest.raises(UserError, match="temperature must be above 0"):
+    with pytest.raises(UserError, match="'temperature' in the command line must be a number > 0"):
         make_method("nccl", store, ranks, "temperature=0")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import Launch, load_program
+from launching import Launch
 from method_steps import (
     D,
     assert_ends_and_resumes,
@@ -26,7 +26,8 @@ from core.engine.method import Batch, Run
 from core.errors import UserError
 from core.files import ROOT
 from core.parallel.ranks import process_group
-from core.settings import load_config
+from core.program import load_method
+from core.settings import load_settings
 
 KNOWN = [0, 1, 2, 4, 5]
 """Class 3 has no image."""
@@ -83,10 +84,10 @@ def test_class_without_old_features_is_no_prototype_and_its_samples_are_left_out
     "setting, message",
     [
         ("refine_epochs=(10, 35)", "name epochs from 0 to num_epoch - 1"),
-        ("propagation=1", "propagation must be in"),
-        ("temperature=0", "temperature above 0"),
-        ("compat_scale=0", "compat_scale must be above 0"),
-        ("edge_softmax=both", "choose 'columns' or 'rows'"),
+        ("propagation=1", "'propagation' in the command line must be a number >= 0 and < 1, got 1"),
+        ("temperature=0", "'temperature' in the command line must be a number > 0, got 0"),
+        ("compat_scale=0", "'compat_scale' in the command line must be a number > 0"),
+        ("edge_softmax=both", "must be 'columns' or 'rows', got 'both'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(store, ranks, setting, message):
@@ -107,11 +108,11 @@ def old_store(path: Path, data: RecordDataset) -> EmbeddingStore:
 def refine(records: str, folder: Path, ranks) -> dict:
     """Start an epoch that refines with a linear model, then make a step; what this rank has of it."""
     program = ROOT / "methods" / "unibct" / "train.py"
-    base = program.parent / "configs" / "base.py"
     output = folder / f"run_on_{ranks.world_size}"
-    config = load_config(base, [f"embedding_size={D}", "num_workers=0", "edge_softmax=rows", f"output={output}"], base)
-    method, data = load_program(program).UniBCT(), RecordDataset(records)
-    method.setup(Run(config, data, ranks, old_model(EmbeddingStore.open(folder / "old"))))
+    overrides = [f"embedding_size={D}", "num_workers=0", "edge_softmax=rows", f"output={output}"]
+    method, data = load_method(program), RecordDataset(records)
+    settings = load_settings(ROOT / "configs" / "base.py", overrides, method.settings_type)
+    method.setup(Run(settings, data, ranks, old_model(EmbeddingStore.open(folder / "old"))))
     torch.manual_seed(3)
     backbone = build_linear("linear", D, data.image_size)
     method.start_epoch(9, backbone)

@@ -2,8 +2,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/scenarios/EXclass_gldv2_resnet18_to_resnet50_softmax_to_softmax_f256.py"
-config.threshold = 1.0
-config.p2s_weight = 1.0
-config.adv_weight = 1.0
+config.base = [
+    "configs/scenarios/EXclass_gldv2_resnet18_to_resnet50_softmax_to_softmax_f256.py",
+    "methods/advbct/configs/landmarks.py",
+]
 config.old_classes_only = True

@@ -4,8 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs.py"
-config.rec = "datasets/glyphs/train_part_70_class"
-config.old_model = "work_dirs/glyphs_old"
+config.base = [
+    "configs/scenarios/glyphs.py",
+    "methods/advbct/configs/small.py",
+]
 config.output = "work_dirs/glyphs_advbct"
-config.p2s_weight = 20.0  # the released 4 hardly shows beside ArcFace in so short a training: see the README

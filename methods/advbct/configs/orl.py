@@ -4,8 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train"
-config.old_model = "work_dirs/orl_old"
+config.base = [
+    "configs/scenarios/orl.py",
+    "methods/advbct/configs/small.py",
+]
 config.output = "work_dirs/orl_advbct"
-config.p2s_weight = 20.0  # the released 4 hardly shows beside ArcFace in so short a training: see the README

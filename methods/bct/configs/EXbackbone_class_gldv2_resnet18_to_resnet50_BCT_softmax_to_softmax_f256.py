@@ -2,5 +2,7 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/scenarios/EXbackbone_class_gldv2_resnet18_to_resnet50_softmax_to_softmax_f256.py"
-config.old_classifier = "own"
+config.base = [
+    "configs/scenarios/EXbackbone_class_gldv2_resnet18_to_resnet50_softmax_to_softmax_f256.py",
+    "methods/bct/configs/landmarks.py",
+]

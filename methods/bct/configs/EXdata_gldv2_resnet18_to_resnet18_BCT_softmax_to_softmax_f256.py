@@ -2,5 +2,7 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/scenarios/EXdata_gldv2_resnet18_to_resnet18_softmax_to_softmax_f256.py"
-config.old_classifier = "own"
+config.base = [
+    "configs/scenarios/EXdata_gldv2_resnet18_to_resnet18_softmax_to_softmax_f256.py",
+    "methods/bct/configs/landmarks.py",
+]

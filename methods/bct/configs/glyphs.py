@@ -4,8 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs.py"
-config.rec = "datasets/glyphs/train_part_70_class"
-config.old_model = "work_dirs/glyphs_old"
+config.base = [
+    "configs/scenarios/glyphs.py",
+    "methods/bct/configs/small.py",
+]
 config.output = "work_dirs/glyphs_bct"
-config.compat_scale = 32.0  # the released 1 leaves the softmax nearly flat: see the README

@@ -4,8 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train"
-config.old_model = "work_dirs/orl_old"
+config.base = [
+    "configs/scenarios/orl.py",
+    "methods/bct/configs/small.py",
+]
 config.output = "work_dirs/orl_bct"
-config.compat_scale = 32.0  # the released 1 leaves the softmax nearly flat: see the README

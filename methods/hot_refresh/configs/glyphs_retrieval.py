@@ -4,8 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs_retrieval.py"
-config.rec = "datasets/glyphs/train"
-config.old_model = "work_dirs/glyphs_retrieval_old"
+config.base = [
+    "configs/scenarios/glyphs_retrieval.py",
+    "methods/hot_refresh/configs/landmarks.py",
+]
 config.output = "work_dirs/glyphs_retrieval_hot_refresh"
-config.hardest_negatives = 10

@@ -4,7 +4,5 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train"
-config.old_model = "work_dirs/orl_old"
+config.base = "configs/scenarios/orl.py"
 config.output = "work_dirs/orl_hot_refresh"

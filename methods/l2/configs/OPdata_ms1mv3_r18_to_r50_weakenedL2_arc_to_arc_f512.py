@@ -2,5 +2,7 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/scenarios/OPdata_ms1mv3_r18_to_r50_arc_to_arc_f512.py"
-config.threshold = 0.2
+config.base = [
+    "configs/scenarios/OPdata_ms1mv3_r18_to_r50_arc_to_arc_f512.py",
+    "methods/l2/configs/weakened.py",
+]

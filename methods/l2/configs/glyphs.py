@@ -4,7 +4,5 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs.py"
-config.rec = "datasets/glyphs/train_part_70_class"
-config.old_model = "work_dirs/glyphs_old"
+config.base = "configs/scenarios/glyphs.py"
 config.output = "work_dirs/glyphs_l2"

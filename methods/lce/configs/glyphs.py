@@ -4,9 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs.py"
-config.rec = "datasets/glyphs/train_part_70_class"
-config.old_model = "work_dirs/glyphs_old"
+config.base = [
+    "configs/scenarios/glyphs.py",
+    "methods/lce/configs/small.py",
+]
 config.output = "work_dirs/glyphs_lce"
-config.boundary_weight = 10.0  # 1 hardly shows beside ArcFace in so short a training: see the README
-config.align_weight = 10.0

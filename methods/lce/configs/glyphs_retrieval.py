@@ -4,8 +4,6 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs_retrieval.py"
-config.rec = "datasets/glyphs/train"
-config.old_model = "work_dirs/glyphs_retrieval_old"
+config.base = "configs/scenarios/glyphs_retrieval.py"
 config.output = "work_dirs/glyphs_retrieval_lce"
 config.old_classes_only = True  # as in EXclass_gldv2_*; nothing changes where the old run saw all classes

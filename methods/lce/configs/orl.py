@@ -4,9 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train"
-config.old_model = "work_dirs/orl_old"
+config.base = [
+    "configs/scenarios/orl.py",
+    "methods/lce/configs/small.py",
+]
 config.output = "work_dirs/orl_lce"
-config.boundary_weight = 10.0  # 1 hardly shows beside ArcFace in so short a training: see the README
-config.align_weight = 10.0

@@ -4,8 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs.py"
-config.rec = "datasets/glyphs/train_part_70_class"
-config.old_model = "work_dirs/glyphs_old"
-config.mix_ratio = 0.5  # more than the released 0.3: the head has few steps to find the old embeddings
+config.base = [
+    "configs/scenarios/glyphs.py",
+    "methods/mixbct/configs/small.py",
+]
 config.output = "work_dirs/glyphs_mixbct"

@@ -4,8 +4,8 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/orl.py"
-config.rec = "datasets/orl/train"
-config.old_model = "work_dirs/orl_old"
-config.mix_ratio = 0.5  # more than the released 0.3: the head has few steps to find the old embeddings
+config.base = [
+    "configs/scenarios/orl.py",
+    "methods/mixbct/configs/small.py",
+]
 config.output = "work_dirs/orl_mixbct"

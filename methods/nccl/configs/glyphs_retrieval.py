@@ -4,7 +4,5 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs_retrieval.py"
-config.rec = "datasets/glyphs/train"
-config.old_model = "work_dirs/glyphs_retrieval_old"
+config.base = "configs/scenarios/glyphs_retrieval.py"
 config.output = "work_dirs/glyphs_retrieval_nccl"

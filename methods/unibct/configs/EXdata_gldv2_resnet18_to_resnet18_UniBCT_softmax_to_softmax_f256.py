@@ -2,7 +2,7 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/scenarios/EXdata_gldv2_resnet18_to_resnet18_softmax_to_softmax_f256.py"
-config.refine_epochs = ()
-config.compat_scale = 30.0
-config.compat_margin = 0.3
+config.base = [
+    "configs/scenarios/EXdata_gldv2_resnet18_to_resnet18_softmax_to_softmax_f256.py",
+    "methods/unibct/configs/landmarks.py",
+]

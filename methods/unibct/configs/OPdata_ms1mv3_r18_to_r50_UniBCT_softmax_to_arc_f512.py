@@ -2,6 +2,7 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/scenarios/OPdata_ms1mv3_r18_to_r50_softmax_to_arc_f512.py"
-config.schedule = "step"
-config.schedule_epochs = (20, 26, 32)
+config.base = [
+    "configs/scenarios/OPdata_ms1mv3_r18_to_r50_softmax_to_arc_f512.py",
+    "methods/unibct/configs/faces.py",
+]

@@ -4,11 +4,9 @@ from easydict import EasyDict as edict
 
 config = edict()
 
-config.base = "configs/datasets/glyphs_retrieval.py"
-config.rec = "datasets/glyphs/train"
-config.old_model = "work_dirs/glyphs_retrieval_old"
+config.base = [
+    "configs/scenarios/glyphs_retrieval.py",
+    "methods/unibct/configs/landmarks.py",
+]
 config.output = "work_dirs/glyphs_retrieval_unibct"
-config.refine_epochs = ()
-config.compat_scale = 30.0
-config.compat_margin = 0.3
 config.old_classes_only = True  # as in EXclass_gldv2_*; nothing changes where the old run saw all classes

@@ -1,0 +1,150 @@
+"""How a setting is declared, checked and explained.
+
+    lr: float = key(0.1, "for the batch of all ranks as it is", minimum=0)
+
+is a field of a dataclass, which gives the key's name, type, default, range and line of help at once. The annotation may
+be `bool`, `int`, `float`, `str`, a `Literal` of the choices, `tuple[...]` of one type, `dict[str, Any]`, or one of
+these or None.
+"""
+
+import operator
+import textwrap
+from copy import copy
+from dataclasses import dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from core.errors import UserError
+
+__all__ = ["Key", "describe", "key", "keys_of"]
+
+T = TypeVar("T")
+COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+ONE = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    int | float: "a number",
+    str: "text",
+    dict[str, Any]: "a dict",
+    NoneType: "None",
+}
+MANY = {int: "whole numbers", float: "numbers", int | float: "numbers", str: "names"}
+HELP_COLUMN, HELP_WIDTH = 30, 120
+
+
+def key(
+    default: T,
+    help: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    heading: str = "",
+) -> T:
+    """A field of a settings class. `above` and `below` are the bounds that a value must not reach.
+
+    Bounds are for numbers, also those in a tuple. `heading`: of the group of keys that this one begins.
+    """
+    bounds = {">=": minimum, ">": above, "<=": maximum, "<": below}
+    bounds = {sign: bound for sign, bound in bounds.items() if bound is not None}
+    metadata = {"help": help, "bounds": bounds, "heading": heading}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A declared setting."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    bounds: dict[str, float]
+    heading: str
+
+    @property
+    def requirement(self) -> str:
+        """What a value must be, for example "a number > 0 and <= 1" or "text or None"."""
+        return _in_words(self.type, " and ".join(f"{sign} {bound}" for sign, bound in self.bounds.items()))
+
+    def checked(self, value: Any, source: str) -> Any:
+        """`value` as the key's type. `UserError` that names `source` if it has another type or is out of range."""
+        try:
+            typed = _converted(value, self.type)
+        except TypeError as error:
+            raise self._error(value, source) from error
+        numbers = typed if isinstance(typed, tuple) else () if typed is None else (typed,)
+        if not all(COMPARISONS[sign](number, bound) for number in numbers for sign, bound in self.bounds.items()):
+            raise self._error(value, source)
+        return typed
+
+    def _error(self, value: Any, source: str) -> UserError:
+        return UserError(f"config key {self.name!r} in {source} must be {self.requirement}, got {value!r}")
+
+
+def keys_of(settings_type: type) -> dict[str, Key]:
+    """The keys of a settings class by name, in the order of their declaration, inherited ones first."""
+    types, defaults = get_type_hints(settings_type), settings_type()
+    return {
+        each.name: Key(each.name, types[each.name], getattr(defaults, each.name), **each.metadata)
+        for each in fields(settings_type)
+    }
+
+
+def describe(settings_type: type) -> str:
+    """Every key with its default, its help and what a value must be, under the headings of the groups."""
+    lines = []
+    for each in keys_of(settings_type).values():
+        if each.heading:
+            lines += ["", each.heading]
+        start = f"  {each.name}={each.default}".ljust(HELP_COLUMN - 1) + " "
+        text = f"{each.help} ({each.requirement})"
+        lines += textwrap.wrap(
+            text, HELP_WIDTH, initial_indent=start, subsequent_indent=" " * HELP_COLUMN, break_on_hyphens=False
+        )
+    return "\n".join(lines).lstrip("\n")
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """`value` as an instance of the annotation `kind`: a whole number may stand for a float, a list or a single name
+    for a tuple. `TypeError` if it is none.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for part in parts:
+            try:
+                return _converted(value, part)
+            except TypeError:
+                continue
+    elif origin is Literal and value in parts:
+        return value
+    elif origin is tuple and isinstance(value, str | list | tuple):
+        values = [value] if isinstance(value, str) else list(value)
+        kinds = parts[:1] * len(values) if parts[-1] is Ellipsis else parts
+        if len(kinds) == len(values):
+            return tuple(map(_converted, values, kinds))
+    elif origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return dict(value)
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise TypeError(f"{value!r} is not of type {kind}")
+
+
+def _in_words(kind: Any, bounds: str) -> str:
+    """The values of an annotation within bounds such as ">= 0"."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        *others, last = map(repr, parts)
+        return f"{', '.join(others)} or {last}"
+    if origin is tuple:
+        count = "" if parts[-1] is Ellipsis else f"{len(parts)} "
+        return f"a list of {count}{MANY[parts[0]]} {bounds}".rstrip()
+    if kind in ONE:
+        return ONE[kind] if kind is NoneType else f"{ONE[kind]} {bounds}".rstrip()
+    return " or ".join(_in_words(part, bounds) for part in parts)

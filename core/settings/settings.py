@@ -1,0 +1,98 @@
+"""Every setting that the training programs share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core.files import resolve
+from core.settings.keys import key
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a training. A method adds its own in a subclass, beside its loss.
+
+    Names are those of InsightFace's arcface_torch where it has one. Paths are relative to the repository root.
+    """
+
+    rec: str | None = key(
+        None, "training images: the common prefix of a .rec and an .idx file, or an image list .txt", heading="Data"
+    )
+    image_root: str | None = key(None, "folder that the paths of an image list start from; None: the list's own")
+    bad_images: Literal["error", "skip"] = key(
+        "error", "what to do about missing or undecodable files of a list; skip: left out, or replaced"
+    )
+    image_size: int | None = key(
+        None, "side of the network's input in pixels; None: that of the stored images", minimum=1
+    )
+    normalization: Literal["face", "imagenet"] = key("face", "mean and std of the input; face: 127.5 for both")
+    augment: tuple[str, ...] = key(("flip",), "of core.images.transforms.AUGMENTATIONS, in this order")
+    num_workers: int = key(4, "processes a rank that read and decode; 0: the training process itself", minimum=0)
+
+    network: str = key("r50", "a name of core.backbones.list_backbones()", heading="Model")
+    network_options: dict[str, Any] = key(
+        {}, "more arguments of build_backbone; one alone is set as network_options.width=16"
+    )
+    embedding_size: int = key(512, "D", minimum=1)
+    sample_rate: float = key(
+        1.0, "share of the class weights that take part in a step (Partial FC)", above=0, maximum=1
+    )
+    loss: Literal["arcface", "cosface", "softmax"] = key(
+        "arcface", "of the head; softmax: a linear classifier on the plain embedding"
+    )
+    margin_scale: float = key(64.0, "s of ArcFace and CosFace")
+    margin: float = key(0.5, "m of ArcFace, radians, or of CosFace")
+    classifier_bias: bool = key(True, "softmax: a bias for every class")
+
+    old_model: str | None = key(
+        None,
+        "run folder, .pt or .onnx",
+        heading="The old model that the new one must stay compatible with (methods only)",
+    )
+    old_network: str | None = key(None, "its network, when old_model is a bare .pt")
+    features: str | None = key(None, "folder of its embeddings of the training images; None: made under features/")
+
+    optimizer: Literal["sgd", "adamw"] = key("sgd", "of backbone, head and method", heading="Optimisation")
+    lr: float = key(0.1, "for the batch of all ranks as it is: never scaled by itself", minimum=0)
+    momentum: float = key(0.9, "SGD", minimum=0)
+    weight_decay: float = key(5e-4, "of all parameters", minimum=0)
+    batch_size: int = key(128, "images a rank and micro-batch", minimum=1)
+    gradient_acc: int = key(1, "micro-batches a step; their gradients are averaged", minimum=1)
+    num_epoch: int = key(35, "epochs of the whole training", minimum=1)
+    warmup_epoch: int = key(0, "epochs of linear warm-up", minimum=0)
+    schedule: Literal["polynomial", "step", "cosine"] = key("polynomial", "of lr, evaluated at every step")
+    schedule_power: float = key(2.0, "polynomial: lr * (1 - progress) ** power", minimum=0)
+    schedule_epochs: tuple[int | float, ...] = key(
+        (5, 10, 20), "step: the epochs at which lr is multiplied by schedule_gamma"
+    )
+    schedule_gamma: float = key(0.1, "step: the factor of lr", minimum=0)
+    clip_norm: float = key(5.0, "largest gradient norm of the backbone; 0: any", minimum=0)
+
+    device: Literal["auto", "cuda", "cpu"] = key("auto", "auto: cuda if there is one", heading="Execution")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = key(
+        "auto", "fp16: loss scaled; auto: bf16 or else fp16 on CUDA, fp32 on the CPU"
+    )
+    compile: bool = key(False, "torch.compile the backbone")
+    seed: int = key(666, "of weights, order of images, augmentation and draws", minimum=0, maximum=2**32 - 1)
+
+    output: str | None = key(
+        None, "run folder; None: work_dirs/<name of the config>", heading="Run folder, logs, checkpoints"
+    )
+    resume: bool = key(
+        True, "go on from the last checkpoint in the run folder if there is one; False: empty it, start over"
+    )
+    checkpoint_steps: int = key(
+        2000, "steps between checkpoints; one is also written at the end of every epoch", minimum=1
+    )
+    frequent: int = key(20, "steps between log lines", minimum=1)
+    verbose: int = key(2000, "steps between verification tests", minimum=1)
+    rec_val: str | None = key(None, "folder with the verification sets <name>.bin")
+    val_targets: tuple[str, ...] = key((), 'their names, for example ("lfw", "cfp_fp", "agedb_30")')
+
+    @property
+    def run_folder(self) -> Path:
+        """The path of `output`, which a loaded config always has."""
+        assert self.output is not None, "settings that no config file gave name no run folder"
+        return resolve(self.output)
