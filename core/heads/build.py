@@ -1,4 +1,4 @@
-"""The classifier that a config asks for: the same keys in every training program."""
+"""The classifier that a config describes, with the same keys in every training program."""
 
 from easydict import EasyDict
 
@@ -26,7 +26,7 @@ def build_margin(loss: str, margin_scale: float, margin: float) -> Margin:
 
 
 def build_head(config: EasyDict, num_classes: int) -> PartialFC:
-    """The head over `num_classes` classes: `build_margin`'s, with a bias where softmax and `classifier_bias` say so."""
+    """The classifier over `num_classes` classes, with a bias if the loss is softmax and `classifier_bias` is true."""
     margin = build_margin(config.loss, config.margin_scale, config.margin)
     bias = config.classifier_bias and not margin.normalized
     return PartialFC(margin, config.embedding_size, num_classes, config.sample_rate, bias)

@@ -1,8 +1,8 @@
 """L2 and weakened L2: the baselines of MixBCT (Liang et al., arXiv 2308.06948).
 
-Every new embedding n_i is drawn to the old embedding o_i of the same image, both normalised, down to a distance t:
+Every new embedding n_i is pulled to the old embedding o_i of the same image, both normalised, down to a distance t:
 
-    L = w_1 L_cls + w_2 mean_i max(0, ||n_i / |n_i| - o_i / |o_i||| - t),    L_cls = the loss of the new model's head.
+    L = w_1 L_cls + w_2 mean_i max(0, ||n_i / |n_i| - o_i / |o_i||| - t),    L_cls = the classification loss.
 
 L2 has t = 0, weakened L2 has t = 0.2. The norm is not squared.
 
@@ -21,16 +21,16 @@ from core.program import train_program
 
 
 def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:
-    """Mean, `()`, of how far the normalised `new` (B, D) are from the normalised `old` (B, D), beyond the threshold."""
+    """Mean `()` of the distance of the normalised `new` (B, D) and `old` (B, D), as far as it exceeds the threshold."""
     distances = vector_norm(normalize(new) - normalize(old), dim=1)
     return (distances - threshold).relu().mean()
 
 
 class L2(Method):
-    """Holds the head."""
+    """Holds the classifier."""
 
     def setup(self, run: Run) -> None:
-        """Make the head."""
+        """Build the classifier."""
         config = run.config
         if len(config.loss_weight) != 2 or min(config.loss_weight) < 0 or config.threshold < 0:
             raise UserError(
@@ -41,7 +41,7 @@ class L2(Method):
         self.classifier = build_head(config, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `l2`: the distance to the old embeddings; both with their weights."""
+        """`cls`: classification; `l2`: the distance to the old embeddings; both with their weights."""
         return {
             "cls": self.weights[0] * self.classifier(batch.embedding, batch.label),
             "l2": self.weights[1] * distance_beyond(batch.embedding, batch.old_embedding, self.threshold),

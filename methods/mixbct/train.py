@@ -3,10 +3,10 @@
 One classification loss on a mixed batch: of the new embeddings n_i, floor(r * B) rows whose old embedding o_i is
 credible are replaced by o_i, and
 
-    L = L_cls(mixed batch),    L_cls = the loss of the new model's own head.
+    L = L_cls(mixed batch),    L_cls = the new model's classification loss.
 
-A replaced row gives the backbone no gradient; it pulls the head's class weights toward the old distribution, and
-through them the new embeddings. Credible are, in a class of k images, the ceil(T * k) old embeddings nearest its mean.
+A replaced row gives the backbone no gradient; it pulls the class weights toward the old distribution, and through them
+the new embeddings. The credible ones of a class of k images are the ceil(T * k) old embeddings nearest to its mean.
 
     torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_MixBCT_softmax_to_arc_f128.py
     python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
@@ -42,7 +42,7 @@ class MixBCT(Method):
     """bool (N,)."""
 
     def setup(self, run: Run) -> None:
-        """Make the head; compute the credible rows of the old features, or find them beside the store."""
+        """Build the classifier; compute the credible rows of the old features, or read them from beside the store."""
         config = run.config
         if not 0 <= config.mix_ratio <= 1 or not 0 < config.credible_rate <= 1:
             raise UserError(
@@ -55,7 +55,7 @@ class MixBCT(Method):
         self.register_buffer("credible", torch.from_numpy(np.array(mask)), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's loss on the mixed batch."""
+        """`cls`: classification of the mixed batch."""
         mixed = mix(batch.embedding, batch.old_embedding, self.credible[batch.row], self.ratio)
         return {"cls": self.classifier(mixed, batch.label)}
 

@@ -1,13 +1,13 @@
 """NCCL: Neighborhood Consensus Contrastive Learning for Backward-Compatible Representation (Wu et al., AAAI 2022).
 
 A queue holds the old embeddings o_j of the last images of all ranks, the current batch among them. For an image i with
-new embedding n_i, P(i) are the entries of its class; a hat is L2 normalisation, W the new head's weights, one row a
+new embedding n_i, P(i) are the entries of its class; a hat is L2 normalisation, W are the new class weights, one row a
 class:
 
     w_ij = (1 + o^_i . o^_j) / 2
     L1   = - mean_i 1/|P(i)| sum_{j in P(i)} w_ij log softmax_j(n^_i . o^_j / tau)             over the whole queue
     L2   = the same with (W^ n^_i) . (W^ o^_j) in place of n^_i . o^_j
-    L    = L_cls + alpha L1 + beta L2,    L_cls = the loss of the new head, with weights W
+    L    = L_cls + alpha L1 + beta L2,    L_cls = the new model's classification loss
 
 L2 compares vectors of C logits. As (W^ n) . (W^ o) = n . (W^T W^) o, the D x D matrix W^T W^, summed over the ranks,
 is all that is needed: no Q x C queue of logits, and none of them stale.
@@ -86,7 +86,7 @@ class NCCL(Method):
     """bool (N,) for all training images; None: all are used."""
 
     def setup(self, run: Run) -> None:
-        """Make head and queue; find the credible rows of the old features if only those are to be used."""
+        """Build classifier and queue; find the highly credible old embeddings if only those are to be used."""
         config = run.config
         images = config.batch_size * run.ranks.world_size
         if config.queue_size < images:
@@ -104,7 +104,7 @@ class NCCL(Method):
         self.register_buffer("credible", mask, persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `embedding`: alpha L1; `logit`: beta L2."""
+        """`cls`: classification; `embedding`: alpha L1; `logit`: beta L2."""
         new, old, label = normalize(batch.embedding), normalize(batch.old_embedding), batch.label
         if self.credible is not None:
             label = torch.where(self.credible[batch.row], label, -1)

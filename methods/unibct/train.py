@@ -3,10 +3,10 @@
 BCT with structurally refined prototypes. From some epoch on the new embeddings n_i are also classified against frozen
 prototypes P of the old embeddings, one a class, a hat being L2 normalisation:
 
-    L = L_cls + CE(s n^_i . P^_c over all classes c, y_i),    L_cls = the loss of the new model's own head
+    L = L_cls + CE(s n^_i . P^_c over all classes c, y_i),    L_cls = the new model's classification loss
 
-At the epochs t_1, t_2, ... the prototypes are computed from the old embeddings O (k, D) of a class and from the ones
-that the new model has for it by then, N (k, D), normalised:
+At the epochs t_1, t_2, ... the prototypes are computed from the old embeddings O (k, D) of a class and the present new
+ones N (k, D), normalised:
 
     E = softmax(N N^T / tau), diagonal at -inf;   A = (1 - lambda) (I - lambda E)^-1;   P_c = mean of the rows of A O
 
@@ -62,7 +62,7 @@ def structural_weights(new: Tensor, propagation: float, temperature: float, edge
 
 
 def require_settings(config) -> None:
-    """`UserError` for settings that make no sense together."""
+    """`UserError` for settings that contradict each other."""
     epochs = config.refine_epochs
     if not all(isinstance(epoch, int) and 0 <= epoch < config.num_epoch for epoch in epochs):
         raise UserError(
@@ -86,7 +86,7 @@ class UniBCT(Method):
     """int64 (C,): the class of the data among the prototypes, or -1."""
 
     def setup(self, run: Run) -> None:
-        """Make head and prototypes: means, if none of the epochs will refine them, else without values until then."""
+        """Build classifier and prototypes: means if no epoch refines them, else zeros until the first refinement."""
         config = run.config
         require_settings(config)
         self.run, self.refine_epochs = run, tuple(config.refine_epochs)
@@ -105,7 +105,7 @@ class UniBCT(Method):
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, backbone: nn.Module) -> None:
-        """In the epochs that are named for it, refine this rank's prototypes with the new model as it is now."""
+        """At the start of a refinement epoch, compute this rank's prototypes with the new model as it is."""
         if epoch not in self.refine_epochs:
             return
         config, first = self.run.config, self.prototypes.class_start
@@ -128,7 +128,7 @@ class UniBCT(Method):
         self.prototypes.weight.copy_(refined)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `bct`, from the first refinement on: the classification against the prototypes."""
+        """`cls`: classification; `bct`, from the first refinement on: classification against the prototypes."""
         terms = {"cls": self.classifier(batch.embedding, batch.label)}
         if batch.epoch >= min(self.refine_epochs, default=0):
             terms["bct"] = self.prototypes(batch.embedding, self.position[batch.label])
