@@ -10,7 +10,9 @@ import pytest
 from tiny import write_records, write_run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("methods/*/README.md"), *ROOT.glob(".github/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("methods/*/README.md"), *ROOT.glob(".github/*.md")]
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 QUOTED = re.compile(r"`([^`\n]+)`")
 FOLDERS = ("core", "methods", "tools", "old_model", "configs", "ci", "docs", ".github")

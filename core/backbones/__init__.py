@@ -1,10 +1,11 @@
-"""The networks: a name and an embedding size give an `nn.Module` from normalised images (B, 3, H, W) to (B, D) float32.
+"""The networks: each maps normalised images (B, 3, H, W) to float32 embeddings (B, D) and is built by its name.
 
-A family is a module with `NETWORKS` (name -> constructor), `OPTIONS` (what its constructor takes beside the embedding
-size) and `read_layout` (what a state dict's shapes tell of the network).
+A family is a module with `NETWORKS` (name -> constructor), `OPTIONS` (the constructor's arguments besides the embedding
+size) and `read_layout` (recognises a network by the shapes of a state dict).
 """
 
 from difflib import get_close_matches
+from typing import Any
 
 from torch import nn
 
@@ -31,13 +32,13 @@ def require_backbone(name: str) -> None:
         raise UserError(f"unknown network {name!r}: {hint}the known ones are {', '.join(_FAMILY_OF)}")
 
 
-def build_backbone(name: str, embedding_size: int = 512, **options: object) -> nn.Module:
-    """A new network with the reference's initialisation, on the current default device.
+def build_backbone(name: str, embedding_size: int = 512, **options: Any) -> nn.Module:
+    """A new network, initialised as its reference is, on the current default device.
 
     Options: `image_size=112` (all; the landmark networks 224), for IResNet `width=64`, `depth` (blocks a stage: one
     number or four) and `dropout=0.0`, for the landmark networks `pooling="avg"` ("gem", "max"), `gem_p=3.0`,
     `gem_p_learnable=False` and `pretrained=None` ("imagenet", or a file of torchvision's weights). `UserError` for an
-    unknown name (the known ones are listed), option or value.
+    unknown name, option or value; it lists the known ones.
     """
     require_backbone(name)
     family = _FAMILY_OF[name]
@@ -48,7 +49,7 @@ def build_backbone(name: str, embedding_size: int = 512, **options: object) -> n
 
 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
-    """The network that a state dict of these shapes was made for, as far as shapes can tell; None if unknown."""
+    """The network of a state dict with these shapes, as far as shapes determine it; None if it is unknown."""
     for family in FAMILIES:
         try:
             layout = family.read_layout(shapes)

@@ -1,4 +1,4 @@
-"""What the network families share: the check of whole-number options, and what a state dict tells of its network."""
+"""Shared by the network families: the check of integer options, and the description of a network read from weights."""
 
 from dataclasses import dataclass, field
 
@@ -9,14 +9,14 @@ __all__ = ["Layout", "require_positive"]
 
 @dataclass(frozen=True)
 class Layout:
-    """A network read off the shapes of a state dict: the names that fit it, and the options to build it with."""
+    """A network as the shapes of a state dict determine it: the names that fit it, and the options to build it with."""
 
     names: tuple[str, ...]
     embedding_size: int
     image_size: int
     options: dict[str, object] = field(default_factory=dict)
     normalization: str = "face"
-    """Of the images (`core.images.transforms.NORMALIZATIONS`), where nothing else tells it."""
+    """Of the images (`core.images.transforms.NORMALIZATIONS`), used where no config or metadata states it."""
 
 
 def require_positive(**values: object) -> None:

@@ -103,6 +103,7 @@ class IResNet(nn.Module):
 
 
 def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
+    """Blocks of which the first has stride 2."""
     first = Block(in_channels, channels, stride=2)
     return nn.Sequential(first, *(Block(channels, channels, stride=1) for _ in range(blocks - 1)))
 
@@ -111,7 +112,7 @@ NETWORKS = {name: partial(IResNet, depth=depth) for name, depth in DEPTHS.items(
 
 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
-    """Width, depth and input size of an IResNet's state dict. Of the 16 input sizes that fit, the largest is told."""
+    """Width, depth and input size of an IResNet's state dict. Of the 16 input sizes that fit it is the largest."""
     if "prelu.weight" not in shapes or "layer4.0.prelu.weight" not in shapes:
         return None
     depth = tuple(

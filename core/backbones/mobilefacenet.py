@@ -108,7 +108,7 @@ NETWORKS = {
 
 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
-    """Name and input size of a MobileFaceNet's state dict. Of the 16 input sizes that fit, the largest is told."""
+    """Name and input size of a MobileFaceNet's state dict. Of the 16 input sizes that fit it is the largest."""
     if "conv_sep.layers.0.weight" not in shapes:
         return None
     channels = shapes["layers.0.layers.0.weight"][0]

@@ -25,17 +25,17 @@ OPTIONS = ("image_size", "pooling", "gem_p", "gem_p_learnable", "pretrained")
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 DEFAULT_IMAGE_SIZE = 224
 WEIGHTS = "IMAGENET1K_V1"
-"""torchvision's ImageNet weights, the recipe of which is the same for all depths."""
-EXPONENT_OF_POOLING = {"avg": None, "gem": (1,), "max": ()}
-"""Shape of the exponent in a state dict, by which the pooling can be told: the mean has none."""
+"""torchvision's first ImageNet weights, trained with the same recipe for all depths."""
+EXPONENT_SHAPES = {"avg": None, "gem": (1,), "max": ()}
+"""Shape of the pooling exponent in a state dict, by which the pooling is recognised: the mean has no exponent."""
 SMALLEST = 1e-6
 
 
 class GeM(nn.Module):
     """Generalised mean over the pixels, `(mean of x ** p) ** (1 / p)`: (B, C, H, W) to float32 (B, C, 1, 1).
 
-    In float32 under autocast too. Values below 1e-6 count as that; the rest is divided by the largest of its map first,
-    so that no exponent overflows. The exponent `p` (1,) is a parameter if it is learnable, else a buffer.
+    In float32 under autocast too. Values below 1e-6 are raised to that. Each map is divided by its maximum first, so
+    that no power overflows. The exponent `p` (1,) is a parameter if it is learnable, else a buffer.
     """
 
     def __init__(self, p: float = 3.0, learnable: bool = False):
@@ -47,7 +47,7 @@ class GeM(nn.Module):
             self.register_buffer("p", exponent)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool."""
+        """(B, C, H, W) to (B, C, 1, 1)."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float().clamp(min=SMALLEST)
             largest = x.detach().amax((2, 3), keepdim=True)
@@ -59,21 +59,22 @@ class MaxPool(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("p", torch.tensor(math.inf))  # nothing but a mark in the state dict
+        self.register_buffer("p", torch.tensor(math.inf))  # marks the pooling in the state dict
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool."""
+        """(B, C, H, W) to (B, C, 1, 1)."""
         return x.amax((2, 3), keepdim=True)
 
 
 class ResNet(nn.Module):
     """Images (B, 3, H, W) of any size, normalised, to float32 embeddings (B, embedding_size).
 
-    `trunk` is torchvision's network `name`, whose classifier is left out; then come `embedding` and `bn`, in float32
-    under autocast too. `image_size` is that of training; no weight depends on it.
+    `trunk` is torchvision's network `name` without its classifier; `embedding` and `bn` follow, in float32 under
+    autocast too. `image_size` is that of training; no weight depends on it.
 
     `pretrained`: None, "imagenet" (torchvision's weights, from its cache or else its download), or the path of a file
-    with a state dict of torchvision's network, relative to the repository's root. `UserError` if they cannot be had.
+    with a state dict of torchvision's network, relative to the repository's root. `UserError` if they cannot
+    be loaded.
     """
 
     any_size = True
@@ -92,18 +93,19 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         require_positive(embedding_size=embedding_size, image_size=image_size)
-        if pooling not in EXPONENT_OF_POOLING:
-            raise UserError(f"unknown pooling {pooling!r}: choose {', '.join(map(repr, EXPONENT_OF_POOLING))}")
+        if pooling not in EXPONENT_SHAPES:
+            raise UserError(f"unknown pooling {pooling!r}: choose {', '.join(map(repr, EXPONENT_SHAPES))}")
         if not isinstance(gem_p, (int, float)) or not 0 < gem_p < math.inf:
             raise UserError(f"gem_p must be a number above 0, got {gem_p!r}")
         self.trunk = get_model(name, weights=None)
         if pretrained is not None:
             _load_pretrained(self.trunk, name, pretrained)
-        num_features = self.trunk.fc.in_features
+        classifier = self.trunk.fc
+        assert isinstance(classifier, nn.Linear), "torchvision's ResNet ends in a linear layer `fc`"
         self.trunk.fc = nn.Identity()
         if pooling != "avg":
             self.trunk.avgpool = GeM(gem_p, gem_p_learnable) if pooling == "gem" else MaxPool()
-        self.embedding = nn.Linear(num_features, embedding_size, bias=False)
+        self.embedding = nn.Linear(classifier.in_features, embedding_size, bias=False)
         self.bn = nn.BatchNorm1d(embedding_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ NETWORKS = {name: partial(ResNet, name=name) for name in DEPTHS}
 
 
 def _load_pretrained(trunk: nn.Module, name: str, pretrained: str) -> None:
-    """Give torchvision's network `name`, classifier included, its first weights."""
+    """Load the weights that training begins with into torchvision's network `name`."""
     if pretrained == "imagenet":
         source, state_dict = "torchvision's ImageNet weights", _imagenet_weights(name)
     else:
@@ -135,7 +137,7 @@ def _load_pretrained(trunk: nn.Module, name: str, pretrained: str) -> None:
 
 
 def _shapes_without_classifier(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Of what pretrained files have: torchvision's are older than the counters of batch norms."""
+    """Shapes by name, without the counters of batch norms too: torchvision's files are older than those."""
     left_out = ("fc.", "num_batches_tracked")
     return {k: tuple(v.shape) for k, v in state_dict.items() if not (k.startswith(left_out) or k.endswith(left_out))}
 
@@ -147,13 +149,14 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
         return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise UserError(
-            f"the ImageNet weights of {name} are neither in {cached} nor to be had from {weights.url} ({error}): get "
-            "the file where there is a network and copy it there, or set network_options.pretrained to its path"
+            f"the ImageNet weights of {name} are not in {cached} and cannot be downloaded from {weights.url} "
+            f"({error}): get the file where there is a network and copy it there, or set network_options.pretrained to "
+            "its path"
         ) from error
 
 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
-    """Depth, pooling and embedding size of a `ResNet`'s state dict; the input size is not in it, 224 is told."""
+    """Depth, pooling and embedding size of a `ResNet`'s state dict. The input size is not in it: 224 is returned."""
     if "trunk.conv1.weight" not in shapes or "embedding.weight" not in shapes:
         return None
     depth = tuple(
@@ -161,5 +164,5 @@ def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
     )
     names = tuple(name for name, known in DEPTHS.items() if known == depth)
     exponent = shapes.get("trunk.avgpool.p")
-    pooling = next(name for name, shape in EXPONENT_OF_POOLING.items() if shape == exponent)
+    pooling = next(name for name, shape in EXPONENT_SHAPES.items() if shape == exponent)
     return Layout(names, shapes["embedding.weight"][0], DEFAULT_IMAGE_SIZE, {"pooling": pooling}, "imagenet")

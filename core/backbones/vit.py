@@ -1,14 +1,14 @@
-"""Vision transformers for faces, vit_t to vit_h: patches of 9x9 pixels, no class token, all patches into the head.
+"""Vision transformers for faces, vit_t to vit_h: patches of 9x9 pixels, no class token, a head over all patches.
 
 Dosovitskiy et al. (arXiv 2010.11929) as InsightFace's arcface_torch has it: ReLU6 in the MLP, no bias in q, k, v,
-stochastic depth rising linearly over the blocks (Huang et al., arXiv 1603.09382), and in training a random part of the
-patches left out of the blocks and replaced by a learned token before the head (as He et al., arXiv 2111.06377, do).
-State-dict keys and evaluation numbers are arcface_torch's. Departures, in training only:
+stochastic depth rising linearly over the blocks (Huang et al., arXiv 1603.09382). In training a random part of the
+patches skips the blocks and is replaced by a learned token before the head (as in He et al., arXiv 2111.06377).
+State-dict keys and evaluation numbers are those of arcface_torch. Departures, in training only:
 
-- The part of the patches that is masked is the one the variant's name says (`mask_005`: 0.05). arcface_torch masks 0.1
-  whenever the ratio is above 0, because it does not hand the ratio on.
-- Precision is the training loop's: attention runs in autocast's data type (its softmax sums in float32 all the same)
-  where arcface_torch turns to float32. The last norm and the head are in float32 here too.
+- The masked part of the patches is the one in the variant's name (`mask_005`: 0.05). arcface_torch masks 0.1 whenever
+  the ratio is above 0, because it does not pass the ratio on.
+- Precision is that of the training loop: attention runs in autocast's data type (its softmax sums in float32 all the
+  same) where arcface_torch switches to float32. The last norm and the head are in float32, as there.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from core.backbones.checks import Layout, require_positive
 from core.errors import UserError
@@ -52,22 +53,7 @@ VARIANTS = {
     "vit_l_dp005_mask_005": Variant(768, 24, 0.05, 0.05, recompute=True),
     "vit_h": Variant(1024, 48, 0.1, 0.0, recompute=True),
 }
-"""InsightFace has no plain vit_l: the name stands for its only variant of that size."""
-
-
-class DropPath(nn.Module):
-    """In training, sets a sample's branch to 0 with probability `rate` and scales the others by 1 / (1 - rate)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) to the same shape."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+"""InsightFace has no plain vit_l: the name means its only variant of that size."""
 
 
 class Attention(nn.Module):
@@ -107,7 +93,7 @@ class Block(nn.Module):
         self.attn = Attention(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -116,7 +102,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Linear map of each patch. Pixels right of and below the last whole patch are not used (112 = 12 x 9 + 4)."""
+    """Linear map of each patch. Pixels beyond the last whole patch are not used (112 = 12 x 9 + 4)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -160,8 +146,8 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, image_size, image_size) to (B, embedding_size)."""
         x = self.patch_embed(x) + self.pos_embed
-        masking = self.training and self.mask_ratio > 0
-        if masking:
+        order = None
+        if self.training and self.mask_ratio > 0:
             order = torch.rand(x.shape[:2], device=x.device).argsort(1)
             num_kept = int(x.shape[1] * (1 - self.mask_ratio))
             x = x.gather(1, order[:, :num_kept, None].expand(-1, -1, x.shape[2]))
@@ -169,8 +155,8 @@ class VisionTransformer(nn.Module):
             x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.float())
-            if masking:
-                masked = self.mask_token.expand(x.shape[0], order.shape[1] - num_kept, -1)
+            if order is not None:
+                masked = self.mask_token.expand(x.shape[0], order.shape[1] - x.shape[1], -1)
                 x = torch.cat((x, masked), 1).gather(1, order.argsort(1)[..., None].expand(-1, -1, x.shape[2]))
             return self.feature(x.flatten(1))
 
@@ -181,7 +167,7 @@ NETWORKS = {name: partial(VisionTransformer, variant=variant) for name, variant 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
     """Name and input size of a vision transformer's state dict.
 
-    Nine input sizes fit a number of patches; the largest multiple of 8 among them is told (112, 48, 40, 32, ...).
+    Nine input sizes fit a number of patches; the largest multiple of 8 among them is returned (112, 48, 40, 32, ...).
     """
     if "pos_embed" not in shapes or "mask_token" not in shapes:
         return None

@@ -1,21 +1,21 @@
 """A training set in an image list: a text file with a line `path label` for each image, and the images below a folder.
 
-The path ends at the last blank before the label, so it may hold blanks itself; the label is a whole number. Empty lines
-are skipped. Paths are relative to a root folder, or absolute.
+The path ends at the last blank before the label, so it may contain blanks itself; the label is a whole number. Empty
+lines are skipped. Paths are relative to a root folder, or absolute.
 """
 
 import hashlib
 import logging
-import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import simplejpeg
 
 from core.errors import UserError
@@ -26,28 +26,26 @@ from core.progress import Progress
 __all__ = ["ImageList", "ListDataset", "file_sizes", "read_list", "write_list"]
 
 logger = logging.getLogger(__name__)
-NEWLINE = ord("\n")
-BLANK = np.zeros(256, bool)
-BLANK[[ord(" "), ord("\t"), ord("\r")]] = True
+BLANKS = " \t\r"
 MOST_DIGITS = 9
-"""Of a label: with more it would not be a class."""
+"""Of a label: a longer number is not a class."""
+LABEL_AT_END = rf"[{BLANKS}]+[0-9]{{1,{MOST_DIGITS}}}[{BLANKS}]*$"
 BLOCK = 4096
 STAT_THREADS = 16
-"""Enough to hide the latency of a network's file system; on a local disk one is as fast."""
+"""Enough to hide the latency of a network file system; on a local disk one is as fast."""
 FINGERPRINT_FILES = 64
 MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """The N lines of a list: its text, where the path of each line starts and ends in it, and its label.
+    """The N images of a list, in its order: `paths`, strings, and `labels`, int64 (N,).
 
-    `starts`, `ends` and `labels` are int64 (N,): 24 bytes an image beside the text.
+    A path is bytes, in whatever encoding the file system has. Polars holds UTF-8 alone, so each byte is a character of
+    `paths` (Latin-1), and `path` gives the bytes. Held are 16 bytes an image beside the text of the paths.
     """
 
-    text: bytes
-    starts: np.ndarray
-    ends: np.ndarray
+    paths: pl.Series
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -55,34 +53,33 @@ class ImageList:
 
     def path(self, row: int) -> bytes:
         """The path of a row as it is written in the list."""
-        return self.text[self.starts[row] : self.ends[row]]
+        return self.paths[row].encode("latin-1")
 
     def select(self, rows: np.ndarray) -> "ImageList":
-        """The list with these rows only; the text stays whole."""
-        return ImageList(self.text, self.starts[rows], self.ends[rows], self.labels[rows])
+        """The list with these rows only."""
+        return ImageList(self.paths.gather(rows), self.labels[rows])
 
 
 class ListDataset:
-    """The images of a list, in its order, as `RecordDataset` gives those of a record file.
+    """The images of a list, in its order, with the interface of `RecordDataset`.
 
-    All files are looked for when the list is opened. Missing ones are an error that names the first ten and counts all;
-    with `skip_bad` that is logged, and their rows are left out. Files that cannot be read or decoded are found when
-    they are needed: an error with the file's name, or with `skip_bad` a warning with its name and a count, and the
-    image of the same class that is nearest in the list takes the place (a black one if the class has no other), in
-    every run the same, so that rows stay joined to stored features. A class without images is allowed.
+    All files are looked up when the list is opened. Missing ones are an error that names the first ten and gives their
+    number; with `skip_bad` that line is logged instead, and their rows are left out. A file that cannot be read or
+    decoded is found when it is needed: an error with its name, or with `skip_bad` a warning with its name, and the
+    first image of its class that can be decoded takes its place (a black one if there is none). The rows stay, and are
+    the same in every run, because old embeddings are joined to them. A class without images is allowed.
 
-    Holds the text of the list and 24 bytes an image, 110 MB for the 1.58 million of GLDv2-clean; images stay on disk.
-    Picklable, and safe with forked and spawned workers; forked ones share their knowledge of bad files, so that each
-    file is reported once.
+    Held are the paths and 24 bytes an image, 90 MB for the 1.58 million of GLDv2-clean; images stay on disk. Picklable,
+    and safe with forked and spawned workers.
 
     Attributes: `prefix` (path of the list), `root` (by default the list's folder), `num_images`, `num_classes` (largest
-    label in the list + 1), `fingerprint` (hex SHA-256 of the list's text, of which rows are left out, of the sizes of
-    all files and the content of 64 spread over them: not of the place of the list and the images).
+    label in the list + 1), `fingerprint` (hex SHA-256 of the list's text, the rows that are left out, the sizes of all
+    files and the content of 64 spread over them; independent of where the list and the images are).
 
     With `image_size` given, images are squashed to that square: JPEGs at least twice as large are shrunk while they are
-    decoded, the rest is done by averaging over areas. Otherwise, as with records, all must be as the first one, a
-    square. Rotations that a file's metadata ask for are not applied. Raises `UserError` as said above, and naming file
-    and line for a line that is not `path label`.
+    decoded, the rest is done by averaging over areas. Otherwise, as with records, all must have the size of the first,
+    a square. Rotations in a file's metadata are not applied. Raises `UserError` as said above, and naming file and line
+    for a line that is not `path label`.
     """
 
     def __init__(
@@ -102,8 +99,7 @@ class ListDataset:
             self._report_missing(np.flatnonzero(sizes < 0))
             self._list, sizes = self._list.select(present), sizes[present]
         self.num_images = len(self._list)
-        self.fingerprint = self._fingerprint(sizes)
-        self._bad = np.frombuffer(mmap.mmap(-1, self.num_images), np.uint8)  # zeros that forked workers share
+        self.fingerprint = self._fingerprint(present, sizes)
         self._size = image_size
 
     def __len__(self) -> int:
@@ -115,7 +111,7 @@ class ListDataset:
 
     @cached_property
     def image_size(self) -> int:
-        """Side of the decoded images in pixels: the given one, or that of the first image."""
+        """Side of the decoded images in pixels: the one given, or that of the first image."""
         if self._size is not None:
             return self._size
         try:
@@ -124,7 +120,7 @@ class ListDataset:
             raise self._undecodable(0, error) from None
         if height != width:
             raise UserError(
-                f"{self._name(0)} is an image of {width}x{height}, not a square; give the size that images shall be "
+                f"{self._name(0)} is an image of {width}x{height}, not a square; set the size that images are to be "
                 "resized to (image_size)"
             )
         return height
@@ -149,15 +145,15 @@ class ListDataset:
         size = self.image_size
         images = np.empty((len(rows), size, size, 3), np.uint8)
         for row, image in zip(rows.tolist(), images):
-            if self.skip_bad:
-                self._decode_or_replace(row, image)
-                continue
             try:
                 self._decode(row, image)
             except UserError:
                 raise
             except (OSError, ValueError) as error:
-                raise self._undecodable(row, error) from None
+                if not self.skip_bad:
+                    raise self._undecodable(row, error) from None
+                logger.warning("%s cannot be decoded (%s); another image of its class is used", self._name(row), error)
+                self._substitute(row, image)
         return images, self._list.labels[rows]
 
     def _file(self, row: int) -> bytes:
@@ -184,37 +180,26 @@ class ListDataset:
         if self._size is None:
             height, width = image.shape[:2]
             raise UserError(
-                f"{self._name(row)} is an image of {width}x{height}, the first one of {size}x{size}; give the size "
-                "that images shall be resized to (image_size)"
+                f"{self._name(row)} is an image of {width}x{height}, the first one of {size}x{size}; set the size "
+                "that images are to be resized to (image_size)"
             )
         out[:] = resize_image(image, size)
 
-    def _decode_or_replace(self, row: int, out: np.ndarray) -> None:
-        for candidate in self._row_and_its_likes(row):
-            if self._bad[candidate]:
-                continue
+    def _substitute(self, row: int, out: np.ndarray) -> None:
+        """Fill `out` with the first image of the row's class that can be decoded; black if there is none."""
+        for candidate in np.flatnonzero(self._list.labels == self._list.labels[row]).tolist():
             try:
                 return self._decode(candidate, out)
             except UserError:
                 raise
-            except (OSError, ValueError) as error:
-                self._bad[candidate] = 1
-                logger.warning(
-                    "%s cannot be decoded (%s); an image of its class takes its place (%d such files so far)",
-                    self._name(candidate), error, int(self._bad.sum()),
-                )  # fmt: skip
+            except (OSError, ValueError):
+                continue
         out[:] = 0
-
-    def _row_and_its_likes(self, row: int) -> Iterator[int]:
-        """The row, then the others of its class, the nearest first."""
-        yield row
-        likes = np.flatnonzero(self._list.labels == self._list.labels[row])
-        yield from likes[np.argsort(np.abs(likes - row), kind="stable")][1:].tolist()
 
     def _undecodable(self, row: int, error: Exception) -> UserError:
         return UserError(
-            f"{self._name(row)} is not an image that can be decoded ({error}); replace it, or let another take its "
-            "place (bad_images skip)"
+            f"{self._name(row)} is not an image that can be decoded ({error}); replace it, or use another image of its "
+            "class (bad_images skip)"
         )
 
     def _report_missing(self, rows: np.ndarray) -> None:
@@ -222,12 +207,12 @@ class ListDataset:
         more = " and others" if len(rows) > MOST_NAMES else ""
         text = f"{self.prefix}: {len(rows)} of its {len(self._list)} files are missing below {self.root}: {names}{more}"
         if not self.skip_bad or len(rows) == len(self._list):
-            raise UserError(f"{text}; name the folder of the images (image_root), or leave these out (bad_images skip)")
+            raise UserError(f"{text}; set the folder of the images (image_root), or leave these out (bad_images skip)")
         logger.info("%s; their lines are left out", text)
 
-    def _fingerprint(self, sizes: np.ndarray) -> str:
-        digest = hashlib.sha256(self._list.text)
-        for array in (self._list.starts, sizes):
+    def _fingerprint(self, present: np.ndarray, sizes: np.ndarray) -> str:
+        digest = hashlib.sha256(Path(self.prefix).read_bytes())
+        for array in (present, sizes):
             digest.update(array.astype("<i8").tobytes())
         for row in np.unique(np.linspace(0, len(sizes) - 1, FINGERPRINT_FILES).astype(np.int64)).tolist():
             try:
@@ -239,41 +224,57 @@ class ListDataset:
 
 
 def read_list(path: str | Path) -> ImageList:
-    """Parse a list by array code; `UserError` naming file and line for a line that is not `path label`.
+    """Parse a list; `UserError` naming file and line for a line that is not `path label`.
 
-    Memory at the peak: the text twice and some 70 bytes a line.
+    Memory at the peak: some 6 times the text.
     """
     text = require_file(path, "image list").read_bytes()
-    data = np.frombuffer(text, np.uint8)
-    ends = np.append(np.flatnonzero(data == NEWLINE), len(data))
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    ends = _without_blanks(data, starts, ends)
-    lines = np.flatnonzero(ends > starts)
-    if not len(lines):
-        raise UserError(f"image list {path} holds no images")
-    starts, ends = starts[lines], ends[lines]
-    labels, before = _trailing_numbers(data, starts, ends)
-    path_ends = _without_blanks(data, starts, before)
-    bad = np.flatnonzero((before == ends) | (path_ends == before) | (path_ends == starts))
+    line, label = pl.col("line"), pl.col("line").str.strip_prefix(pl.col("path")).str.strip_chars(BLANKS)
+    table = (
+        _lines(text, path)
+        .with_row_index("number", 1)
+        .filter(line.str.contains(rf"[^{BLANKS}]"))
+        .with_columns(path=line.str.replace(LABEL_AT_END, ""))
+        .select("number", "path", label=label.cast(pl.Int64, strict=False))
+    )
+    if not len(table):
+        raise UserError(f"image list {path} contains no images")
+    bad = table.filter(pl.col("label").is_null() | (pl.col("path") == ""))["number"]
     if len(bad):
-        shown = text[starts[bad[0]] : ends[bad[0]]].decode(errors="replace")
+        shown = text.split(b"\n")[bad[0] - 1].rstrip(BLANKS.encode()).decode(errors="replace")
         raise UserError(
-            f"{path}, line {lines[bad[0]] + 1}: {shown[:100]!r} is not a path, a blank and a label; labels are whole "
-            f"numbers from 0 on of at most {MOST_DIGITS} digits"
+            f"{path}, line {bad[0]}: {shown[:100]!r} is not a path, a blank and a label; labels are whole numbers from "
+            f"0 on of at most {MOST_DIGITS} digits"
         )
-    return ImageList(text, starts, path_ends, labels)
+    return ImageList(table["path"].rechunk(), table["label"].to_numpy())
+
+
+def _lines(text: bytes, path: str | Path) -> pl.DataFrame:
+    """A column `line`, each byte of a line as a character (Latin-1), null for an empty line."""
+    if not text:
+        return pl.DataFrame(schema={"line": pl.String})
+    try:
+        return pl.read_csv(
+            text if text.isascii() else text.decode("latin-1").encode(),
+            has_header=False,
+            separator="\0",  # the one byte that no path contains: a line is one field
+            quote_char=None,
+            schema={"line": pl.String},
+        )
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} is not a text file of lines `path label`: {str(error).splitlines()[0]}") from error
 
 
 def write_list(path: str | Path, images: ImageList, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Write the paths of `rows` (K,) with new `labels` (K,), in a stream; `path` appears when it is whole."""
-    with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
-        for start in range(0, len(rows), BLOCK):
-            block = zip(rows[start : start + BLOCK].tolist(), labels[start : start + BLOCK].tolist())
-            file.writelines(b"%s %d\n" % (images.path(row), label) for row, label in block)
+    """Write the paths of `rows` (K,) with new `labels` (K,); `path` appears when it is whole."""
+    lines = pl.DataFrame({"path": images.paths.gather(rows), "label": labels})
+    text = lines.select(pl.format("{} {}\n", "path", "label").str.join("")).item()
+    with replaced_atomically(path) as temporary:
+        temporary.write_bytes(text.encode("latin-1"))
 
 
 def file_sizes(file_of: Callable[[int], str | bytes], num_files: int, description: str) -> np.ndarray:
-    """Sizes of the files `file_of(0)`, `file_of(1)` …, int64 (N,), -1 where there is no file; with a progress bar."""
+    """Sizes of the files `file_of(0)`, `file_of(1)`, ..., int64 (N,), -1 where there is none; with a progress bar."""
     sizes = np.full(num_files, -1, np.int64)
 
     def measure(start: int) -> int:
@@ -295,26 +296,3 @@ def file_sizes(file_of: Callable[[int], str | bytes], num_files: int, descriptio
         for count in pool.map(measure, range(0, num_files, BLOCK)):
             progress.update(count)
     return sizes
-
-
-def _without_blanks(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Ends of the pieces `data[start:end]` (L,) when the blanks at their ends are cut off."""
-    ends, active = ends.copy(), np.arange(len(ends))
-    while len(active):
-        active = active[ends[active] > starts[active]]
-        active = active[BLANK[data[ends[active] - 1]]]
-        ends[active] -= 1
-    return ends
-
-
-def _trailing_numbers(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers that the last digits of `data[start:end]` write, up to 9 of them, and where they begin, (L,) each."""
-    numbers, begins, active = np.zeros(len(ends), np.int64), ends.copy(), np.arange(len(ends))
-    for place in range(MOST_DIGITS):
-        active = active[begins[active] > starts[active]]
-        digits = data[begins[active] - 1].astype(np.int64) - ord("0")
-        valid = (digits >= 0) & (digits <= 9)
-        active = active[valid]
-        numbers[active] += digits[valid] * 10**place
-        begins[active] -= 1
-    return numbers, begins

@@ -8,6 +8,7 @@ f32, id u64, id2 u64), then `flag` float32 labels if flag > 0, then the payload,
 """
 
 import mmap
+import re
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import polars as pl
 
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
@@ -151,25 +153,27 @@ def _read_part(file: memoryview, offset: int) -> tuple[int, memoryview, int]:
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Keys and offsets (int64, each (records,)) of an .idx file; `UserError` with file and record of a bad line."""
-    text = path.read_bytes().replace(b"\r\n", b"\n")
-    if text and not text.endswith(b"\n"):
-        text += b"\n"
-    letters = np.frombuffer(text, np.uint8)
-    ends = np.flatnonzero(letters == ord("\n"))
-    tabs = np.flatnonzero(letters == ord("\t"))
-    digits = np.count_nonzero((letters >= ord("0")) & (letters <= ord("9")))
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-    orderly = len(tabs) == len(ends) and digits + 2 * len(ends) == len(letters)
-    if not (orderly and (starts < tabs).all() and (tabs + 1 < ends).all()):
-        for number, line in enumerate(text.splitlines()):
-            fields = line.split(b"\t")
-            if len(fields) != 2 or not all(field.isdigit() for field in fields):
-                raise UserError(
-                    f"{path}: the line of record {number} is {line[:60].decode('ascii', 'replace')!r}, "
-                    "not key<TAB>offset; copy or make the file again"
-                )
-    numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ").reshape(-1, 2)
-    return np.ascontiguousarray(numbers[:, 0]), np.ascontiguousarray(numbers[:, 1])
+    if not path.stat().st_size:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    try:
+        table = pl.read_csv(
+            path, has_header=False, separator="\t", quote_char=None, schema={"key": pl.Int64, "offset": pl.Int64}
+        )
+    except pl.exceptions.PolarsError:
+        raise _malformed(path) from None
+    if sum(table.null_count().row(0)) or (table.min_horizontal() < 0).any():
+        raise _malformed(path)
+    return table["key"].to_numpy(), table["offset"].to_numpy()
+
+
+def _malformed(path: Path) -> UserError:
+    """The error for the first line of an index that is not two numbers."""
+    lines = path.read_bytes().splitlines()
+    number = next((n for n, line in enumerate(lines) if not re.fullmatch(rb"[0-9]{1,18}\t[0-9]{1,18}", line)), 0)
+    return UserError(
+        f"{path}: the line of record {number} is {lines[number][:60].decode('ascii', 'replace')!r}, not "
+        "key<TAB>offset; copy the file again or rebuild it"
+    )
 
 
 class RecordWriter:

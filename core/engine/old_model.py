@@ -24,7 +24,8 @@ from core.files import resolve
 from core.heads.build import build_margin
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import Margin
-from core.models.encoder import load_encoder, read_run_config
+from core.models.encoder import load_encoder
+from core.models.run_config import read_run_config
 from core.parallel.ranks import Ranks
 
 __all__ = ["OldModel", "open_old_model"]

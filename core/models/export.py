@@ -1,9 +1,9 @@
 """A trained encoder as one ONNX file that any runtime, and the `insightface` package, can load.
 
-The file has one input `input`, float32 (batch, 3, H, W) RGB, already normalised, batch dynamic, H and W fixed, and one
-output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`, `input_size` (side in
-pixels), `mean` and `std` (JSON lists by channel, in units of 0 to 255), `channel_order` (RGB), `fingerprint` (of the
-backbone's weights) and, for a model trained to be compatible, `old_model_fingerprint` (of the old model's).
+The file has one input `input`, float32 (batch, 3, H, W) RGB, already normalised, with a dynamic batch and fixed H and
+W, and one output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`,
+`input_size` (side in pixels), `mean` and `std` (JSON lists by channel, in units of 0 to 255), `channel_order` (RGB),
+`fingerprint` (of the backbone's weights) and, for a model trained to be compatible, `old_model_fingerprint`.
 """
 
 import json
@@ -20,34 +20,35 @@ import torch
 
 from core.errors import UserError
 from core.files import replaced_atomically
-from core.models.encoder import Encoder, onnx_session, run_session
+from core.models.encoder import Encoder
+from core.models.onnx_model import OnnxNetwork
 
 __all__ = ["export_onnx", "to_onnx", "worst_difference"]
 
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 2**31 - 2**24
-"""One protobuf message, and so one ONNX file without files beside it, holds 2 GiB; 16 MiB are left for the graph."""
+"""A protobuf message, and so an ONNX file without external data, is limited to 2 GiB; 16 MiB are left for the graph."""
 TOLERANCE = 1e-4
-"""Largest difference that passes, of one number relative to the length of its embedding, and of the cosine to 1."""
+"""Bound on `worst_difference`."""
 CHECKED_BATCHES = (1, 3)
 
 
 def export_onnx(encoder: Encoder, path: str | Path) -> float:
-    """Write `encoder` to `path`, if ONNX Runtime gives PyTorch's embeddings; return the `worst_difference`.
+    """Write `encoder` to `path` if ONNX Runtime computes PyTorch's embeddings; return the `worst_difference`.
 
-    Nothing is written otherwise. `UserError` if the encoder is an ONNX model, if it is too large for one file, if the
-    folder of `path` does not exist, or if the embeddings differ or are not finite.
+    `UserError`, and nothing is written, if the encoder is an ONNX model, if it is too large for one file, if the folder
+    of `path` does not exist, or if the embeddings differ or are not finite.
     """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"the output {path} is a folder: name a file")
-    if encoder.module is None:
-        raise UserError(f"model {encoder.name} is an ONNX file already: give a run folder or a .pt file")
+    if isinstance(encoder.module, OnnxNetwork):
+        raise UserError(f"model {encoder.name} is already an ONNX file: give a run folder or a .pt file")
     size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.module.state_dict().values())
     if size > MAX_BYTES:
         raise UserError(
-            f"model {encoder.name} has {size / 2**30:.1f} GiB of weights: one ONNX file cannot hold more than 2 GiB; "
+            f"model {encoder.name} has {size / 2**30:.1f} GiB of weights: one ONNX file cannot be larger than 2 GiB; "
             "export a smaller network"
         )
     with replaced_atomically(path) as temporary:
@@ -73,6 +74,7 @@ def to_onnx(encoder: Encoder) -> onnx.ModelProto:
             output_names=["embedding"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
+    assert program is not None, "the exporter returns a program unless it is told to write a file"
     model = program.model_proto
     graph = model.graph
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
@@ -95,17 +97,19 @@ def to_onnx(encoder: Encoder) -> onnx.ModelProto:
 def worst_difference(encoder: Encoder, path: str | Path) -> float:
     """The largest difference between ONNX Runtime on `path` and PyTorch, over random images in batches of 1 and 3.
 
-    Of each embedding: the largest difference of one number relative to the length, and 1 - cosine. NaN if an embedding
-    has a length of 0 or is not finite.
+    Two differences count for each embedding: the largest of one number, relative to the embedding's length, and
+    1 - cosine. NaN if an embedding has a length of 0 or is not finite.
     """
-    session = onnx_session(Path(path), torch.device("cpu"))
+    network = OnnxNetwork(path, torch.device("cpu"))
     rng = np.random.default_rng(0)
     differences = []
     for batch in CHECKED_BATCHES:
         images = rng.integers(0, 256, (batch, encoder.image_size, encoder.image_size, 3), np.uint8)
         wanted = encoder(images).double().cpu().numpy()
-        inputs = (images.astype(np.float32) - np.float32(encoder.mean)) / np.float32(encoder.std)
-        got = run_session(session, np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))).astype(np.float64)
+        inputs = (images.astype(np.float32) - np.asarray(encoder.mean, np.float32)) / np.asarray(
+            encoder.std, np.float32
+        )
+        got = network(torch.from_numpy(inputs.transpose(0, 3, 1, 2))).double().numpy()
         with np.errstate(all="ignore"):
             length = np.linalg.norm(wanted, axis=1)
             cosine = (got * wanted).sum(1) / (np.linalg.norm(got, axis=1) * length)

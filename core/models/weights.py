@@ -1,7 +1,8 @@
-"""The network of a state dict: telling which one it is, and building it with these weights."""
+"""The network of a state dict: recognising it by its shapes, and building it with these weights."""
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def fingerprint(state_dict: dict[str, Tensor]) -> str:
-    """sha256 (hex) over names, types, shapes and bytes of the tensors, sorted by name."""
+    """SHA-256 (hex) over names, types, shapes and bytes of the tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -31,27 +32,29 @@ def shapes_of(state_dict: dict[str, Tensor]) -> Shapes:
 def layout_of(state_dict: dict[str, Tensor], network: str, source: str | Path) -> Layout:
     """Embedding size, input size and options of the weights, which must be those of `network`.
 
-    `source` names the weights in errors. `UserError` if there is no such network, or if the weights are another's.
-    An IResNet whose numbers of blocks are no known network's fits every IResNet name.
+    `source` names the weights in errors. `UserError` if there is no such network, or if the weights belong to another.
+    An IResNet with other numbers of blocks than any known network fits every IResNet name.
     """
     require_backbone(network)
     layout = read_layout(shapes_of(state_dict))
     if layout is not None and network in layout.names:
         return layout
-    sizes = (512, {}) if layout is None else (layout.embedding_size, {"image_size": layout.image_size})
-    expected = shapes_of(_unfilled(network, *sizes).state_dict())
-    raise UserError(_mismatch(shapes_of(state_dict), expected, network, source))
+    if layout is None:
+        expected = _without_values(network, 512, {})
+    else:
+        expected = _without_values(network, layout.embedding_size, {"image_size": layout.image_size})
+    raise UserError(_mismatch(shapes_of(state_dict), shapes_of(expected.state_dict()), network, source))
 
 
 def build_with_weights(
-    state_dict: dict[str, Tensor], network: str, embedding_size: int, options: dict[str, object], source: str | Path
+    state_dict: dict[str, Tensor], network: str, embedding_size: int, options: dict[str, Any], source: str | Path
 ) -> nn.Module:
     """`build_backbone(network, embedding_size, **options)` with these weights, on the CPU, in float32.
 
-    The option `pretrained`, the weights that the training began with, is passed over: they need not be there any more.
-    `source` names the weights in errors: `UserError` telling the first differences if they are of another network.
+    The option `pretrained` is ignored: the weights that the training began with need not exist any more. `source` names
+    the weights in errors: `UserError` with the first differences if they belong to another network.
     """
-    module = _unfilled(network, embedding_size, options)
+    module = _without_values(network, embedding_size, options)
     expected = shapes_of(module.state_dict())
     counters = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
     state_dict = counters | state_dict  # weights older than PyTorch 0.4.1 have no such counters
@@ -61,14 +64,15 @@ def build_with_weights(
     return module
 
 
-def _unfilled(network: str, embedding_size: int, options: dict[str, object]) -> nn.Module:
+def _without_values(network: str, embedding_size: int, options: dict[str, Any]) -> nn.Module:
+    """The network on the meta device: names and shapes, no memory."""
     options = {key: value for key, value in options.items() if key != "pretrained"}
     with torch.device("meta"):
         return build_backbone(network, embedding_size, **options)
 
 
 def _mismatch(found: Shapes, expected: Shapes, network: str, source: str | Path) -> str:
-    """One line: the first differences and, if the weights are a known network's, its name."""
+    """One line: the first differences and, if the weights belong to a known network, its name."""
     differences = [f"{name} is missing" for name in expected if name not in found]
     differences += [f"{name} does not belong" for name in found if name not in expected]
     differences += [

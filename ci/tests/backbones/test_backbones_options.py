@@ -66,7 +66,7 @@ def test_every_trainable_parameter_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize("name, kept", [("vit_t", 129), ("vit_b_dp005_mask_005", 136), ("vit_t_dp005_mask0", 144)])
-def test_vit_masks_the_share_of_patches_that_its_variant_names(name, kept):
+def test_vit_masks_the_share_of_patches_in_the_name_of_its_variant(name, kept):
     variant = vit.VARIANTS[name]
     module = vit.VisionTransformer(8, variant=vit.Variant(8, 2, 0.1, variant.mask_ratio))
     lengths = []
@@ -76,7 +76,7 @@ def test_vit_masks_the_share_of_patches_that_its_variant_names(name, kept):
     assert lengths == [kept, 144]
 
 
-def test_vit_puts_kept_patches_back_in_their_places():
+def test_vit_puts_unmasked_patches_back_in_their_places():
     module = vit.VisionTransformer(8, image_size=27, variant=vit.Variant(8, 2, 0.0, 0.3))
     for block in module.blocks:
         torch.nn.init.zeros_(block.attn.proj.weight)
@@ -101,11 +101,15 @@ def test_vit_recomputation_gives_the_same_gradients():
     assert torch.equal(*gradients)
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-    dropped = vit.DropPath(0.25).train()(torch.ones(4000, 2, 3))
-    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert (dropped.amax((1, 2)) == dropped.amin((1, 2))).all()
-    assert dropped.mean().item() == pytest.approx(1, abs=0.05)
+def test_stochastic_depth_drops_the_branch_of_whole_samples_and_scales_the_others():
+    block = vit.Block(8, 0.25).train()
+    for parameter in block.mlp.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.randn(1, 3, 8).expand(4000, -1, -1)
+    branch, found = block.attn(block.norm1(x)), block(x) - x
+    kept = found.abs().amax((1, 2)) > 0
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    torch.testing.assert_close(found[kept], branch[kept] / 0.75, rtol=1e-4, atol=1e-5)  # x is added and subtracted
 
 
 def test_unknown_network_lists_the_known_ones_and_the_nearest():

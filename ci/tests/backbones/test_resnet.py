@@ -1,4 +1,4 @@
-"""The landmark networks against torchvision's own, pooling in half precision, first weights, encoders of any size."""
+"""The landmark networks against torchvision's own, pooling in half precision, pretrained weights, any image size."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def images(count, height, width, seed=0):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_are_those_of_torchvision_s_network_with_another_last_layer(name, tmp_path):
+def test_embeddings_are_those_of_torchvisions_network_with_another_last_layer(name, tmp_path):
     path, weights = torchvision_file(tmp_path, name)
     torch.manual_seed(2)
     network = build_backbone(name, 16, pretrained=str(path)).eval()
@@ -82,7 +82,7 @@ def test_numbers_are_those_of_torchvision_s_network_with_another_last_layer(name
     assert name in list_backbones()
 
 
-def test_first_weights_without_a_file_are_torchvision_s_own_initialisation():
+def test_weights_without_a_file_are_torchvisions_initialisation():
     torch.manual_seed(3)
     network = build_backbone("resnet18", 16)
     torch.manual_seed(3)
@@ -129,7 +129,7 @@ def test_gem_has_no_nan_for_dead_or_huge_maps_in_half_precision(fill, p):
     torch.testing.assert_close(pooled, torch.full_like(pooled, max(fill, 1e-6)), rtol=1e-3, atol=0)
 
 
-def test_poolings_differ_and_very_large_exponents_come_near_the_maximum():
+def test_poolings_differ_and_very_large_exponents_approach_the_maximum():
     x = torch.randn(2, 3, 40, 56)
     with torch.no_grad():
         average, largest = small("avg").trunk(x), small("max").trunk(x)
@@ -147,7 +147,7 @@ def test_exponent_is_in_the_state_dict_and_trained_only_if_asked(learnable):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("pooling", ["avg", "gem", "max"])
-def test_layout_tells_depth_pooling_and_size(name, pooling):
+def test_layout_has_depth_pooling_and_size(name, pooling):
     with torch.device("meta"):
         module = build_backbone(name, 24, pooling=pooling)
     layout = read_layout(shapes_of(module.state_dict()))
@@ -166,7 +166,7 @@ def test_layout_tells_depth_pooling_and_size(name, pooling):
         ({"pretrained": "/nowhere/resnet18.pth"}, "model weights not found: /nowhere/resnet18.pth"),
     ],
 )
-def test_options_that_make_no_sense_are_told(options, message):
+def test_wrong_options_are_errors(options, message):
     with pytest.raises(UserError, match=message):
         build_backbone("resnet18", 8, **options)
 
@@ -177,7 +177,7 @@ def test_pretrained_file_of_another_network_is_refused(tmp_path):
         build_backbone("resnet18", 8, pretrained=str(path))
 
 
-def test_imagenet_weights_come_from_torchvision_s_cache(tmp_path, monkeypatch):
+def test_imagenet_weights_come_from_torchvisions_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub._get_torch_home", lambda: str(tmp_path))
     path, weights = torchvision_file(tmp_path)
@@ -199,7 +199,7 @@ def test_without_network_and_cache_the_error_says_what_to_do(tmp_path, monkeypat
     assert "\n" not in str(error.value)
 
 
-def test_run_folder_needs_its_pretrained_weights_no_more(tmp_path):
+def test_run_folder_no_longer_needs_its_pretrained_weights(tmp_path):
     module = small()
     run = write_run(tmp_path / "run", module, pretrained="/gone/resnet18.pth")
     encoder = load_encoder(run)
@@ -209,7 +209,7 @@ def test_run_folder_needs_its_pretrained_weights_no_more(tmp_path):
     torch.testing.assert_close(encoder(batch), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_encoder_takes_images_of_any_size_and_others_do_not(tmp_path):
+def test_encoder_takes_images_of_any_size(tmp_path):
     encoder = load_encoder(write_run(tmp_path / "run", small("gem"), pooling="gem"))
     assert encoder.any_size and encoder.image_size == 32
     for height, width in ((32, 32), (40, 40), (33, 57), (1, 1)):
@@ -232,7 +232,7 @@ def test_bare_state_dict_needs_only_its_network(pooling, tmp_path):
         load_encoder(tmp_path / "bare.pt", "resnet50")
 
 
-def test_export_gives_pytorch_s_embeddings_and_imagenet_s_normalisation(tmp_path):
+def test_export_gives_pytorchs_embeddings_and_imagenets_normalisation(tmp_path):
     encoder = load_encoder(write_run(tmp_path / "run", small("gem"), pooling="gem"))
     assert export_onnx(encoder, tmp_path / "model.onnx") < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

@@ -1,4 +1,4 @@
-"""Model arguments as encoders: run folders, state dicts, ONNX files of our own and of other makers."""
+"""Model arguments as encoders: run folders, state dicts, our own and foreign ONNX files."""
 
 import json
 
@@ -42,7 +42,7 @@ def network_input(batch):
 
 
 def write_onnx(path, batch="N", side=12, names=("data", "fc1"), before=()):
-    """A model of another maker: what is named in `before` with its constant, mean over pixels, a 3 x 5 matrix."""
+    """A foreign model: the operators of `before` with their constants, the mean over pixels, a 3 x 5 matrix."""
     matrix = np.arange(15, dtype=np.float32).reshape(3, 5)
     source = names[0]
     nodes, constants = [], [numpy_helper.from_array(matrix, "matrix")]
@@ -66,7 +66,7 @@ def write_onnx(path, batch="N", side=12, names=("data", "fc1"), before=()):
     return path
 
 
-def test_run_folder_gives_the_module_s_embeddings_and_all_it_knows(run, module):
+def test_run_folder_gives_the_embeddings_of_its_network_and_all_facts_of_its_config(run, module):
     encoder = load_encoder(run)
     batch = images(3, 40)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_run_folder_gives_the_module_s_embeddings_and_all_it_knows(run, module):
     torch.testing.assert_close(encoder(torch.from_numpy(batch)), found, rtol=0, atol=0)
 
 
-def test_embeddings_are_in_full_precision_inside_a_caller_s_autocast(run):
+def test_embeddings_are_float32_inside_a_callers_autocast(run):
     encoder, batch = load_encoder(run), images(2, 40)
     wanted = encoder(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -98,7 +98,7 @@ def test_bare_state_dict_needs_only_its_network(module, tmp_path):
         load_encoder(tmp_path / "bare.pt")
 
 
-def test_model_file_of_a_run_keeps_the_run_s_image_size(run):
+def test_model_file_of_a_run_keeps_the_image_size_of_the_run(run):
     encoder = load_encoder(run / "model.pt", "r18")
     assert encoder.image_size == 40
     with pytest.raises(UserError, match="-net"):
@@ -132,7 +132,7 @@ def test_network_that_contradicts_the_run_is_an_error(run):
         (lambda run: edit(run, image_size=None), "config.json: image_size is None"),
     ],
 )
-def test_damaged_run_folder_is_told_in_one_line(run, damage, message):
+def test_damaged_run_folder_is_reported_in_one_line(run, damage, message):
     damage(run)
     with pytest.raises(UserError, match=message) as error:
         load_encoder(run)
@@ -163,16 +163,16 @@ def test_images_of_another_size_or_type_are_refused(kind, run, tmp_path):
 
 
 @pytest.mark.parametrize("batch", ["N", 1, 3])
-def test_onnx_of_another_maker_with_dynamic_or_fixed_batch(batch, tmp_path):
+def test_foreign_onnx_with_dynamic_or_fixed_batch(batch, tmp_path):
     encoder = load_encoder(write_onnx(tmp_path / "other.onnx", batch))
     pixels = images(7, 12)
     wanted = network_input(pixels).mean((2, 3)) @ torch.arange(15.0).reshape(3, 5)
     torch.testing.assert_close(encoder(pixels), wanted, rtol=1e-4, atol=1e-4)
     assert (encoder.network, encoder.embedding_size, encoder.image_size) == ("onnx", 5, 12)
-    assert encoder.module is None and encoder.mean == (127.5,) * 3 and len(encoder.fingerprint) == 64
+    assert encoder.mean == (127.5,) * 3 and len(encoder.fingerprint) == 64
 
 
-def test_onnx_that_normalises_its_input_itself_gets_raw_pixels(tmp_path):
+def test_onnx_that_normalises_its_input_gets_raw_pixels(tmp_path):
     before = (("Sub", 127.5), ("Mul", 1 / 127.5))
     encoder = load_encoder(write_onnx(tmp_path / "mxnet.onnx", before=before))
     plain = load_encoder(write_onnx(tmp_path / "plain.onnx"))
@@ -196,17 +196,17 @@ def test_onnx_metadata_sets_the_normalisation(tmp_path):
         load_encoder(path)
 
 
-def test_open_height_and_width_are_taken_as_112(tmp_path):
+def test_dynamic_height_and_width_are_taken_as_112(tmp_path):
     assert load_encoder(write_onnx(tmp_path / "m.onnx", side="side")).image_size == 112
 
 
-def test_onnx_with_open_height_and_width_that_does_not_take_112_is_named(tmp_path):
+def test_onnx_with_dynamic_height_and_width_that_does_not_take_112_is_an_error(tmp_path):
     before = (("Add", np.zeros((3, 24, 24))),)
     with pytest.raises(UserError, match="cannot run .*other.onnx on images of 112x112 .*fixed height and width"):
         load_encoder(write_onnx(tmp_path / "other.onnx", side="side", before=before))
 
 
-def test_damaged_onnx_and_missing_models_are_named(tmp_path):
+def test_damaged_onnx_and_missing_models_are_errors_with_their_names(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="cannot load .*bad.onnx"):
         load_encoder(tmp_path / "bad.onnx")

@@ -154,9 +154,9 @@ def test_worst_difference_sees_one_wrong_number(tiny, tmp_path):
 def test_onnx_file_and_too_large_network_are_refused(tiny, tmp_path, monkeypatch):
     encoder, model = tiny
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(UserError, match="is an ONNX file already"):
+    with pytest.raises(UserError, match="is already an ONNX file"):
         export_onnx(load_encoder(tmp_path / "m.onnx"), tmp_path / "n.onnx")
     monkeypatch.setattr(core.models.export, "MAX_BYTES", 1000)
-    with pytest.raises(UserError, match="cannot hold more than 2 GiB"):
+    with pytest.raises(UserError, match="cannot be larger than 2 GiB"):
         export_onnx(encoder, tmp_path / "n.onnx")
     assert not (tmp_path / "n.onnx").exists()

@@ -1,4 +1,4 @@
-"""State dicts on disk: what is read, what is refused, and how a network is told from its weights."""
+"""State dicts on disk: what is read, what is refused, and how a network is recognised by its weights."""
 
 import pickle
 
@@ -39,7 +39,7 @@ def saved(content, path, **options):
     ],
     ids=["plain", "module", "orig_mod.module", "module.orig_mod", "cls_fc", "BCT_FC", "arcface_torch", "state_dict"],
 )
-def test_weights_people_have_are_read_as_the_plain_state_dict(wrap, weights, tmp_path):
+def test_wrapped_and_prefixed_weights_are_read_as_the_plain_state_dict(wrap, weights, tmp_path):
     found = read_state_dict(saved(wrap(weights), tmp_path / "w.pt"))
     assert found.keys() == weights.keys()
     assert fingerprint(found) == fingerprint(weights)
@@ -50,7 +50,7 @@ def test_format_before_pytorch_1_6_is_read(weights, tmp_path):
     assert fingerprint(read_state_dict(path)) == fingerprint(weights)
 
 
-def test_only_the_seeds_classifier_keys_are_dropped(weights, tmp_path):
+def test_only_the_classifiers_of_released_checkpoints_are_dropped(weights, tmp_path):
     extra = {"cls_fc2.weight": torch.ones(2), "head.weight": torch.ones(2)}
     found = read_state_dict(saved(weights | extra, tmp_path / "w.pt"))
     assert found.keys() - weights.keys() == extra.keys()
@@ -78,7 +78,7 @@ class Harmful:
     ],
     ids=["pickle", "code", "empty", "bad zip", "truncated", "no tensors", "list", "nothing", "module"],
 )
-def test_what_is_no_weights_is_refused_by_name(make, weights, tmp_path, capfd):
+def test_file_without_weights_is_refused_by_name(make, weights, tmp_path, capfd):
     path = tmp_path / "w.pt"
     make(path, weights)
     with pytest.raises(UserError, match="w.pt"):
@@ -145,7 +145,7 @@ def test_weights_of_an_unknown_network_list_the_known_ones():
         layout_of({"encoder.weight": torch.ones(2)}, "r18", "w.pt")
 
 
-def test_wrong_shape_is_told_with_both_shapes(weights):
+def test_wrong_shape_is_reported_with_both_shapes(weights):
     with pytest.raises(UserError, match=r"fc.weight is \(16, 128\) in place of \(16, 288\); they look like"):
         build_with_weights(weights, "r18", 16, {**TINY, "image_size": 48}, "w.pt")
 

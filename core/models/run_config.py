@@ -1,0 +1,46 @@
+"""The `config.json` of a run folder, as far as a model is read from it."""
+
+import json
+from pathlib import Path
+
+from easydict import EasyDict
+
+from core.errors import UserError
+from core.files import require_file
+from core.images.transforms import NORMALIZATIONS
+
+__all__ = ["read_run_config"]
+
+TYPES = {
+    "network": str,
+    "embedding_size": int,
+    "image_size": int,
+    "normalization": str,
+    "network_options": dict | None,
+    "num_classes": int,
+}
+"""The keys that are read, all but the first three optional."""
+REQUIRED = ("embedding_size", "image_size", "network")
+
+
+def read_run_config(folder: Path) -> EasyDict:
+    """`config.json` of a run folder, the values of `TYPES` being of these types.
+
+    `UserError` if the file is missing or damaged, lacks a required key, or names an unknown normalization.
+    """
+    file = require_file(folder / "config.json", "config of the run folder")
+    try:
+        config = EasyDict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is no JSON object ({error}): the run folder is damaged") from error
+    missing = [key for key in REQUIRED if key not in config]
+    if missing:
+        raise UserError(f"{file} has no {missing[0]!r}: it is not the config of a run")
+    for key, kind in TYPES.items():
+        if key in config and not isinstance(config[key], kind):
+            found = type(config[key]).__name__
+            raise UserError(f"{file}: {key} is {config[key]!r}, of type {found}: the run folder is damaged")
+    normalization = config.setdefault("normalization", "face")
+    if normalization not in NORMALIZATIONS:
+        raise UserError(f"{file}: unknown normalization {normalization!r}, known are {', '.join(NORMALIZATIONS)}")
+    return config
