@@ -1,6 +1,6 @@
-"""The model a gallery was built with: a backbone trained alone, with a margin or a plain softmax classifier.
+"""The model that a gallery was built with: a backbone trained alone, with a margin or a plain softmax classifier.
 
-Also trains whatever a new model is compared with: the same network without an old one, on the same or on all data.
+Also trains what a new model is compared with: the same network without an old model, on the same or on all data.
 
     torchrun --nproc_per_node=8 train.py configs/f512_r18_arc_class30.py
     python train.py configs/glyphs.py
@@ -20,8 +20,8 @@ class OldModel(Method[Settings]):
 
     uses_old_model = False
 
-    def setup(self, run: Run[Settings]) -> None:
-        """Make the head."""
+    def setup(self, run: Run) -> None:
+        """Build the classifier."""
         self.classifier = build_head(run.settings, run.data.num_classes)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

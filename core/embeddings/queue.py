@@ -1,4 +1,4 @@
-"""A queue of the last embeddings that all ranks have seen, with their labels."""
+"""A queue of the most recent embeddings of all ranks, with their labels."""
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ __all__ = ["EmbeddingQueue"]
 class EmbeddingQueue(nn.Module):
     """The last `size` embeddings and labels of all ranks, in a ring of fixed memory; the same on every rank.
 
-    `embedding` float32 (Q, D) and `label` int64 (Q,), -1 where a slot is empty or its row is to be ignored. All state
-    is in buffers, so that checkpoints keep it; a resumed run may have another number of ranks. A batch of all ranks
-    must not be larger than the queue: a slot would be written twice, in no fixed order.
+    `embedding` float32 (Q, D) and `label` int64 (Q,), -1 if a slot is empty or to be ignored. All state is in buffers,
+    which checkpoints keep; a resumed run may have another number of ranks. A batch of all ranks must not be larger than
+    the queue: a slot would be written twice, in an undefined order.
     """
 
     embedding: Tensor
@@ -28,7 +28,7 @@ class EmbeddingQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, embedding: Tensor, label: Tensor) -> None:
-        """Put the rows (B, D) and labels (B,) of all ranks, in rank order, in place of the oldest. Two gathers."""
+        """Replace the oldest rows by the rows (B, D) and labels (B,) of all ranks, in rank order. Two gathers."""
         embedding, label = all_gather_rows(embedding.detach()), all_gather_rows(label)
         size = len(self.label)
         slots = (self.position + torch.arange(len(label), device=label.device)) % size

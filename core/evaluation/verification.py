@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
 from torch import Tensor
 
 from core.errors import UserError
@@ -94,6 +93,8 @@ def fold_accuracies(embeddings: np.ndarray, same: np.ndarray) -> np.ndarray:
     units = embeddings / np.where(lengths > 0, lengths, 1)
     distances = np.square(units[0::2] - units[1::2]).sum(axis=1)
     same = np.asarray(same, dtype=bool)
+    from sklearn.model_selection import KFold  # takes a second to import, and draws random numbers then
+
     fold = np.empty(len(same), dtype=np.int64)
     for number, (_, held_out) in enumerate(KFold(NUM_FOLDS).split(same)):
         fold[held_out] = number

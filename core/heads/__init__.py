@@ -1,4 +1,4 @@
-"""Classification heads: margins on cosines, and the softmax layer whose classes are sharded over the ranks."""
+"""Classifiers: margins on cosines, and the softmax layer whose classes are sharded over the ranks."""
 
 from core.heads import margins
 from core.heads.build import build_head, build_margin

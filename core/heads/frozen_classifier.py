@@ -1,4 +1,4 @@
-"""A classifier that is not trained, sharded over the ranks as the classes of a partial FC are."""
+"""A classifier that is not trained, its classes sharded over the ranks as those of a partial FC."""
 
 import numpy as np
 import torch
@@ -11,15 +11,15 @@ __all__ = ["FrozenClassifier"]
 
 
 class FrozenClassifier(PartialFC):
-    """Mean cross-entropy `()` of `margin` over C frozen class weights: prototypes, or those of another model's head.
+    """Mean cross-entropy `()` of `margin` over C frozen class weights: prototypes, or another model's classifier.
 
-    Embeddings `(B, D)` and labels `(B,)` of this rank as for `PartialFC`, whose shards, collectives, gradient of the
-    embeddings and memory it has; label -1 leaves a sample out. The weights are never trained. They are part of
-    checkpoints, by shards, so that a method may also replace them as it goes on.
+    Embeddings `(B, D)` and labels `(B,)` of this rank, shards, collectives, gradient of the embeddings and memory are
+    as in `PartialFC`; label -1 leaves a sample out. The weights are never trained. They are part of checkpoints, by
+    shards, so that a method may replace them during training.
 
     Args:
         margin: one of `core.heads.margins`.
-        weight: (C, D), the same on every rank; memory-mapped, a rank reads its own rows alone.
+        weight: (C, D), the same on every rank; if it is memory-mapped, a rank reads only its own rows.
         bias: (C,) or None; plain softmax only.
         group: process group of the ranks; None: the default one, or a single process if none is initialised.
 

@@ -1,4 +1,4 @@
-"""Margins of the softmax classifiers: what becomes of a sample's cosine with its own class, and the scale of all.
+"""Margins of the softmax classifiers: the logit of a sample's own class, and the scale of all logits.
 
 A margin is called with cosines `(B, C)` and labels `(B,)` (column of each row's own class; negative = none of these
 columns) and returns logits `(B, C)` in their dtype: `s * cos` everywhere, but `target_logits(cos)` at the labels.
@@ -21,7 +21,7 @@ import torch
 __all__ = ["ArcFace", "CosFace", "Margin", "Softmax"]
 
 MIN_SINE_SQUARED = 1e-12
-"""The squared sine is held at this, with derivative 0. In float32 only cosines of 1 and beyond come below it."""
+"""Lower bound of the squared sine, where its derivative is 0. In float32 only cosines of at least 1 are below it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Margin:
 class ArcFace(Margin):
     """Additive angular margin of `m` radians: `s * cos(theta + m)`.
 
-    Where theta + m > pi the cosine rises again; as in arcface_torch it is taken as it is, without "easy margin" or a
+    For theta + m > pi the cosine increases again; as in arcface_torch it is used as it is, without "easy margin" or a
     linear continuation.
     """
 

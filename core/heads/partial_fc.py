@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over more classes than one device holds: partial FC, its classes sharded over the ranks.
+"""Softmax cross-entropy over more classes than one device can hold: partial FC, its classes sharded over the ranks.
 
 Embeddings `(B, D)` and labels `(B,)` of this rank give the mean loss `()` over the samples of all ranks.
 
@@ -29,7 +29,7 @@ from core.parallel.collectives import (
 __all__ = ["PartialFC"]
 
 INIT_STD = 0.01
-"""Standard deviation of the first class weights of margins on cosines, as in arcface_torch."""
+"""Standard deviation of the initial class weights of margins on cosines, as in arcface_torch."""
 ROWS_PER_BLOCK = 1024
 """Rows of the global weight matrix that are drawn from one seed."""
 MIN_NORM = 1e-12
@@ -39,8 +39,8 @@ MIN_NORM = 1e-12
 class _ShardedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of `margin(embeddings @ weight.T + bias)`, this rank holding C of the softmax's classes.
 
-    `targets` `(B,)` is the column of a sample's class, -1 where this rank does not hold it; samples outside `valid`
-    `(B,)` count nothing; `with_gradient` says whether a backward pass may follow. For a margin on cosines the
+    `targets` `(B,)` is the column of a sample's class, -1 if this rank does not hold it; samples outside `valid` `(B,)`
+    are ignored; `with_gradient` says whether a backward pass may follow. For a margin on cosines the
     embeddings come normalised and the weights as they are: their norms scale the columns of the logits, so that no
     normalised copy of the weights is made.
 
@@ -131,21 +131,21 @@ class PartialFC(nn.Module):
     Memory: one `(B, C)` buffer, B counting all ranks, for logits and gradient, and the gradient of the weights.
 
     Gradients: those of `weight` and `bias` are the exact derivatives of the global mean and must not be averaged over
-    ranks (keep the head out of DistributedDataParallel). That of the embeddings is W times the derivative, so that the
-    average that DistributedDataParallel takes over the ranks is exact. One backward pass for one forward pass.
+    ranks (keep the module out of DistributedDataParallel). That of the embeddings is W times the derivative, so that
+    the average that DistributedDataParallel takes over the ranks is exact. One backward pass for one forward pass.
 
     Dtype: all in the weights' dtype, float32 unless the module is converted, under autocast too.
 
     Not done: labels are not changed, no optimiser is touched, the host does not wait for CUDA, except for the batch
-    sizes in a group of nccl alone (see `row_counts`) and for the number of positives where the batch of all ranks is
+    sizes in a group of nccl alone (see `row_counts`) and for the number of positives if the batch of all ranks is
     larger than `int(sample_rate * num_local)`.
 
     Departures from arcface_torch: any batch size on any rank at any step; DTensor's layout of the classes; ignored
     samples are not counted in the mean; log-sum-exp in place of the logarithm of a clamped probability; true
-    derivatives of the margins; first weights that do not depend on W.
+    derivatives of the margins; initial weights that do not depend on W.
 
-    The first weights come from one draw of the first rank's default CPU generator: normal with standard deviation 0.01
-    for margins on cosines, `nn.Linear`'s uniform +-1/sqrt(D), bias included, for the plain softmax.
+    The initial weights come from one draw of the first rank's default CPU generator: normal with standard deviation
+    0.01 for margins on cosines, `nn.Linear`'s uniform +-1/sqrt(D), bias included, for the plain softmax.
 
     Args:
         margin: one of `core.heads.margins`.
@@ -153,12 +153,12 @@ class PartialFC(nn.Module):
         num_classes: classes of all ranks together.
         sample_rate: below 1, a step uses the classes of the batch that this rank holds and, up to
             `int(sample_rate * num_local)` together, others drawn at random from the device's default generator. The
-            weights of the classes that are not used get a gradient of 0.
+            weights of classes that are not used get a gradient of 0.
         bias: a bias for every class; plain softmax only.
         group: process group of the ranks; None: the default one, or a single process if none is initialised.
 
     Raises:
-        UserError: for a number of classes, a rate or a bias that makes no sense.
+        UserError: for a number of classes, a rate or a bias out of range.
 
     """
 
@@ -237,7 +237,7 @@ class PartialFC(nn.Module):
         return sum_over_ranks(rows, self.group).split(counts)[rank(self.group)]
 
     def extra_repr(self) -> str:
-        """What `print` shows of the head."""
+        """What `print` shows of the module."""
         return (
             f"{self.margin}, embedding_size={self.embedding_size}, num_classes={self.num_classes} ({self.num_local} "
             f"here from {self.class_start}), sample_rate={self.sample_rate}, bias={self.bias is not None}"
@@ -245,7 +245,7 @@ class PartialFC(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Draw the rows of the global matrix in blocks with seeds of their own, as far as they are this rank's."""
+        """Draw this rank's rows of the global matrix, in blocks that each have a seed."""
         seed = broadcast_object(torch.randint(2**62, (), device="cpu").item(), self.group)
         generator = torch.Generator()
         bound = 1.0 / math.sqrt(self.embedding_size)
@@ -290,15 +290,16 @@ class PartialFC(nn.Module):
             torch._assert_async(~wrong.any(), f"a label is outside -1 ... {self.num_classes - 1}")
         elif wrong.any():
             raise UserError(
-                f"a batch has the label {labels[wrong][0].item()}, but the head has num_classes = {self.num_classes}, "
-                f"labels -1 (ignored) to {self.num_classes - 1}: give the head this data set's number of classes"
+                f"a batch has the label {labels[wrong][0].item()}, but the classifier has num_classes = "
+                f"{self.num_classes}, labels -1 (ignored) to {self.num_classes - 1}: give it the number of classes of "
+                "the data"
             )
 
     @torch.no_grad()
     def _sample(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """This step's classes `(C,)`, local numbers in order, and the targets' `(B,)` positions in it (-1 stays)."""
         held = targets >= 0
-        # The entry beyond the last class takes the targets that this rank does not hold.
+        # The entry beyond the last class is for the targets that this rank does not hold.
         priority = torch.rand(self.num_local + 1, device=targets.device)
         priority[torch.where(held, targets, self.num_local)] = 2.0
         priority = priority[:-1]

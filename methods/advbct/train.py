@@ -3,13 +3,13 @@
 Pan et al., CVPR 2023, arXiv 2305.02610. With new embeddings n_i and old ones o_i of the same images, all normalised, at
 epoch e (from 0) of E epochs,
 
-    L = L_cls + lambda_p L_p2s + lambda_a (E - e + 1) / E L_adv,    L_cls = the loss of the new model's own head.
+    L = L_cls + lambda_p L_p2s + lambda_a (E - e + 1) / E L_adv,    L_cls = the new model's classification loss.
 
 L_adv: a discriminator learns to tell new embeddings from old ones, and the backbone, through gradient reversal of
-strength 2 / (1 + exp(-10 p)) - 1 at the share p of the training, to make them alike.
+strength 2 / (1 + exp(-10 p)) - 1 after a fraction p of the training, to make them indistinguishable.
 
 L_p2s: class c has the mean m_c of its old embeddings (not normalised again) and the radius r_c, the largest distance
-of one of them to it, outliers left out. Its elastic radius lies between r_c and theta, where a learned w_c says:
+of one of them to it, outliers left out. Its elastic radius lies between r_c and theta, where a learned w_c puts it:
 r_c + (theta - r_c) sigmoid(w_c). L_p2s is the mean of max(0, ||n_i - m_{y_i}|| - elastic radius of y_i) over the
 samples for which it is not 0; classes with fewer than two old embeddings are left out, and on request those that the
 old model was not trained on.
@@ -37,17 +37,17 @@ from core.settings import Settings, key
 
 
 def point_to_set_loss(new: Tensor, centres: Tensor, radii: Tensor, known: Tensor) -> Tensor:
-    """Mean distance of the unit `new` (B, D) beyond the `radii` (B,) around their `centres` (B, D).
+    """Mean distance by which the unit `new` (B, D) exceed the `radii` (B,) around their `centres` (B, D).
 
-    Over the `known` (B,) samples that are beyond; 0 if there are none. This rank's share: its average over the ranks is
-    the mean over the samples of all ranks.
+    Over the `known` (B,) samples that do; 0 if there are none. This rank's share: the average of the shares is the mean
+    over the samples of all ranks.
     """
     beyond = vector_norm(new - centres, dim=1) - radii
     return mean_over_ranks(beyond, known & (beyond > 0))
 
 
 class ReverseGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by -`strength` on the way back."""
+    """The identity; its gradient is multiplied by -`strength`."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, strength: float) -> Tensor:
@@ -64,8 +64,8 @@ class ReverseGradient(torch.autograd.Function):
 def adversarial_loss(discriminator: nn.Module, new: Tensor, old: Tensor, reversal: float) -> Tensor:
     """The discriminator's loss on the unit `new` and `old` (B, D) of all ranks, its classes 0 and 1.
 
-    The gradient of `new` is multiplied by -`reversal`. The two kinds pass one after the other, each normalised by its
-    own batch statistics.
+    The gradient of `new` is multiplied by -`reversal`. New and old embeddings pass through the discriminator
+    separately, each with their own batch statistics.
     """
     new, old = all_gather_rows(torch.cat([ReverseGradient.apply(new, reversal), old], dim=1)).chunk(2, dim=1)
     of_new, of_old = log_softmax(discriminator(new), 1), log_softmax(discriminator(old), 1)
@@ -73,7 +73,7 @@ def adversarial_loss(discriminator: nn.Module, new: Tensor, old: Tensor, reversa
 
 
 def reversal_strength(progress: float) -> float:
-    """Of the gradient reversal: from 0 at the start of the training to 1."""
+    """The strength of the gradient reversal, from 0 at the start of the training to 1."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
@@ -95,6 +95,7 @@ class AdvBCT(Method[AdvBCTSettings]):
     radius: Tensor
     """(C,), below 0 for a class without one."""
 
+<<<<<<< HEAD
     settings_type = AdvBCTSettings
 
     def setup(self, run: Run[AdvBCTSettings]) -> None:
@@ -103,6 +104,19 @@ class AdvBCT(Method[AdvBCTSettings]):
         self.threshold, self.num_epoch = settings.threshold, settings.num_epoch
         self.p2s_weight, self.adv_weight = settings.p2s_weight, settings.adv_weight
         self.classifier = build_head(settings, run.data.num_classes)
+=======
+    def setup(self, run: Run) -> None:
+        """Build classifier and discriminator; compute the old centres and radii, or read them from beside the store."""
+        config = run.config
+        if min(config.threshold, config.p2s_weight, config.adv_weight) < 0:
+            raise UserError(
+                f"threshold, p2s_weight and adv_weight must be at least 0, got {config.threshold}, "
+                f"{config.p2s_weight} and {config.adv_weight}"
+            )
+        self.threshold, self.num_epoch = config.threshold, config.num_epoch
+        self.p2s_weight, self.adv_weight = config.p2s_weight, config.adv_weight
+        self.classifier = build_head(config, run.data.num_classes)
+>>>>>>> refs/heads/engine
         self.discriminator = nn.Sequential(
             nn.Linear(settings.embedding_size, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
         )
@@ -114,7 +128,7 @@ class AdvBCT(Method[AdvBCTSettings]):
         self.register_buffer("radius", torch.from_numpy(radii), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `p2s`: beyond the elastic radii; `adv`: the discriminator's; all weighed."""
+        """`cls`: classification; `p2s`: L_p2s; `adv`: the discriminator's loss; all with their weights."""
         label = batch.label
         new, old = normalize(batch.embedding), normalize(batch.old_embedding)
         radius = self.radius[label]

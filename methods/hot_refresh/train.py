@@ -1,11 +1,11 @@
 """Hot-refresh: Hot-Refresh Model Upgrades with Regression-Alleviating Compatible Training (Zhang et al., ICLR 2022).
 
-RACT asks the new and old embedding of an image to be more alike than the new embedding is with the old *and* the new
+RACT requires the new embedding of an image to be more similar to its old embedding than to both the old *and* the new
 embedding of any image of another class. With n_i, o_i the new and old embedding of image i, a hat for L2 normalisation,
 and j over the samples of another class in the batch of all ranks:
 
     L_comp = - mean_i log softmax([n^_i . o^_i | n^_i . o^_j for all j | n^_i . n^_j for all j] / tau)_first
-    L      = L_cls + L_comp,    L_cls = the loss of the new model's own head
+    L      = L_cls + L_comp,    L_cls = the new model's classification loss
 
 The embeddings n^_j and o^_j that n^_i is compared with have no gradient.
 
@@ -39,6 +39,7 @@ def compatible_contrast(positive: Tensor, blocks: list[Tensor], temperature: flo
     return (logits.logsumexp(1) - logits[:, 0]).mean()
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True, kw_only=True)
 class HotRefreshSettings(Settings):
     """Hot-refresh's own settings."""
@@ -61,9 +62,25 @@ class HotRefresh(Method[HotRefreshSettings]):
         self.temperature, self.hardest = settings.temperature, settings.hardest_negatives
         self.new_to_new = settings.new_to_new
         self.classifier = build_head(settings, run.data.num_classes)
+=======
+class HotRefresh(Method):
+    """Holds the classifier."""
+
+    def setup(self, run: Run) -> None:
+        """Build the classifier."""
+        config = run.config
+        if config.temperature <= 0 or config.hardest_negatives < 0:
+            raise UserError(
+                f"temperature must be above 0 and hardest_negatives 0 (all) or more, got {config.temperature} and "
+                f"{config.hardest_negatives}"
+            )
+        self.temperature, self.hardest = config.temperature, config.hardest_negatives
+        self.new_to_new = config.new_to_new
+        self.classifier = build_head(config, run.data.num_classes)
+>>>>>>> refs/heads/engine
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `compatible`: the contrast with old and, unless it is left out, new embeddings."""
+        """`cls`: classification; `compatible`: the contrast with old and, unless left out, new embeddings."""
         new, old = normalize(batch.embedding), normalize(batch.old_embedding)
         same_class = batch.label[:, None] == all_gather_rows(batch.label)
         blocks = [negatives(new, all_gather_rows(old), same_class, self.hardest)]

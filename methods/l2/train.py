@@ -1,8 +1,8 @@
 """L2 and weakened L2: the baselines of MixBCT (Liang et al., arXiv 2308.06948).
 
-Every new embedding n_i is drawn to the old embedding o_i of the same image, both normalised, down to a distance t:
+Every new embedding n_i is pulled to the old embedding o_i of the same image, both normalised, down to a distance t:
 
-    L = w_1 L_cls + w_2 mean_i max(0, ||n_i / |n_i| - o_i / |o_i||| - t),    L_cls = the loss of the new model's head.
+    L = w_1 L_cls + w_2 mean_i max(0, ||n_i / |n_i| - o_i / |o_i||| - t),    L_cls = the classification loss.
 
 L2 has t = 0, weakened L2 has t = 0.2. The norm is not squared.
 
@@ -24,11 +24,12 @@ from core.settings import Settings, key
 
 
 def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:
-    """Mean, `()`, of how far the normalised `new` (B, D) are from the normalised `old` (B, D), beyond the threshold."""
+    """Mean `()` of the distance of the normalised `new` (B, D) and `old` (B, D), as far as it exceeds the threshold."""
     distances = vector_norm(normalize(new) - normalize(old), dim=1)
     return (distances - threshold).relu().mean()
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True, kw_only=True)
 class L2Settings(Settings):
     """L2's own settings, as released."""
@@ -52,9 +53,24 @@ class L2(Method[L2Settings]):
         settings = run.settings
         self.weights, self.threshold = settings.loss_weight, settings.threshold
         self.classifier = build_head(settings, run.data.num_classes)
+=======
+class L2(Method):
+    """Holds the classifier."""
+
+    def setup(self, run: Run) -> None:
+        """Build the classifier."""
+        config = run.config
+        if len(config.loss_weight) != 2 or min(config.loss_weight) < 0 or config.threshold < 0:
+            raise UserError(
+                f"loss_weight must be two numbers and threshold one, all at least 0, got {config.loss_weight} and "
+                f"{config.threshold}: set both, as loss_weight=(1,10) threshold=0.2"
+            )
+        self.weights, self.threshold = config.loss_weight, config.threshold
+        self.classifier = build_head(config, run.data.num_classes)
+>>>>>>> refs/heads/engine
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `l2`: the distance to the old embeddings; both with their weights."""
+        """`cls`: classification; `l2`: the distance to the old embeddings; both with their weights."""
         return {
             "cls": self.weights[0] * self.classifier(batch.embedding, batch.label),
             "l2": self.weights[1] * distance_beyond(batch.embedding, batch.old_embedding, self.threshold),

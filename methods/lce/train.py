@@ -2,14 +2,13 @@
 
 Class c has a centre m_c, the normalised mean of its normalised old embeddings, and a boundary theta_c, the largest
 angle of one of them to it, outliers left out. New embeddings n_i stay within the boundary of their class, and the new
-head's class weights W_c lie in the direction of the old centres (all normalised):
+class weights W_c lie in the direction of the old centres (all normalised):
 
-    L = L_cls + L_boundary + L_align,    L_cls = the loss of the new model's own head,
+    L = L_cls + L_boundary + L_align,    L_cls = the new model's classification loss,
     L_boundary = mean_i max(0, angle(m_{y_i}, n_i) - theta_{y_i}),    L_align = mean_i (1 - m_{y_i} . W_{y_i}),
 
-both means over the samples of classes with at least two old embeddings, where asked for only of those classes that the
-old model was trained on. Optionally the old space is transformed by K
-residual blocks, and m_c is the transformed centre.
+both means over the samples of classes with at least two old embeddings, on request only of classes that the old model
+was trained on. Optionally the old space is transformed by K residual blocks, and m_c is the transformed centre.
 
     torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_LCE_softmax_to_arc_f128.py
     python train.py configs/glyphs.py
@@ -38,17 +37,17 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
 
 
 def boundary_loss(new: Tensor, centres: Tensor, boundaries: Tensor, known: Tensor) -> Tensor:
-    """Mean angle of the unit `new` (B, D) beyond the `boundaries` (B,) around their unit `centres` (B, D), if `known`.
+    """Mean angle by which the unit `new` (B, D) exceed the `boundaries` (B,) around their unit `centres` (B, D).
 
-    This rank's share: its average over the ranks is the mean over the samples of all ranks.
+    Over the `known` (B,) samples. This rank's share: the average of the shares is the mean over those of all ranks.
     """
     return mean_over_ranks((angle(centres, new) - boundaries).relu(), known)
 
 
 def alignment_loss(weights: Tensor, centres: Tensor, known: Tensor) -> Tensor:
-    """Mean of one minus the cosine of the samples' class `weights` (B, D) and unit `centres` (B, D), if `known` (B,).
+    """Mean of one minus the cosine of the samples' class `weights` (B, D) and unit `centres` (B, D).
 
-    This rank's share, as above.
+    Over the `known` (B,) samples; this rank's share, as above.
     """
     return mean_over_ranks(1 - vecdot(normalize(weights), centres), known)
 
@@ -88,6 +87,7 @@ class LCE(Method[LCESettings]):
     boundary: Tensor
     """(C,), below 0 for a class without one."""
 
+<<<<<<< HEAD
     settings_type = LCESettings
 
     def setup(self, run: Run[LCESettings]) -> None:
@@ -95,6 +95,18 @@ class LCE(Method[LCESettings]):
         settings = run.settings
         self.boundary_weight, self.align_weight = settings.boundary_weight, settings.align_weight
         self.classifier = build_head(settings, run.data.num_classes)
+=======
+    def setup(self, run: Run) -> None:
+        """Build the classifier; compute the old centres and boundaries, or read them from beside the store."""
+        config = run.config
+        if min(config.transform_blocks, config.boundary_weight, config.align_weight) < 0:
+            raise UserError(
+                f"transform_blocks, boundary_weight and align_weight must be at least 0, got "
+                f"{config.transform_blocks}, {config.boundary_weight} and {config.align_weight}"
+            )
+        self.boundary_weight, self.align_weight = config.boundary_weight, config.align_weight
+        self.classifier = build_head(config, run.data.num_classes)
+>>>>>>> refs/heads/engine
         self.transformation = nn.Sequential(
             *[ResidualBlock(settings.embedding_size) for _ in range(settings.transform_blocks)]
         )
@@ -105,7 +117,7 @@ class LCE(Method[LCESettings]):
         self.register_buffer("boundary", torch.from_numpy(radii), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `boundary`: beyond the old boundaries; `align`: of class weights; all weighed."""
+        """`cls`: classification; `boundary`: L_boundary; `align`: L_align; all with their weights."""
         # The batch statistics of the transformation are those of the batch of all ranks.
         centres = normalize(self.transformation(self.centre[all_gather_rows(batch.label)]))
         boundaries = self.boundary[batch.label]

@@ -3,10 +3,10 @@
 One classification loss on a mixed batch: of the new embeddings n_i, floor(r * B) rows whose old embedding o_i is
 credible are replaced by o_i, and
 
-    L = L_cls(mixed batch),    L_cls = the loss of the new model's own head.
+    L = L_cls(mixed batch),    L_cls = the new model's classification loss.
 
-A replaced row gives the backbone no gradient; it pulls the head's class weights toward the old distribution, and
-through them the new embeddings. Credible are, in a class of k images, the ceil(T * k) old embeddings nearest its mean.
+A replaced row gives the backbone no gradient; it pulls the class weights toward the old distribution, and through them
+the new embeddings. The credible ones of a class of k images are the ceil(T * k) old embeddings nearest to its mean.
 
     torchrun --nproc_per_node=8 train.py configs/OPclass_ms1mv3_r18_to_r50_MixBCT_softmax_to_arc_f128.py
     python train.py configs/glyphs.py old_model=work_dirs/glyphs_old
@@ -66,6 +66,7 @@ class MixBCT(Method[MixBCTSettings]):
     credible: Tensor
     """bool (N,)."""
 
+<<<<<<< HEAD
     settings_type = MixBCTSettings
 
     def setup(self, run: Run[MixBCTSettings]) -> None:
@@ -76,10 +77,23 @@ class MixBCT(Method[MixBCTSettings]):
         mask = prepare_credible_mask(
             run.old_model.features, settings.credible_rate, settings.scale_dimensions, run.ranks
         )
+=======
+    def setup(self, run: Run) -> None:
+        """Build the classifier; compute the credible rows of the old features, or read them from beside the store."""
+        config = run.config
+        if not 0 <= config.mix_ratio <= 1 or not 0 < config.credible_rate <= 1:
+            raise UserError(
+                f"mix_ratio must be in [0, 1] and credible_rate in (0, 1], got {config.mix_ratio} and "
+                f"{config.credible_rate}: set both as shares"
+            )
+        self.ratio = config.mix_ratio
+        self.classifier = build_head(config, run.data.num_classes)
+        mask = prepare_credible_mask(run.old_model.features, config.credible_rate, config.scale_dimensions, run.ranks)
+>>>>>>> refs/heads/engine
         self.register_buffer("credible", torch.from_numpy(np.array(mask)), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's loss on the mixed batch."""
+        """`cls`: classification of the mixed batch."""
         mixed = mix(batch.embedding, batch.old_embedding, self.credible[batch.row], self.ratio)
         return {"cls": self.classifier(mixed, batch.label)}
 

@@ -1,13 +1,13 @@
 """NCCL: Neighborhood Consensus Contrastive Learning for Backward-Compatible Representation (Wu et al., AAAI 2022).
 
 A queue holds the old embeddings o_j of the last images of all ranks, the current batch among them. For an image i with
-new embedding n_i, P(i) are the entries of its class; a hat is L2 normalisation, W the new head's weights, one row a
+new embedding n_i, P(i) are the entries of its class; a hat is L2 normalisation, W are the new class weights, one row a
 class:
 
     w_ij = (1 + o^_i . o^_j) / 2
     L1   = - mean_i 1/|P(i)| sum_{j in P(i)} w_ij log softmax_j(n^_i . o^_j / tau)             over the whole queue
     L2   = the same with (W^ n^_i) . (W^ o^_j) in place of n^_i . o^_j
-    L    = L_cls + alpha L1 + beta L2,    L_cls = the loss of the new head, with weights W
+    L    = L_cls + alpha L1 + beta L2,    L_cls = the new model's classification loss
 
 L2 compares vectors of C logits. As (W^ n) . (W^ o) = n . (W^T W^) o, the D x D matrix W^T W^, summed over the ranks,
 is all that is needed: no Q x C queue of logits, and none of them stale.
@@ -100,6 +100,7 @@ class NCCL(Method[NCCLSettings]):
     credible: Tensor | None
     """bool (N,) for all training images; None: all are used."""
 
+<<<<<<< HEAD
     settings_type = NCCLSettings
 
     def setup(self, run: Run[NCCLSettings]) -> None:
@@ -113,6 +114,19 @@ class NCCL(Method[NCCLSettings]):
         self.temperature, self.alpha, self.beta = settings.temperature, settings.alpha, settings.beta
         self.classifier = build_head(settings, run.data.num_classes)
         self.queue = EmbeddingQueue(settings.queue_size, settings.embedding_size)
+=======
+    def setup(self, run: Run) -> None:
+        """Build classifier and queue; find the highly credible old embeddings if only those are to be used."""
+        config = run.config
+        images = config.batch_size * run.ranks.world_size
+        if config.queue_size < images:
+            raise UserError(f"queue_size is {config.queue_size}, but a batch of all ranks has {images}: set it larger")
+        if config.temperature <= 0:
+            raise UserError(f"temperature must be above 0, got {config.temperature}")
+        self.temperature, self.alpha, self.beta = config.temperature, config.alpha, config.beta
+        self.classifier = build_head(config, run.data.num_classes)
+        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
+>>>>>>> refs/heads/engine
         mask = None
         if settings.credible_only:
             store = run.old_model.features
@@ -121,7 +135,7 @@ class NCCL(Method[NCCLSettings]):
         self.register_buffer("credible", mask, persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `embedding`: alpha L1; `logit`: beta L2."""
+        """`cls`: classification; `embedding`: alpha L1; `logit`: beta L2."""
         new, old, label = normalize(batch.embedding), normalize(batch.old_embedding), batch.label
         if self.credible is not None:
             label = torch.where(self.credible[batch.row], label, -1)

@@ -3,10 +3,10 @@
 BCT with structurally refined prototypes. From some epoch on the new embeddings n_i are also classified against frozen
 prototypes P of the old embeddings, one a class, a hat being L2 normalisation:
 
-    L = L_cls + CE(s n^_i . P^_c over all classes c, y_i),    L_cls = the loss of the new model's own head
+    L = L_cls + CE(s n^_i . P^_c over all classes c, y_i),    L_cls = the new model's classification loss
 
-At the epochs t_1, t_2, ... the prototypes are computed from the old embeddings O (k, D) of a class and from the ones
-that the new model has for it by then, N (k, D), normalised:
+At the epochs t_1, t_2, ... the prototypes are computed from the old embeddings O (k, D) of a class and the present new
+ones N (k, D), normalised:
 
     E = softmax(N N^T / tau), diagonal at -inf;   A = (1 - lambda) (I - lambda E)^-1;   P_c = mean of the rows of A O
 
@@ -63,6 +63,7 @@ def structural_weights(new: Tensor, propagation: float, temperature: float, edge
     return torch.linalg.solve(system, new.new_full((n, k), (1 - propagation) / k))
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True, kw_only=True)
 class UniBCTSettings(Settings):
     """UniBCT's own settings, as released."""
@@ -89,6 +90,24 @@ class UniBCTSettings(Settings):
                 f"refine_epochs is {self.refine_epochs}, but num_epoch is {self.num_epoch}: name epochs from 0 to "
                 "num_epoch - 1, the first of which starts the compatible training, or none, ()"
             )
+=======
+def require_settings(config) -> None:
+    """`UserError` for settings that contradict each other."""
+    epochs = config.refine_epochs
+    if not all(isinstance(epoch, int) and 0 <= epoch < config.num_epoch for epoch in epochs):
+        raise UserError(
+            f"refine_epochs is {epochs}, but num_epoch is {config.num_epoch}: name epochs from 0 to num_epoch - 1, the "
+            "first of which starts the compatible training, or none, ()"
+        )
+    if config.compat_scale <= 0:
+        raise UserError(f"compat_scale must be above 0, got {config.compat_scale}: the release has 1")
+    if not 0 <= config.propagation < 1 or config.temperature <= 0:
+        raise UserError(
+            f"propagation must be in [0, 1) and temperature above 0, got {config.propagation} and {config.temperature}"
+        )
+    if config.edge_softmax not in ("columns", "rows"):
+        raise UserError(f"unknown edge_softmax {config.edge_softmax!r}: choose 'columns' or 'rows'")
+>>>>>>> refs/heads/engine
 
 
 class UniBCT(Method[UniBCTSettings]):
@@ -97,6 +116,7 @@ class UniBCT(Method[UniBCTSettings]):
     position: Tensor
     """int64 (C,): the class of the data among the prototypes, or -1."""
 
+<<<<<<< HEAD
     settings_type = UniBCTSettings
 
     def setup(self, run: Run[UniBCTSettings]) -> None:
@@ -104,6 +124,14 @@ class UniBCT(Method[UniBCTSettings]):
         settings = run.settings
         self.run, self.refine_epochs = run, settings.refine_epochs
         self.classifier = build_head(settings, run.data.num_classes)
+=======
+    def setup(self, run: Run) -> None:
+        """Build classifier and prototypes: means if no epoch refines them, else zeros until the first refinement."""
+        config = run.config
+        require_settings(config)
+        self.run, self.refine_epochs = run, tuple(config.refine_epochs)
+        self.classifier = build_head(config, run.data.num_classes)
+>>>>>>> refs/heads/engine
         known = np.bincount(run.old_model.features.labels(), minlength=run.data.num_classes) > 0
         if settings.old_classes_only:
             known[run.old_model.num_classes :] = False
@@ -118,7 +146,7 @@ class UniBCT(Method[UniBCTSettings]):
 
     @torch.no_grad()
     def start_epoch(self, epoch: int, backbone: nn.Module) -> None:
-        """In the epochs that are named for it, refine this rank's prototypes with the new model as it is now."""
+        """At the start of a refinement epoch, compute this rank's prototypes with the new model as it is."""
         if epoch not in self.refine_epochs:
             return
         settings, first = self.run.settings, self.prototypes.class_start
@@ -141,7 +169,7 @@ class UniBCT(Method[UniBCTSettings]):
         self.prototypes.weight.copy_(refined)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`cls`: the head's; `bct`, from the first refinement on: the classification against the prototypes."""
+        """`cls`: classification; `bct`, from the first refinement on: classification against the prototypes."""
         terms = {"cls": self.classifier(batch.embedding, batch.label)}
         if batch.epoch >= min(self.refine_epochs, default=0):
             terms["bct"] = self.prototypes(batch.embedding, self.position[batch.label])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from launching import load_program
 from method_steps import (
     assert_ends_and_resumes,
     assert_same_on_two_ranks,
@@ -16,6 +17,7 @@ from method_steps import (
 )
 
 from core.errors import UserError
+from core.files import ROOT
 
 SETTINGS = ("num_epoch=5", "p2s_weight=3", "adv_weight=2", "threshold=0.3")
 
@@ -99,6 +101,13 @@ def test_classes_of_fewer_than_two_images_are_left_out(store, ranks):
     p2s = method.loss(batch)["p2s"]
     assert p2s == 0
     assert all((gradient == 0).all() for gradient in gradients(p2s, batch.embedding, method.elastic))
+
+
+def test_samples_within_their_radius_do_not_count_in_the_mean():
+    advbct = load_program(ROOT / "methods" / "advbct" / "train.py")
+    new, radii = torch.eye(3), torch.tensor([1.0, 5.0, 1.0])
+    loss = advbct.point_to_set_loss(new, -new, radii, torch.tensor([True, True, False]))
+    assert loss == 1  # of a distance of 2 and a radius of 1; the second is within, the third is not known
 
 
 def test_batch_within_the_radii_has_no_loss_and_no_gradient(store, ranks):
