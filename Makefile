@@ -18,6 +18,7 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
+	.venv/bin/pyrefly check
 
 # A marker for each set of packages: the environment is made once and brought up to date when pyproject.toml changes.
 .venv/demo .venv/dev: pyproject.toml

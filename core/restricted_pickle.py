@@ -6,7 +6,7 @@ stand-ins and every other name is refused, so that a file can neither run code n
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -76,10 +76,11 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
         plain = _from_bytes(data, dtype, shape, "F" if is_fortran else "C")
-        super().__setstate__((1, plain.shape, plain.dtype, bool(is_fortran), plain.tobytes("A")))
+        # the stub wants NumPy's own bool, the method Python's
+        super().__setstate__((1, plain.shape, plain.dtype, bool(is_fortran), plain.tobytes("A")))  # pyrefly: ignore[bad-argument-type]
 
 
-def _from_bytes(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+def _from_bytes(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"] = "C") -> np.ndarray:
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
         raise ValueError("an array without a plain type or without its bytes")
     return np.frombuffer(bytes(data), dtype.value).reshape(shape, order=order).copy(order)
@@ -91,7 +92,7 @@ def _empty_array(*kind: Any) -> np.ndarray:
 
 
 def _array_in_buffer(
-    data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+    data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"], axes: tuple[int, ...] | None = None
 ) -> np.ndarray:
     """The form of protocol 5. With `axes` (order "K") the bytes fill `shape`, whose axes are then permuted."""
     if axes is None:
@@ -99,7 +100,7 @@ def _array_in_buffer(
     return _from_bytes(data, dtype, shape).transpose(axes)
 
 
-def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
+def _scalar(dtype: _Dtype, data: bytes) -> Any:
     return _from_bytes(data, dtype, ())[()]
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     parser = ArgumentParser("Make a training set and, of other identities, an evaluation set in IJB-C's layout.")
     parser.add_argument("kind", choices=IMAGE_SIZES, help="characters in fonts, ORL's faces, or a folder of images")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; a data set made before is replaced")
-    parser.add_argument("--seed", type=int, default=0, help="for the choice of test identities and the nuisance")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of test identities and of the corruption")
     parser.add_argument("--image-size", type=int, help=f"side of the training images in pixels; None: {IMAGE_SIZES}")
     parser.add_argument("--src", type=Path, help="folder: the images, one sub-folder an identity")
     parser.add_argument("--identities", type=int, help="glyphs: how many characters, training and test; None: all")

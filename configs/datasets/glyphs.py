@@ -8,7 +8,7 @@ config.rec = "datasets/glyphs/train"
 config.network = "r18"
 config.network_options = edict(width=16, depth=2)
 config.embedding_size = 128
-config.augment = ("flip",)  # the images have nuisance enough for the few epochs
+config.augment = ("flip",)  # the images are corrupted enough for so few epochs
 config.num_workers = 0
 config.batch_size = 64
 config.num_epoch = 4

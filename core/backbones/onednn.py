@@ -23,4 +23,4 @@ def avoid_unsafe_kernels(module: nn.Module) -> None:
     narrow = any(convolution.out_channels % LANES for convolution in convolutions)
     if narrow and torch.backends.cpu.get_cpu_capability() == "AVX2" and torch.backends.mkldnn.enabled:
         logger.warning("training without oneDNN: its AVX2 kernels are faulty for channels that are no multiple of 8")
-        torch.backends.mkldnn.enabled = False
+        torch.backends.mkldnn.set_flags(False)

@@ -1,1 +1,1 @@
-"""What writes data sets: glyphs, ORL faces, image folders, evaluation trees, lists of GLDv2."""
+"""Writing data sets: glyphs, ORL faces, image folders, evaluation trees, lists of GLDv2."""

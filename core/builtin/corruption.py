@@ -1,21 +1,22 @@
-"""What disturbs a capture besides who is in it, drawn for each image: uneven light, an occluder, blur and noise."""
+"""Random corruption of images: uneven light, an occluder, blur and noise, of a strength drawn for each image."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-__all__ = ["Nuisance", "detector_scores", "disturb"]
+__all__ = ["Corruption", "corrupt", "detector_scores"]
 
-# At strength 1
+# At strength 1: change of brightness across the image (of 255), longer side of the occluder and deviation of the blur
+# (both as a share of the crop), deviation of the noise (of 255)
 GRADIENT = 35.0
 OCCLUDER = (0.15, 0.35)
 BLUR, NOISE = 0.7 / 40, 15.0
 
 
 @dataclass(frozen=True)
-class Nuisance:
-    """How strongly images are disturbed. Each image draws a strength for its distortion, contrast, light, blur and
+class Corruption:
+    """How strongly images are corrupted. Each image draws a strength for its distortion, contrast, light, blur and
     noise from the range `strength`; a share `occluded_rate` has an occluder, of a strength from the range `occlusion`.
     """
 
@@ -27,15 +28,16 @@ class Nuisance:
         """Strengths (6, B): of distortion, contrast, light, blur and noise, then of the occluder (0: there is none)."""
         strengths = _between(self.strength, rng.random((5, count)))
         occluded = rng.random(count) < self.occluded_rate
-        return np.append(strengths, [np.where(occluded, _between(self.occlusion, rng.random(count)), 0)], axis=0)
+        occlusion = np.where(occluded, _between(self.occlusion, rng.random(count)), 0)
+        return np.concatenate((strengths, occlusion[None]))
 
 
 def detector_scores(strengths: np.ndarray) -> np.ndarray:
-    """Scores (B,) that a detector might give to images disturbed by strengths (6, B): 1 where nothing disturbs."""
+    """Made-up scores (B,) of a face detector for images corrupted by strengths (6, B): 1 for a clean image."""
     return 1 - 0.5 * strengths.sum(axis=0) / len(strengths)
 
 
-def disturb(
+def corrupt(
     images: np.ndarray,
     strengths: np.ndarray,
     poses: np.ndarray,
@@ -43,9 +45,9 @@ def disturb(
     occluder: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Images uint8 (B, H, W, 3) of float32 `images` of the same shape, in units of 0 to 255, which are overwritten.
+    """Corrupted images, uint8 (B, H, W, 3), from float32 `images` (B, H, W, 3) in units of 0 to 255, overwritten here.
 
-    Of the strengths (6, B) the last four count here: light, blur, noise, occluder. The occluders, of the colours
+    Only the last four of the strengths (6, B) are used: light, blur, noise, occluder. The occluders, with the colours
     `occluder` (B, 3), lie in crops of side `size`, which `poses` (B, 3, 3) place in the images.
     """
     count, height, width = images.shape[:3]
@@ -68,6 +70,7 @@ def disturb(
 
 
 def _between(limits: tuple[float, float], share: np.ndarray) -> np.ndarray:
+    """Linear interpolation: the lower limit for a share of 0, the upper one for 1."""
     return limits[0] + (limits[1] - limits[0]) * share
 
 

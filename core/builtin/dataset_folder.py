@@ -1,4 +1,4 @@
-"""A made data set as a folder: training records, an evaluation tree of other identities, and a description."""
+"""A data set as a folder: training records, an evaluation tree of other identities, and a description."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.builtin.ijb_tree import TreePeople, write_ijb_tree
+from core.builtin.ijb_tree import SubjectImages, write_ijb_tree
 from core.builtin.roxford_tree import LandmarkImages, write_roxford_tree
 from core.data.records import write_image_records
 from core.errors import UserError
@@ -25,29 +25,29 @@ class DataSource:
     """What a data set is made from.
 
     `labels` (N,) of the training images, sorted, 0 to C - 1 without gaps; `jpegs` yields the images in that order;
-    `people` are the identities of the evaluation, none of them in training, and `landmarks` those of a retrieval test,
-    if there is one. `facts` go into the description, among them `source` and `credit`.
+    `evaluation` are images of other identities than those in training, and `landmarks` those of a retrieval test, if
+    there is one. `facts` go into the description, among them `source` and `credit`.
     """
 
     kind: str
     image_size: int
     labels: np.ndarray
     jpegs: Iterator[bytes]
-    people: TreePeople
+    evaluation: SubjectImages
     num_pairs: int
     facts: dict[str, object]
     landmarks: LandmarkImages | None = None
 
 
 def check_replaceable(out: Path, kind: str) -> None:
-    """`UserError` unless `out` is free, empty, or holds a data set of this kind (and splits of it) alone."""
+    """`UserError` unless `out` does not exist, is empty, or has nothing but a data set of this kind and its splits."""
     if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file; give a folder for the data set")
     foreign = sorted(p.name for p in out.iterdir() if p.name not in MEMBERS and not p.name.startswith("train_part_"))
     if foreign:
-        raise UserError(f"{out} holds other files, such as {foreign[0]}; give another folder, or empty this one")
+        raise UserError(f"{out} has other files in it, such as {foreign[0]}; give another folder, or empty this one")
     if not any(out.iterdir()):
         return
     try:
@@ -55,14 +55,14 @@ def check_replaceable(out: Path, kind: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         found = "unknown"
     if found != kind:
-        raise UserError(f"{out} holds a data set of kind {found}, not {kind}; give another folder, or empty this one")
+        raise UserError(f"{out} is a data set of kind {found}, not {kind}; give another folder, or empty this one")
 
 
 def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, object]:
     """Write `out`/train.rec and .idx (InsightFace's layout, sorted by class), `out`/eval/IJBC, `out`/eval/roxford5k if
     the source has a retrieval test, and `out`/dataset.json.
 
-    Written beside `out` and renamed at the end, so that `out` is whole or as it was. Returns the description.
+    Written beside `out` and renamed at the end: `out` is complete or as it was before. Returns the description.
     """
     check_replaceable(out, source.kind)
     try:
@@ -75,7 +75,7 @@ def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, 
         images = (((label, 0), jpeg) for label, jpeg in zip(source.labels.tolist(), source.jpegs))
         images = track(images, "Training images", num_images, "images")
         write_image_records(folder / "train", num_images, num_classes, images)
-        counts = {"eval/IJBC": write_ijb_tree(folder / "eval" / "IJBC", source.people, seed, source.num_pairs)}
+        counts = {"eval/IJBC": write_ijb_tree(folder / "eval" / "IJBC", source.evaluation, seed, source.num_pairs)}
         if source.landmarks is not None:
             counts["eval/roxford5k"] = write_roxford_tree(folder / "eval" / "roxford5k", source.landmarks, seed)
         description = {

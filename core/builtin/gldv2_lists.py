@@ -27,39 +27,42 @@ ID = r"^[0-9A-Za-z_-]{3,}$"
 def prepare_gldv2(
     csv: Path, images: Path, out: Path, parts: tuple[str, ...] = PARTS, skip_missing: bool = False
 ) -> None:
-    """Write the lists of the given parts into the folder `out`, from the csv files in `csv`.
+    """Write the lists of the given parts to the folder `out`, from the csv files in `csv`.
 
     "train": `train_clean.txt`, lines `path label`, classes numbered in the order of their landmark_id. "test":
     `gldv2_index.txt` and `gldv2_queries.txt`, a path a line, and `gldv2_ground_truth.json`: {"usage": Public or Private
     for each query, "positives": rows of the index for each query}, without the ignored queries. Paths are relative to
-    `images`, where all files are looked for: missing ones are named and counted and, unless `skip_missing` leaves them
-    out, a `UserError`, as are damaged csv files. Nothing is written before all is checked. Memory: about 300 bytes a
-    training image.
+    `images`, where all files are looked up: missing ones are named and counted in a `UserError`, or left out with
+    `skip_missing`. Damaged csv files are a `UserError` too. Nothing is written before everything is checked. Memory:
+    about 300 bytes a training image.
     """
     if not out.is_dir():
         raise UserError(f"the output folder {out} does not exist: make it, or name another")
+    train = read_train(csv / "train_clean.csv") if "train" in parts else None
+    test = _read_test(csv) if "test" in parts else None
     outputs = {}
-    if "train" in parts:
-        train = read_train(csv / "train_clean.csv")
-    if "test" in parts:
-        index = read_index(csv / "index.csv")
-        solution = read_solution(csv / "retrieval_solution_v2.1.csv")
-    if "train" in parts:
+    if train is not None:
         train = _with_paths(train, images, "train", skip_missing)
-        outputs["train_clean.txt"] = train.select("path", "label")
+        outputs["train_clean.txt"] = _lines(train.select("path", "label"))
         logger.info("training: %d images of %d classes", len(train), train["label"].n_unique())
-    if "test" in parts:
-        index = _with_paths(index, images, "index", skip_missing)
-        solution = _with_paths(solution, images, "test", skip_missing)
-        truth = ground_truth(solution, index)
-        outputs |= {"gldv2_index.txt": index.select("path"), "gldv2_queries.txt": solution.select("path")}
+    if test is not None:
+        index = _with_paths(test[0], images, "index", skip_missing)
+        solution = _with_paths(test[1], images, "test", skip_missing)
+        outputs["gldv2_index.txt"] = _lines(index.select("path"))
+        outputs["gldv2_queries.txt"] = _lines(solution.select("path"))
+        outputs["gldv2_ground_truth.json"] = json.dumps(ground_truth(solution, index)) + "\n"
         logger.info("test: %d queries, %d images in the index", len(solution), len(index))
-    for name, table in outputs.items():
+    for name, text in outputs.items():
         with replaced_atomically(out / name) as temporary:
-            table.write_csv(temporary, include_header=False, separator=" ", quote_style="never")
-    if "test" in parts:
-        with replaced_atomically(out / "gldv2_ground_truth.json") as temporary:
-            temporary.write_text(json.dumps(truth) + "\n")
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _read_test(csv: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    return read_index(csv / "index.csv"), read_solution(csv / "retrieval_solution_v2.1.csv")
+
+
+def _lines(table: pl.DataFrame) -> str:
+    return table.write_csv(include_header=False, separator=" ", quote_style="never")
 
 
 def read_train(path: Path) -> pl.DataFrame:
@@ -68,7 +71,7 @@ def read_train(path: Path) -> pl.DataFrame:
     table = table.with_columns(pl.col("landmark_id").cast(pl.Int64, strict=False), _ids("images"))
     _require(path, table["landmark_id"].is_not_null(), "landmark_id is not a whole number")
     _require(path, table["images"].list.len() > 0, "images is empty")
-    _require(path, table["landmark_id"].is_first_distinct(), "this landmark_id is there twice")
+    _require(path, table["landmark_id"].is_first_distinct(), "this landmark_id occurs twice")
     _require_ids(path, table["images"])
     table = table.sort("landmark_id").with_row_index("label")
     return table.select(pl.col("images").alias("id"), "label").explode("id")
@@ -77,16 +80,16 @@ def read_train(path: Path) -> pl.DataFrame:
 def read_index(path: Path) -> pl.DataFrame:
     """Column `id` of the images in the index, in the file's order."""
     table = _read(path, ("id",))
-    _require(path, table["id"].str.contains(ID), "id is not the id of an image")
-    _require(path, table["id"].is_first_distinct(), "this id is there twice")
+    _require(path, table["id"].str.contains(ID), "id is not an image id")
+    _require(path, table["id"].is_first_distinct(), "this id occurs twice")
     return table
 
 
 def read_solution(path: Path) -> pl.DataFrame:
     """Columns `id`, `usage` and `images` (list of ids) of the queries that are scored, in the file's order."""
     table = _read(path, ("id", "images", "Usage")).with_columns(_ids("images"))
-    _require(path, table["id"].str.contains(ID), "id is not the id of an image")
-    _require(path, table["id"].is_first_distinct(), "this id is there twice")
+    _require(path, table["id"].str.contains(ID), "id is not an image id")
+    _require(path, table["id"].is_first_distinct(), "this id occurs twice")
     _require(path, table["Usage"].is_in([*SCORED, IGNORED]), "Usage is not Public, Private or Ignored")
     _require_ids(path, table["images"])
     return table.filter(pl.col("Usage") != IGNORED).select("id", pl.col("Usage").alias("usage"), "images")
@@ -149,4 +152,4 @@ def _require(path: Path, valid: pl.Series, mistake: str) -> None:
 
 def _require_ids(path: Path, images: pl.Series) -> None:
     valid = images.list.eval(pl.element().str.contains(ID)).list.all()
-    _require(path, valid, "images is not a row of ids of images, separated by blanks")
+    _require(path, valid, "images is not a list of image ids separated by blanks")

@@ -1,6 +1,4 @@
-"""Pictures of characters under nuisance: affine distortion, colours of varying contrast and sign, and all that
-core.builtin.corruption adds.
-"""
+"""Images of characters: affine distortion, colours of varying contrast and sign, and `core.builtin.corruption`."""
 
 from collections.abc import Iterator
 
@@ -8,7 +6,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from core.builtin.corruption import Nuisance, detector_scores, disturb
+from core.builtin.corruption import Corruption, corrupt, detector_scores
 from core.builtin.ijb_tree import Sample
 from core.images.alignment import REFERENCE_POINTS, REFERENCE_SIZE
 
@@ -20,12 +18,12 @@ SCENE_COLUMNS, SCENE_WIDTH = 3, 4
 BATCH, SCENE_BATCH = 256, 16
 JPEG_QUALITY = 90
 
-# Nuisance at strength 1
+# At strength 1
 ROTATION, SHEAR, LOG_SCALE, SHIFT = np.deg2rad(10), 0.12, 0.12, 0.05
 CONTRAST, INVERTED_RATE, TINT = (110.0, 200.0), 0.1, 25.0
 POSE_ROTATION, POSE_SCALE, POSE_SHIFT = np.deg2rad(25), (1.0, 1.4), 0.08
 
-USUAL = Nuisance()
+USUAL = Corruption()
 
 
 def capture(
@@ -34,7 +32,7 @@ def capture(
     fonts: np.ndarray,
     size: int,
     rng: np.random.Generator,
-    nuisance: Nuisance = USUAL,
+    corruption: Corruption = USUAL,
     loose: bool = False,
 ) -> Iterator[Sample]:
     """Images of the given characters in the given fonts (N,), as crops of side `size` or as loose crops twice as wide.
@@ -44,7 +42,7 @@ def capture(
     for start in range(0, len(characters), BATCH):
         batch = masks[characters[start : start + BATCH], fonts[start : start + BATCH]]
         poses = _draw_poses(len(batch), size, rng) if loose else np.broadcast_to(np.eye(3), (len(batch), 3, 3))
-        strengths = nuisance.draw(len(batch), rng)
+        strengths = corruption.draw(len(batch), rng)
         coverage = _cover(batch, strengths[0], poses, size, size * CANVAS if loose else size, rng)
         images = _paint(coverage, strengths, poses, size, rng)
         points = np.append(REFERENCE_POINTS * (size / REFERENCE_SIZE), np.ones((5, 1)), axis=1)
@@ -59,13 +57,13 @@ def capture_scenes(
     fonts: np.ndarray,
     size: int,
     rng: np.random.Generator,
-    nuisance: Nuisance,
+    corruption: Corruption,
 ) -> Iterator[tuple[bytes, np.ndarray]]:
     """Scenes of nine characters each in the given fonts, both (N, 9), and the box (4,) of the first one in each.
 
-    The characters lie in a square grid in a random order, on one ground and in one ink, the first one in the given
-    nuisance and the others distorted in their own ways. A scene is SCENE_WIDTH * `size` wide. Boxes are left, top,
-    right, bottom in pixels, 0 at the image's edge: the frame of a crop as `capture` makes it. Memory: 16 scenes.
+    The characters lie in a square grid in a random order, on one ground and in one ink, each with a distortion of its
+    own; the corruption is drawn for the scene. A scene is SCENE_WIDTH * `size` wide. Boxes are left, top, right, bottom
+    in pixels, 0 at the image's edge: the frame of a crop as `capture` makes it. Memory: 16 scenes.
     """
     side = SCENE_WIDTH * size
     pitch = side / SCENE_COLUMNS
@@ -79,7 +77,7 @@ def capture_scenes(
         poses = np.tile(np.eye(3), (count, num_members, 1, 1))
         poses[..., :2, :2] *= scales[..., None, None]
         poses[..., :2, 2] = corners + (scales[..., None] - 1) / 2  # corners are of pixels, poses of their centres
-        strengths = nuisance.draw(count, rng)
+        strengths = corruption.draw(count, rng)
         distortion = rng.random((num_members, count))
         distortion[0] = strengths[0]
         coverage = np.max(
@@ -128,7 +126,7 @@ def _cover(
 def _paint(
     coverage: np.ndarray, strengths: np.ndarray, poses: np.ndarray, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Images uint8 (B, side, side, 3) of coverages (B, side, side), under random nuisance of strengths (6, B).
+    """Images uint8 (B, side, side, 3) of coverages (B, side, side), under corruptions of strengths (6, B).
 
     The occluder is drawn in the frame of a crop of side `size`, which `poses` (B, 3, 3) then place in the image.
     """
@@ -142,7 +140,7 @@ def _paint(
         for grey in (middle + sign * gap / 2, middle - sign * gap / 2, rng.uniform(0, 255, count))
     )
     images = ground[:, None, None] + coverage[..., None] * (ink - ground)[:, None, None]
-    return disturb(images, strengths, poses, size, occluder, rng)
+    return corrupt(images, strengths, poses, size, occluder, rng)
 
 
 def _distortions(strength: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The built-in glyph data: characters as identities, Matplotlib's own fonts as the conditions they were captured in.
 
-An image is a character in one font under nuisance. No image is stored in the package and nothing is downloaded.
+An image is a corrupted picture of a character in one font. No image is stored in the package and nothing is downloaded.
 """
 
 import itertools
@@ -12,14 +12,14 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from core.builtin.corruption import Nuisance
+from core.builtin.corruption import Corruption
 from core.builtin.dataset_folder import DataSource
 from core.builtin.glyph_images import CELL, capture, capture_scenes
-from core.builtin.ijb_tree import TreePeople, frames_to_media
+from core.builtin.ijb_tree import SubjectImages, frames_to_media
 from core.builtin.roxford_tree import GRADES, NOT_QUERIED, LandmarkImages
 from core.errors import UserError
 
-__all__ = ["glyph_source"]
+__all__ = ["distinct_characters", "glyph_source"]
 
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -41,15 +41,15 @@ TEST_SHARE, MIN_IDENTITIES = 0.2, 20
 TEST_FONTS = 8
 NUM_PAIRS = 400_000
 NUM_QUERIES = 120
-NUISANCE = {
-    "easy": Nuisance((0.0, 0.6), 0.1),
-    "hard": Nuisance((0.6, 1.3), 0.4, (0.4, 1.4)),
-    "junk": Nuisance((1.0, 1.8), 1.0, (2.5, 3.4)),
+CORRUPTIONS = {
+    "easy": Corruption((0.0, 0.6), 0.1),
+    "hard": Corruption((0.6, 1.3), 0.4, (0.4, 1.4)),
+    "junk": Corruption((1.0, 1.8), 1.0, (2.5, 3.4)),
 }
-"""Of the retrieval database; that of the queries is the easy one."""
+"""Of the images of the retrieval database, by grade; the queries have the easy one."""
 QUERIED_IMAGES = {"easy": 6, "hard": 6, "junk": 3}
 OTHER_IMAGES = {"easy": 2, "hard": 2, "junk": 0}
-"""How many images of each grade the database has of a character that is asked for, and of any other one."""
+"""Images of each grade in the database: of a character that is queried, and of any other one."""
 SCENE_MEMBERS = 9
 
 
@@ -66,7 +66,7 @@ def glyph_source(seed: int, image_size: int, identities: int | None) -> DataSour
         candidates = np.sort(rng.permutation(len(points))[: CANDIDATES * identities])
         points, has = points[candidates], has[candidates]
     masks, has = _draw_masks(points, has)
-    distinct = _distinct(masks, has)
+    distinct = distinct_characters(masks, has)
     masks, has = masks[distinct], has[distinct]
     if identities is not None and identities > len(masks):
         raise UserError(f"--identities {identities}: the fonts give {len(masks)}; give that number or fewer")
@@ -89,7 +89,7 @@ def glyph_source(seed: int, image_size: int, identities: int | None) -> DataSour
         image_size=image_size,
         labels=labels,
         jpegs=jpegs,
-        people=TreePeople(subjects, media, samples),
+        evaluation=SubjectImages(subjects, media, samples),
         num_pairs=NUM_PAIRS,
         landmarks=_landmark_images(masks, has, test, image_size, seed),
         facts={"source": SOURCE, "credit": CREDIT, "fonts": list(FONTS)},
@@ -97,10 +97,10 @@ def glyph_source(seed: int, image_size: int, identities: int | None) -> DataSour
 
 
 def _landmark_images(masks: np.ndarray, has: np.ndarray, test: np.ndarray, size: int, seed: int) -> LandmarkImages:
-    """A retrieval test with the test identities (T,): up to half of them are asked for, the others are in the way.
+    """A retrieval test with the test identities (T,): up to half of them are queried, the others are distractors.
 
-    A query is a scene in which other characters surround the one that is asked for; the database has images of all
-    test identities, in other fonts than that of the character in its query.
+    A query is a scene in which other characters surround the queried one; the database has images of all test
+    identities, in other fonts than that of the character in its query.
     """
     rng = np.random.default_rng([seed, 3])
     fonts = _shuffled_fonts(has[test], rng)
@@ -117,7 +117,7 @@ def _landmark_images(masks: np.ndarray, has: np.ndarray, test: np.ndarray, size:
             database_fonts[rows],
             size,
             np.random.default_rng([seed, 4, g]),
-            NUISANCE[grade],
+            CORRUPTIONS[grade],
         )
         for g, grade in enumerate(GRADES)
         for rows in [grades == g]
@@ -129,7 +129,7 @@ def _landmark_images(masks: np.ndarray, has: np.ndarray, test: np.ndarray, size:
     scene_fonts = fonts[members, 0]
     return LandmarkImages(
         queries=capture_scenes(
-            masks, test[members], scene_fonts, size, np.random.default_rng([seed, 5]), NUISANCE["easy"]
+            masks, test[members], scene_fonts, size, np.random.default_rng([seed, 5]), CORRUPTIONS["easy"]
         ),
         database=(sample.jpeg for sample in itertools.chain.from_iterable(database)),
         num_queries=num_queries,
@@ -139,7 +139,7 @@ def _landmark_images(masks: np.ndarray, has: np.ndarray, test: np.ndarray, size:
 
 
 def _shuffled_fonts(has: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each character (T, fonts) TEST_FONTS of those fonts that have it, in a random order: (T, TEST_FONTS)."""
+    """For each character (T, fonts), TEST_FONTS of the fonts that have it in a random order: (T, TEST_FONTS)."""
     return np.argsort(np.where(has, rng.random(has.shape), 1), axis=1)[:, :TEST_FONTS]
 
 
@@ -161,9 +161,9 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_masks(points: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage masks uint8 (C, fonts, CELL, CELL) of the characters (C,), and in which fonts (C, fonts) they are there.
+    """Coverage masks uint8 (C, fonts, CELL, CELL) of the characters (C,), and which fonts have them (C, fonts).
 
-    Centred, in the font's size, so that case tells. Tiny characters are left out.
+    Centred, in the font's size, so that upper and lower case differ. Tiny characters are left out.
     """
     masks = np.zeros((len(points), len(FONTS), CELL, CELL), np.uint8)
     for f, name in enumerate(FONTS):
@@ -180,11 +180,11 @@ def _draw_masks(points: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, np.nda
     return masks[large], has[large]
 
 
-def _distinct(masks: np.ndarray, has: np.ndarray) -> np.ndarray:
+def distinct_characters(masks: np.ndarray, has: np.ndarray) -> np.ndarray:
     """Which characters (C,) to keep, so that no two look the same, as Latin A, Greek Alpha and Cyrillic A do.
 
     Of characters that coincide in at least half of their common fonts the first one stays. As evaluation adds the
-    embedding of the mirror image, a character that coincides with another one's mirror image goes too.
+    embedding of the mirror image, a character that coincides with the mirror image of another is removed too.
     """
     num = len(masks)
     common, same, mirrored = (np.zeros((num, num), np.int8) for _ in range(3))
@@ -199,4 +199,4 @@ def _distinct(masks: np.ndarray, has: np.ndarray) -> np.ndarray:
         same[pairs] += flat @ flat.T > COINCIDENCE
         mirrored[pairs] += flat @ flipped.T > COINCIDENCE
     alike = np.maximum(same, mirrored) >= np.maximum(1, COINCIDING_FONTS * common)
-    return ~np.triu(alike, 1).any(axis=0)
+    return np.logical_not(np.triu(alike, 1).any(axis=0))

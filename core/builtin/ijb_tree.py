@@ -1,10 +1,10 @@
-"""An evaluation set in the layout of IJB-C as InsightFace distributes it, made from any people's images.
+"""An evaluation set in the layout of IJB-C as InsightFace distributes it, made from any images with subjects.
 
 `loose_crop/N.jpg`, and under `meta/` the image list with template and media, the landmarks with detector scores, the
-1:1 pairs, two galleries of different subjects and the probes, some of whom are in neither gallery.
+1:1 pairs, two galleries of different subjects, and the probes, some of which are in neither gallery.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import polars
 
 from core.progress import track
 
-__all__ = ["Sample", "TreePeople", "frames_to_media", "template_of_media", "write_ijb_tree"]
+__all__ = ["Sample", "SubjectImages", "frames_to_media", "template_of_media", "write_ijb_tree"]
 
 IN_A_GALLERY = 0.8
 NO_TEMPLATE = -1
@@ -29,9 +29,9 @@ class Sample:
 
 
 @dataclass
-class TreePeople:
-    """The images of an evaluation set. `subjects` (N,) 0 to S - 1 and `media` (N,) are integers, media unique over all
-    subjects, both in the order in which `samples` yields the N images; images of a subject and of a media adjoin.
+class SubjectImages:
+    """The images of an evaluation set. `subjects` (N,), 0 to S - 1, and `media` (N,), unique over all subjects, are
+    integers, in the order in which `samples` yields the N images; images of a subject and of a media are consecutive.
     """
 
     subjects: np.ndarray
@@ -48,10 +48,10 @@ def frames_to_media(counts: np.ndarray) -> np.ndarray:
 
 
 def template_of_media(subjects: np.ndarray, in_gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share out media (M,), sorted by subject, among templates: template numbers (M,) and whether each is a gallery's.
+    """Assign media (M,), sorted by subject, to templates: template numbers (M,), and whether each is a gallery's.
 
-    The first half of the media of a subject in a gallery, at least one, make the gallery template: people are
-    enrolled with good material. Every other media is a probe template of its own, as a query comes from one capture.
+    The first half of the media of a subject in a gallery, at least one, form the gallery template: subjects are
+    enrolled with good images. Every other media is a probe template of its own, as a query comes from one capture.
     """
     first, counts = np.unique(subjects, return_index=True, return_counts=True)[1:]
     place = np.arange(len(subjects)) - np.repeat(first, counts)
@@ -61,23 +61,23 @@ def template_of_media(subjects: np.ndarray, in_gallery: np.ndarray) -> tuple[np.
     return np.cumsum(starts) - 1, is_gallery
 
 
-def write_ijb_tree(folder: Path, people: TreePeople, seed: int, num_pairs: int) -> dict[str, int]:
+def write_ijb_tree(folder: Path, images: SubjectImages, seed: int, num_pairs: int) -> dict[str, int]:
     """Write `folder`/loose_crop and `folder`/meta; returns the counts of what was written.
 
-    Four fifths of the subjects with at least two media are shared between the two galleries, the rest are probes only.
+    Four fifths of the subjects with at least two media are divided between the two galleries, the rest are probes only.
     Pairs are (gallery template, probe template), as in IJB-C: all genuine ones and random others, about `num_pairs`.
-    Deterministic in `seed`. Holds the meta data only; the images pass through one by one.
+    Deterministic in `seed`. Only the metadata is held in memory; the images are written one by one.
     """
     rng = np.random.default_rng(seed)
     for name in ("loose_crop", "meta"):
         (folder / name).mkdir(parents=True)
-    landmarks = np.empty((len(people.subjects), 11))
-    for i, sample in enumerate(track(people.samples, "Evaluation images", len(landmarks), "images")):
+    landmarks = np.empty((len(images.subjects), 11))
+    for i, sample in enumerate(track(images.samples, "Evaluation images", len(landmarks), "images")):
         (folder / "loose_crop" / f"{i + 1}.jpg").write_bytes(sample.jpeg)
         landmarks[i, :10], landmarks[i, 10] = np.ravel(sample.landmarks), sample.score
 
-    media, first_image, media_of_image = np.unique(people.media, return_index=True, return_inverse=True)
-    subject_of_media = people.subjects[first_image]
+    media, first_image, media_of_image = np.unique(images.media, return_index=True, return_inverse=True)
+    subject_of_media = images.subjects[first_image]
     gallery_of_subject = _share_galleries(subject_of_media, rng)
     template_of, is_gallery = template_of_media(subject_of_media, gallery_of_subject > 0)
     first_media = np.unique(template_of, return_index=True)[1]
@@ -96,11 +96,11 @@ def write_ijb_tree(folder: Path, people: TreePeople, seed: int, num_pairs: int) 
         {"first": pairs[0] + 1, "second": pairs[1] + 1, "label": (subject[pairs[0]] == subject[pairs[1]]).astype(int)},
     )
     for number, name in ((1, "gallery_G1"), (2, "gallery_G2"), (0, "probe_mixed")):
-        images = np.flatnonzero(gallery[template_of_image] == number)
+        rows = np.flatnonzero(gallery[template_of_image] == number)
         columns = {
-            "TEMPLATE_ID": template_of_image[images] + 1,
-            "SUBJECT_ID": people.subjects[images] + 1,
-            "FILENAME": [names[i] for i in images],
+            "TEMPLATE_ID": template_of_image[rows] + 1,
+            "SUBJECT_ID": images.subjects[rows] + 1,
+            "FILENAME": [names[i] for i in rows],
         }
         _write_table(meta / f"ijbc_1N_{name}.csv", columns, separator=",", header=True)
     return {
@@ -117,10 +117,10 @@ def write_ijb_tree(folder: Path, people: TreePeople, seed: int, num_pairs: int) 
 
 
 def _share_galleries(subject_of_media: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each subject (S,) 1 or 2, the gallery that has it, or 0: only subjects with two media or more get one."""
+    """The gallery of each subject (S,), 1 or 2, or 0 for none: only subjects with two media or more have one."""
     counts = np.bincount(subject_of_media)
-    able = rng.permutation(np.flatnonzero(counts >= 2))
-    chosen = able[: max(2, round(IN_A_GALLERY * len(able)))]
+    eligible = rng.permutation(np.flatnonzero(counts >= 2))
+    chosen = eligible[: max(2, round(IN_A_GALLERY * len(eligible)))]
     gallery = np.zeros(len(counts), np.int64)
     gallery[chosen] = 1 + np.arange(len(chosen)) % 2
     return gallery
@@ -141,5 +141,7 @@ def _draw_pairs(
     return galleries[codes // len(probes)], probes[codes % len(probes)]
 
 
-def _write_table(path: Path, columns: dict[str, object], separator: str = " ", header: bool = False) -> None:
+def _write_table(
+    path: Path, columns: Mapping[str, Sequence[str] | np.ndarray], separator: str = " ", header: bool = False
+) -> None:
     polars.DataFrame(columns).write_csv(path, separator=separator, include_header=header, float_precision=3)

@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from core.builtin.dataset_folder import DataSource
-from core.builtin.ijb_tree import Sample, TreePeople, frames_to_media
+from core.builtin.ijb_tree import Sample, SubjectImages, frames_to_media
 from core.errors import UserError
 from core.images.alignment import REFERENCE_POINTS, REFERENCE_SIZE
 from core.images.codec import resize_image
@@ -25,52 +25,52 @@ NUM_PAIRS = 500_000
 
 
 def folder_source(folder: Path, seed: int, image_size: int) -> DataSource:
-    """Identities are the sub-folders of `folder` in the order of their names; images are taken to be aligned.
+    """Identities are the sub-folders of `folder` in the order of their names; images are assumed to be aligned.
 
-    Images are cut to their central square and resized; a JPEG that has the size already stays as it is. A fifth of the
-    identities, drawn from the seed among those with two images or more, is kept out for the evaluation, the others,
-    those with a single image too, are for training. Folders without images are left out. `UserError` if there is no
-    such folder, if it has too few identities, and, while images are read, naming a file that cannot be decoded.
+    Images are cropped to their central square and resized; the bytes of a JPEG of the right size are kept. A fifth of
+    the identities, drawn from the seed among those with two images or more, is held out for the evaluation; all others
+    are for training. Folders without images are left out. `UserError` if there is no such folder, if it has too few
+    identities and, while images are read, naming a file that cannot be decoded.
     """
     if not folder.is_dir():
         raise UserError(f"image folder not found: {folder}; --src must name a folder with one sub-folder an identity")
-    found = {person.name: _images_of(person) for person in sorted(folder.iterdir()) if person.is_dir()}
+    found = {identity.name: _images_of(identity) for identity in sorted(folder.iterdir()) if identity.is_dir()}
     empty = [name for name, files in found.items() if not files]
     if empty:
-        logger.warning("%d folders hold no images and are left out, such as %s", len(empty), empty[0])
+        logger.warning("%d folders have no images and are left out, such as %s", len(empty), empty[0])
     identities = [files for files in found.values() if files]
     counts = np.array([len(files) for files in identities], dtype=np.int64)
-    able = np.flatnonzero(counts >= 2)
+    eligible = np.flatnonzero(counts >= 2)
     num_test = max(MIN_TEST, round(TEST_SHARE * len(counts)))
-    if len(able) < MIN_TEST or len(counts) < MIN_TEST + MIN_TRAIN:
+    if len(eligible) < MIN_TEST or len(counts) < MIN_TEST + MIN_TRAIN:
         raise UserError(
-            f"{folder} has {len(counts)} identities with images, {len(able)} of them with two or more; at least "
+            f"{folder} has {len(counts)} identities with images, {len(eligible)} of them with two or more; at least "
             f"{MIN_TEST + MIN_TRAIN} are needed, {MIN_TEST} of them with two or more (one sub-folder an identity)"
         )
-    test = np.sort(np.random.default_rng([seed, 0]).permutation(able)[:num_test])
+    test = np.sort(np.random.default_rng([seed, 0]).permutation(eligible)[:num_test])
     train = np.setdiff1d(np.arange(len(counts)), test)
     return DataSource(
         kind="folder",
         image_size=image_size,
         labels=np.repeat(np.arange(len(train)), counts[train]),
-        jpegs=_jpegs([file for person in train for file in identities[person]], image_size),
-        people=TreePeople(
+        jpegs=_jpegs([file for i in train for file in identities[i]], image_size),
+        evaluation=SubjectImages(
             subjects=np.repeat(np.arange(len(test)), counts[test]),
             media=frames_to_media(counts[test]),
-            samples=_samples([file for person in test for file in identities[person]], image_size),
+            samples=_samples([file for i in test for file in identities[i]], image_size),
         ),
         num_pairs=NUM_PAIRS,
         facts={
             "source": f"the image folder {folder.resolve().name}",
             "credit": "as the source of the images asks",
-            "train_identities": [identities[person][0].parent.name for person in train],
-            "test_identities": [identities[person][0].parent.name for person in test],
+            "train_identities": [identities[i][0].parent.name for i in train],
+            "test_identities": [identities[i][0].parent.name for i in test],
         },
     )
 
 
-def _images_of(person: Path) -> list[Path]:
-    return sorted(p for p in person.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def _images_of(identity: Path) -> list[Path]:
+    return sorted(p for p in identity.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def _samples(files: list[Path], image_size: int) -> Iterator[Sample]:
@@ -83,7 +83,7 @@ def _jpegs(files: list[Path], image_size: int) -> Iterator[bytes]:
     for file in files:
         try:
             with Image.open(file) as opened:
-                as_it_is = (
+                is_ready = (
                     opened.format == "JPEG"
                     and opened.mode == "RGB"
                     and opened.size == (image_size, image_size)
@@ -92,7 +92,7 @@ def _jpegs(files: list[Path], image_size: int) -> Iterator[bytes]:
                 image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{file} is not an image that can be decoded ({error}); repair or remove it") from None
-        if as_it_is:
+        if is_ready:
             yield file.read_bytes()
             continue
         side = min(image.shape[:2])

@@ -23,7 +23,7 @@ NOT_QUERIED = -1
 class LandmarkImages:
     """The images of a retrieval test with Q queries and a database of N images.
 
-    `queries` yields JPEG bytes and the box (4,) of what is asked for: left, top, right, bottom in pixels, 0 at the
+    `queries` yields JPEG bytes and the box (4,) of the queried object: left, top, right, bottom in pixels, 0 at the
     image's left and top edge. `database` yields JPEG bytes, in the order of `identities` (N,), integers: 0 to Q - 1
     is the query whose object the image shows, NOT_QUERIED none, and of `grades` (N,), integers: places in GRADES.
     """
@@ -38,8 +38,8 @@ class LandmarkImages:
 def write_roxford_tree(folder: Path, images: LandmarkImages, seed: int) -> dict[str, int]:
     """Write `folder`/gnd_roxford5k.pkl and `folder`/jpg; returns the counts of what was written.
 
-    The database images get their names in an order drawn from the seed, so that an image's place tells nothing about
-    it. The images pass through one by one.
+    The database images are named in an order drawn from the seed, so that an image's place carries no information.
+    The images are written one by one.
     """
     (folder / "jpg").mkdir(parents=True)
     num_images = len(images.identities)

@@ -171,7 +171,7 @@ class ListDataset:
         data, size = self._read(row), len(out)
         if self._size is not None and data[:2] == JPEG_START:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if min(height, width) >= 2 * size and colours not in FOUR_COMPONENTS:
+            if min(int(height), int(width)) >= 2 * size and colours not in FOUR_COMPONENTS:
                 out[:] = resize_image(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size), size)
                 return
         image = decode_image(data, out)

@@ -1,10 +1,4 @@
-<<<<<<< HEAD
 """The classifier that the settings ask for: the same keys in every training program."""
-=======
-"""The classifier that a config describes, with the same keys in every training program."""
-
-from easydict import EasyDict
->>>>>>> refs/heads/engine
 
 from core.errors import UserError
 from core.heads.margins import ArcFace, CosFace, Margin, Softmax
@@ -30,16 +24,8 @@ def build_margin(loss: str, margin_scale: float, margin: float) -> Margin:
     return MARGINS[loss](margin_scale, margin)
 
 
-<<<<<<< HEAD
 def build_head(settings: Settings, num_classes: int) -> PartialFC:
     """The head over `num_classes` classes; a softmax has a bias where `classifier_bias` is set."""
     margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
     bias = settings.classifier_bias and not margin.normalized
     return PartialFC(margin, settings.embedding_size, num_classes, settings.sample_rate, bias)
-=======
-def build_head(config: EasyDict, num_classes: int) -> PartialFC:
-    """The classifier over `num_classes` classes, with a bias if the loss is softmax and `classifier_bias` is true."""
-    margin = build_margin(config.loss, config.margin_scale, config.margin)
-    bias = config.classifier_bias and not margin.normalized
-    return PartialFC(margin, config.embedding_size, num_classes, config.sample_rate, bias)
->>>>>>> refs/heads/engine

@@ -95,28 +95,14 @@ class AdvBCT(Method[AdvBCTSettings]):
     radius: Tensor
     """(C,), below 0 for a class without one."""
 
-<<<<<<< HEAD
     settings_type = AdvBCTSettings
 
     def setup(self, run: Run[AdvBCTSettings]) -> None:
-        """Make the head and the discriminator; compute the old centres and radii, or find them beside the store."""
+        """Build classifier and discriminator; compute the old centres and radii, or find them beside the store."""
         settings = run.settings
         self.threshold, self.num_epoch = settings.threshold, settings.num_epoch
         self.p2s_weight, self.adv_weight = settings.p2s_weight, settings.adv_weight
         self.classifier = build_head(settings, run.data.num_classes)
-=======
-    def setup(self, run: Run) -> None:
-        """Build classifier and discriminator; compute the old centres and radii, or read them from beside the store."""
-        config = run.config
-        if min(config.threshold, config.p2s_weight, config.adv_weight) < 0:
-            raise UserError(
-                f"threshold, p2s_weight and adv_weight must be at least 0, got {config.threshold}, "
-                f"{config.p2s_weight} and {config.adv_weight}"
-            )
-        self.threshold, self.num_epoch = config.threshold, config.num_epoch
-        self.p2s_weight, self.adv_weight = config.p2s_weight, config.adv_weight
-        self.classifier = build_head(config, run.data.num_classes)
->>>>>>> refs/heads/engine
         self.discriminator = nn.Sequential(
             nn.Linear(settings.embedding_size, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 2)
         )

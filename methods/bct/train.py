@@ -56,48 +56,28 @@ class BCT(Method[BCTSettings]):
     old_class: Tensor
     """int64 (C,): the class of the data among those of the old classifier, or -1."""
 
-<<<<<<< HEAD
     settings_type = BCTSettings
 
     def setup(self, run: Run[BCTSettings]) -> None:
-        """Make the head, and the old classifier: from the means of the old features, or the old run's own."""
+        """Build the classifier, and the old classifier: from the means of the old features, or the old run's own."""
         settings = run.settings
         self.classifier = build_head(settings, run.data.num_classes)
         if settings.old_classifier == "own":
-=======
-    def setup(self, run: Run) -> None:
-        """Build the new classifier and the old one: from the means of the old features, or the old model's own."""
-        config = run.config
-        self.classifier = build_head(config, run.data.num_classes)
-        if config.old_classifier == "own":
->>>>>>> refs/heads/engine
             old_class = self._take_own(run)
         else:
             old_class = self._synthesise(run)
         self.register_buffer("old_class", torch.from_numpy(old_class), persistent=False)
 
-<<<<<<< HEAD
     def _synthesise(self, run: Run[BCTSettings]) -> np.ndarray:
         """One class for each class of the data that has old features. Returns its number, -1 without: (C,)."""
-=======
-    def _synthesise(self, run: Run) -> np.ndarray:
-        """One class for each class of the data with old features. Returns the number of each, or -1: (C,)."""
-        if run.config.compat_scale <= 0:
-            raise UserError(f"compat_scale must be above 0, got {run.config.compat_scale}: the release has 1")
->>>>>>> refs/heads/engine
         means = prepare_class_means(run.old_model.features, run.ranks, normalized=False)
         known = np.bincount(run.old_model.features.labels(), minlength=len(means)) > 0
         margin = CosFace(run.settings.compat_scale, 0.0)
         self.old_classifier = FrozenClassifier(margin, means if known.all() else means[known])
         return np.where(known, known.cumsum() - 1, -1)
 
-<<<<<<< HEAD
     def _take_own(self, run: Run[BCTSettings]) -> np.ndarray:
         """The old run's classifier, whose classes are the first of the data's. Returns each class's number or -1."""
-=======
-    def _take_own(self, run: Run) -> np.ndarray:
-        """The old model's own classifier; its classes are the first of the data. Returns the number of each, or -1."""
->>>>>>> refs/heads/engine
         self.old_classifier = run.old_model.classifier
         num_old, num_classes = self.old_classifier.num_classes, run.data.num_classes
         if num_old > num_classes:

@@ -39,7 +39,6 @@ def compatible_contrast(positive: Tensor, blocks: list[Tensor], temperature: flo
     return (logits.logsumexp(1) - logits[:, 0]).mean()
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, kw_only=True)
 class HotRefreshSettings(Settings):
     """Hot-refresh's own settings."""
@@ -52,32 +51,16 @@ class HotRefreshSettings(Settings):
 
 
 class HotRefresh(Method[HotRefreshSettings]):
-    """Holds the head."""
+    """Holds the classifier."""
 
     settings_type = HotRefreshSettings
 
     def setup(self, run: Run[HotRefreshSettings]) -> None:
-        """Make the head."""
+        """Build the classifier."""
         settings = run.settings
         self.temperature, self.hardest = settings.temperature, settings.hardest_negatives
         self.new_to_new = settings.new_to_new
         self.classifier = build_head(settings, run.data.num_classes)
-=======
-class HotRefresh(Method):
-    """Holds the classifier."""
-
-    def setup(self, run: Run) -> None:
-        """Build the classifier."""
-        config = run.config
-        if config.temperature <= 0 or config.hardest_negatives < 0:
-            raise UserError(
-                f"temperature must be above 0 and hardest_negatives 0 (all) or more, got {config.temperature} and "
-                f"{config.hardest_negatives}"
-            )
-        self.temperature, self.hardest = config.temperature, config.hardest_negatives
-        self.new_to_new = config.new_to_new
-        self.classifier = build_head(config, run.data.num_classes)
->>>>>>> refs/heads/engine
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: classification; `compatible`: the contrast with old and, unless left out, new embeddings."""

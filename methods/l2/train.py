@@ -29,7 +29,6 @@ def distance_beyond(new: Tensor, old: Tensor, threshold: float) -> Tensor:
     return (distances - threshold).relu().mean()
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, kw_only=True)
 class L2Settings(Settings):
     """L2's own settings, as released."""
@@ -44,30 +43,15 @@ class L2Settings(Settings):
 
 
 class L2(Method[L2Settings]):
-    """Holds the head."""
+    """Holds the classifier."""
 
     settings_type = L2Settings
 
     def setup(self, run: Run[L2Settings]) -> None:
-        """Make the head."""
+        """Build the classifier."""
         settings = run.settings
         self.weights, self.threshold = settings.loss_weight, settings.threshold
         self.classifier = build_head(settings, run.data.num_classes)
-=======
-class L2(Method):
-    """Holds the classifier."""
-
-    def setup(self, run: Run) -> None:
-        """Build the classifier."""
-        config = run.config
-        if len(config.loss_weight) != 2 or min(config.loss_weight) < 0 or config.threshold < 0:
-            raise UserError(
-                f"loss_weight must be two numbers and threshold one, all at least 0, got {config.loss_weight} and "
-                f"{config.threshold}: set both, as loss_weight=(1,10) threshold=0.2"
-            )
-        self.weights, self.threshold = config.loss_weight, config.threshold
-        self.classifier = build_head(config, run.data.num_classes)
->>>>>>> refs/heads/engine
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`cls`: classification; `l2`: the distance to the old embeddings; both with their weights."""

@@ -87,26 +87,13 @@ class LCE(Method[LCESettings]):
     boundary: Tensor
     """(C,), below 0 for a class without one."""
 
-<<<<<<< HEAD
     settings_type = LCESettings
 
     def setup(self, run: Run[LCESettings]) -> None:
-        """Make the head; compute the old centres and boundaries, or find them beside the store."""
+        """Build the classifier; compute the old centres and boundaries, or find them beside the store."""
         settings = run.settings
         self.boundary_weight, self.align_weight = settings.boundary_weight, settings.align_weight
         self.classifier = build_head(settings, run.data.num_classes)
-=======
-    def setup(self, run: Run) -> None:
-        """Build the classifier; compute the old centres and boundaries, or read them from beside the store."""
-        config = run.config
-        if min(config.transform_blocks, config.boundary_weight, config.align_weight) < 0:
-            raise UserError(
-                f"transform_blocks, boundary_weight and align_weight must be at least 0, got "
-                f"{config.transform_blocks}, {config.boundary_weight} and {config.align_weight}"
-            )
-        self.boundary_weight, self.align_weight = config.boundary_weight, config.align_weight
-        self.classifier = build_head(config, run.data.num_classes)
->>>>>>> refs/heads/engine
         self.transformation = nn.Sequential(
             *[ResidualBlock(settings.embedding_size) for _ in range(settings.transform_blocks)]
         )

@@ -66,30 +66,16 @@ class MixBCT(Method[MixBCTSettings]):
     credible: Tensor
     """bool (N,)."""
 
-<<<<<<< HEAD
     settings_type = MixBCTSettings
 
     def setup(self, run: Run[MixBCTSettings]) -> None:
-        """Make the head; compute the credible rows of the old features, or find them beside the store."""
+        """Build the classifier; compute the credible rows of the old features, or find them beside the store."""
         settings = run.settings
         self.ratio = settings.mix_ratio
         self.classifier = build_head(settings, run.data.num_classes)
         mask = prepare_credible_mask(
             run.old_model.features, settings.credible_rate, settings.scale_dimensions, run.ranks
         )
-=======
-    def setup(self, run: Run) -> None:
-        """Build the classifier; compute the credible rows of the old features, or read them from beside the store."""
-        config = run.config
-        if not 0 <= config.mix_ratio <= 1 or not 0 < config.credible_rate <= 1:
-            raise UserError(
-                f"mix_ratio must be in [0, 1] and credible_rate in (0, 1], got {config.mix_ratio} and "
-                f"{config.credible_rate}: set both as shares"
-            )
-        self.ratio = config.mix_ratio
-        self.classifier = build_head(config, run.data.num_classes)
-        mask = prepare_credible_mask(run.old_model.features, config.credible_rate, config.scale_dimensions, run.ranks)
->>>>>>> refs/heads/engine
         self.register_buffer("credible", torch.from_numpy(np.array(mask)), persistent=False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

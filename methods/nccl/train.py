@@ -100,11 +100,10 @@ class NCCL(Method[NCCLSettings]):
     credible: Tensor | None
     """bool (N,) for all training images; None: all are used."""
 
-<<<<<<< HEAD
     settings_type = NCCLSettings
 
     def setup(self, run: Run[NCCLSettings]) -> None:
-        """Make head and queue; find the credible rows of the old features if only those are to be used."""
+        """Build classifier and queue; find the credible rows of the old features if only those are to be used."""
         settings = run.settings
         images = settings.batch_size * run.ranks.world_size
         if settings.queue_size < images:
@@ -114,19 +113,6 @@ class NCCL(Method[NCCLSettings]):
         self.temperature, self.alpha, self.beta = settings.temperature, settings.alpha, settings.beta
         self.classifier = build_head(settings, run.data.num_classes)
         self.queue = EmbeddingQueue(settings.queue_size, settings.embedding_size)
-=======
-    def setup(self, run: Run) -> None:
-        """Build classifier and queue; find the highly credible old embeddings if only those are to be used."""
-        config = run.config
-        images = config.batch_size * run.ranks.world_size
-        if config.queue_size < images:
-            raise UserError(f"queue_size is {config.queue_size}, but a batch of all ranks has {images}: set it larger")
-        if config.temperature <= 0:
-            raise UserError(f"temperature must be above 0, got {config.temperature}")
-        self.temperature, self.alpha, self.beta = config.temperature, config.alpha, config.beta
-        self.classifier = build_head(config, run.data.num_classes)
-        self.queue = EmbeddingQueue(config.queue_size, config.embedding_size)
->>>>>>> refs/heads/engine
         mask = None
         if settings.credible_only:
             store = run.old_model.features

@@ -63,7 +63,6 @@ def structural_weights(new: Tensor, propagation: float, temperature: float, edge
     return torch.linalg.solve(system, new.new_full((n, k), (1 - propagation) / k))
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, kw_only=True)
 class UniBCTSettings(Settings):
     """UniBCT's own settings, as released."""
@@ -90,24 +89,6 @@ class UniBCTSettings(Settings):
                 f"refine_epochs is {self.refine_epochs}, but num_epoch is {self.num_epoch}: name epochs from 0 to "
                 "num_epoch - 1, the first of which starts the compatible training, or none, ()"
             )
-=======
-def require_settings(config) -> None:
-    """`UserError` for settings that contradict each other."""
-    epochs = config.refine_epochs
-    if not all(isinstance(epoch, int) and 0 <= epoch < config.num_epoch for epoch in epochs):
-        raise UserError(
-            f"refine_epochs is {epochs}, but num_epoch is {config.num_epoch}: name epochs from 0 to num_epoch - 1, the "
-            "first of which starts the compatible training, or none, ()"
-        )
-    if config.compat_scale <= 0:
-        raise UserError(f"compat_scale must be above 0, got {config.compat_scale}: the release has 1")
-    if not 0 <= config.propagation < 1 or config.temperature <= 0:
-        raise UserError(
-            f"propagation must be in [0, 1) and temperature above 0, got {config.propagation} and {config.temperature}"
-        )
-    if config.edge_softmax not in ("columns", "rows"):
-        raise UserError(f"unknown edge_softmax {config.edge_softmax!r}: choose 'columns' or 'rows'")
->>>>>>> refs/heads/engine
 
 
 class UniBCT(Method[UniBCTSettings]):
@@ -116,22 +97,13 @@ class UniBCT(Method[UniBCTSettings]):
     position: Tensor
     """int64 (C,): the class of the data among the prototypes, or -1."""
 
-<<<<<<< HEAD
     settings_type = UniBCTSettings
 
     def setup(self, run: Run[UniBCTSettings]) -> None:
-        """Make head and prototypes: means, if none of the epochs will refine them, else without values until then."""
+        """Build classifier and prototypes: class means, or zeros until the first epoch that refines them."""
         settings = run.settings
         self.run, self.refine_epochs = run, settings.refine_epochs
         self.classifier = build_head(settings, run.data.num_classes)
-=======
-    def setup(self, run: Run) -> None:
-        """Build classifier and prototypes: means if no epoch refines them, else zeros until the first refinement."""
-        config = run.config
-        require_settings(config)
-        self.run, self.refine_epochs = run, tuple(config.refine_epochs)
-        self.classifier = build_head(config, run.data.num_classes)
->>>>>>> refs/heads/engine
         known = np.bincount(run.old_model.features.labels(), minlength=run.data.num_classes) > 0
         if settings.old_classes_only:
             known[run.old_model.num_classes :] = False

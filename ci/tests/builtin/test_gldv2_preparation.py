@@ -87,7 +87,7 @@ def test_one_part_needs_only_its_own_files(data, part, outputs):
 @pytest.mark.parametrize(
     ("part", "image"), [("train", "b000000000000002"), ("index", "1a00000000000000"), ("test", "e300000000000000")]
 )
-def test_missing_image_is_named_and_counted_and_fatal_or_left_out(data, caplog, part, image):
+def test_missing_image_is_named_and_counted_and_is_an_error_or_left_out(data, caplog, part, image):
     (data / "images" / place_of(part, image)).unlink()
     count = {"train": 4, "index": 4, "test": 3}[part]
     message = f"1 of the {count} files of {part} are missing below {data / 'images'}: {place_of(part, image)}"
@@ -114,14 +114,14 @@ def test_all_images_missing_is_an_error_even_if_missing_ones_are_left_out(data):
         prepare_gldv2(data / "csv", data / "out", data / "out", skip_missing=True)
 
 
-def test_positive_named_twice_counts_once_and_blanks_do_not_matter(tmp_path):
+def test_positive_named_twice_counts_once_and_extra_blanks_are_ignored(tmp_path):
     (tmp_path / "s.csv").write_text('id,images,Usage\nq00,"i02  i01 i02 ",Public\nq01,,Private\n')
     (tmp_path / "i.csv").write_text("id\ni01\ni00\ni02\n")
     truth = ground_truth(read_solution(tmp_path / "s.csv"), read_index(tmp_path / "i.csv"))
     assert truth == {"usage": ["Public", "Private"], "positives": [[0, 2], []]}
 
 
-def test_landmarks_are_ordered_as_numbers_and_other_columns_do_not_matter(tmp_path):
+def test_landmarks_are_ordered_as_numbers_and_other_columns_are_ignored(tmp_path):
     (tmp_path / "t.csv").write_text("extra,images,landmark_id\nx,b00 a00,10\ny,c00,9\n")
     assert read_train(tmp_path / "t.csv").rows() == [("c00", 0), ("b00", 1), ("a00", 1)]
 
@@ -130,20 +130,20 @@ def test_landmarks_are_ordered_as_numbers_and_other_columns_do_not_matter(tmp_pa
     ("file", "text", "message"),
     [
         ("train_clean.csv", "landmark_id,images\n1,abc\nx,abd\n", "line 3: landmark_id is not a whole number"),
-        ("train_clean.csv", "landmark_id,images\n1,abc\n1,abd\n", "line 3: this landmark_id is there twice"),
+        ("train_clean.csv", "landmark_id,images\n1,abc\n1,abd\n", "line 3: this landmark_id occurs twice"),
         ("train_clean.csv", "landmark_id,images\n1, \n", "line 2: images is empty"),
-        ("train_clean.csv", "landmark_id,images\n1,abc ../../etc\n", "line 2: images is not a row of ids"),
+        ("train_clean.csv", "landmark_id,images\n1,abc ../../etc\n", "line 2: images is not a list of image ids"),
         ("train_clean.csv", "landmark,images\n1,abc\n", "cannot be read .*expected the columns landmark_id, images"),
         ("train_clean.csv", "landmark_id,images\n", "has no lines below its header"),
         ("train_clean.csv", "", "cannot be read"),
-        ("index.csv", "id\nabc\nabc\n", "line 3: this id is there twice"),
-        ("index.csv", "id\nabc\na/b/c\n", "line 3: id is not the id of an image"),
+        ("index.csv", "id\nabc\nabc\n", "line 3: this id occurs twice"),
+        ("index.csv", "id\nabc\na/b/c\n", "line 3: id is not an image id"),
         ("retrieval_solution_v2.1.csv", "id,images,Usage\nabc,abd,public\n", "line 2: Usage is not Public, Private"),
-        ("retrieval_solution_v2.1.csv", "id,images,Usage\nabc,abd,Public\nabc,,Public\n", "line 3: this id is there"),
+        ("retrieval_solution_v2.1.csv", "id,images,Usage\nabc,abd,Public\nabc,,Public\n", "line 3: this id occurs"),
         ("retrieval_solution_v2.1.csv", None, "csv file of GLDv2 not found"),
     ],
 )
-def test_damaged_csv_file_is_told_with_its_line_and_nothing_is_written(data, file, text, message):
+def test_damaged_csv_file_is_reported_with_its_line_and_nothing_is_written(data, file, text, message):
     (data / "csv" / file).unlink() if text is None else (data / "csv" / file).write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         prepare(data)

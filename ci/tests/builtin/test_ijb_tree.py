@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.builtin.ijb_tree import Sample, TreePeople, frames_to_media, template_of_media, write_ijb_tree
+from core.builtin.ijb_tree import Sample, SubjectImages, frames_to_media, template_of_media, write_ijb_tree
 
 POINTS = np.arange(10.0).reshape(5, 2)
 
@@ -13,7 +13,7 @@ POINTS = np.arange(10.0).reshape(5, 2)
 def write_tree(folder: Path, counts, seed=0, num_pairs=10_000):
     subjects = np.repeat(np.arange(len(counts)), counts)
     samples = (Sample(b"%d" % i, POINTS + i, 0.5) for i in range(len(subjects)))
-    return write_ijb_tree(folder, TreePeople(subjects, frames_to_media(np.array(counts)), samples), seed, num_pairs)
+    return write_ijb_tree(folder, SubjectImages(subjects, frames_to_media(np.array(counts)), samples), seed, num_pairs)
 
 
 def read_lists(folder: Path):
@@ -52,17 +52,17 @@ def test_tree_is_consistent(tmp_path):
     assert all(subject_of[t] == s for t, s in zip(templates, subject))
     assert all(len({t for t, m in zip(templates, media) if m == one}) == 1 for one in set(media))
     galleries = [lists["gallery_G1"], lists["gallery_G2"]]
-    people = [{s for _, s in entries} for entries in (*galleries, lists["probe_mixed"])]
-    assert [len(g) for g in galleries] == [len(p) for p in people[:2]] == [4, 4]
-    assert not people[0] & people[1]
-    assert people[0] | people[1] < people[2]
+    subjects_of = [{s for _, s in entries} for entries in (*galleries, lists["probe_mixed"])]
+    assert [len(g) for g in galleries] == [len(p) for p in subjects_of[:2]] == [4, 4]
+    assert not subjects_of[0] & subjects_of[1]
+    assert subjects_of[0] | subjects_of[1] < subjects_of[2]
     assert not {t for g in galleries for t, _ in g} & {t for t, _ in lists["probe_mixed"]}
     assert {t for entries in lists.values() for t, _ in entries} == set(templates)
     assert all(subject_of[t] == s for entries in lists.values() for t, s in entries)
     in_gallery = {t for g in galleries for t, _ in g}
     assert {*pairs[:, 0]} <= in_gallery and not {*pairs[:, 1]} & in_gallery
     assert all(label == (subject_of[a] == subject_of[b]) for a, b, label in pairs)
-    genuine = sum(s in people[0] | people[1] for _, s in lists["probe_mixed"])
+    genuine = sum(s in subjects_of[0] | subjects_of[1] for _, s in lists["probe_mixed"])
     assert pairs[:, 2].sum() == genuine == made["genuine_pairs"]
     assert len({tuple(p) for p in pairs[:, :2].tolist()}) == len(pairs)
 

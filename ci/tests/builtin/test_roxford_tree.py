@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from core.builtin.corruption import Corruption
 from core.builtin.dataset_folder import write_dataset_folder
-from core.builtin.glyph_images import CELL, Nuisance, capture, capture_scenes
+from core.builtin.glyph_images import CELL, capture, capture_scenes
 from core.builtin.glyphs import glyph_source
 from core.builtin.roxford_tree import GRADES, NOT_QUERIED, LandmarkImages, write_roxford_tree
 from core.images.codec import decode_image
@@ -57,7 +58,7 @@ def test_box_of_a_scene_is_the_frame_of_the_first_character():
     masks = np.zeros((2, 1, CELL, CELL), np.uint8)
     masks[0, 0, 12:-12, 12:-12] = 255
     characters = np.repeat([[0] + [1] * 8], 40, axis=0)
-    still = Nuisance((0, 0), 0)
+    still = Corruption((0, 0), 0)
     sides = []
     for jpeg, box in capture_scenes(masks, characters, characters * 0, SIZE, np.random.default_rng(0), still):
         image = decode_image(jpeg)
@@ -74,13 +75,13 @@ def test_box_of_a_scene_is_the_frame_of_the_first_character():
     assert SIZE <= min(sides) < 1.05 * SIZE and 1.25 * SIZE < max(sides) <= 4 / 3 * SIZE
 
 
-def test_nuisance_without_strength_leaves_two_colours_and_more_of_it_leaves_less():
+def test_image_without_corruption_has_two_colours_and_more_corruption_spreads_them():
     masks = np.zeros((1, 1, CELL, CELL), np.uint8)
     masks[0, 0, 16:-16, 16:-16] = 255
     rows = np.zeros(50, int)
     spread = []
-    for nuisance in (Nuisance((0, 0), 0), Nuisance((0.5, 1), 0.5), Nuisance((1, 1.8), 1, (2.5, 3.4))):
-        images = [decode_image(s.jpeg) for s in capture(masks, rows, rows, SIZE, np.random.default_rng(0), nuisance)]
+    for corruption in (Corruption((0, 0), 0), Corruption((0.5, 1), 0.5), Corruption((1, 1.8), 1, (2.5, 3.4))):
+        images = [decode_image(s.jpeg) for s in capture(masks, rows, rows, SIZE, np.random.default_rng(0), corruption)]
         inside, ground = np.zeros((SIZE, SIZE), bool), np.ones((SIZE, SIZE), bool)
         inside[10:-10, 10:-10] = True
         ground[6:-6, 6:-6] = False
@@ -129,7 +130,7 @@ def test_retrieval_images_are_drawn_apart_from_the_others(tmp_path):
     list(second.landmarks.queries)
     list(second.landmarks.database)
     assert list(first.jpegs) == list(second.jpegs)
-    assert [s.jpeg for s in first.people.samples] == [s.jpeg for s in second.people.samples]
+    assert [s.jpeg for s in first.evaluation.samples] == [s.jpeg for s in second.evaluation.samples]
 
 
 def test_data_set_without_a_retrieval_test_gets_no_tree(tmp_path):
@@ -138,8 +139,8 @@ def test_data_set_without_a_retrieval_test_gets_no_tree(tmp_path):
         tmp_path / "with", dataclasses.replace(source, jpegs=iter([b""] * len(source.labels))), 3
     )
     assert made["eval/roxford5k"]["queries"] == 3 and (tmp_path / "with" / "eval" / "roxford5k" / "jpg").is_dir()
-    people = dataclasses.replace(source.people, samples=())
-    source = dataclasses.replace(source, jpegs=iter([b""] * len(source.labels)), people=people, landmarks=None)
+    evaluation = dataclasses.replace(source.evaluation, samples=())
+    source = dataclasses.replace(source, jpegs=iter([b""] * len(source.labels)), evaluation=evaluation, landmarks=None)
     made = write_dataset_folder(tmp_path / "without", source, 3)
     assert "eval/roxford5k" not in made
     assert [path.name for path in (tmp_path / "without" / "eval").iterdir()] == ["IJBC"]
