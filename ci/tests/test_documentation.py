@@ -83,7 +83,7 @@ def test_commands_name_programs_configs_and_options_that_exist(page):
             assert any(ROOT.glob(f"*/*/{config}")) or any(ROOT.glob(f"*/{config}")), command
         tool = re.search(r"\btools/\w+\.py(.*)", command)
         if tool:
-            code = (ROOT / tool[0].split()[0]).read_text() + shared
+            code = (ROOT / tool[0].split()[0]).read_text() + shared + '"--help"'
             for option in re.findall(r"\s(--?[a-zA-Z][\w-]*)", tool[1]):
                 assert f'"{option}"' in code, f"{option} in {command}"
 
