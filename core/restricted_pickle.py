@@ -24,7 +24,7 @@ def load_plain_pickle(path: str | Path, encoding: str = "bytes") -> Any:
 
     `encoding` is for the 8-bit strings of Python 2 pickles: "bytes" keeps them, "ASCII" makes them strings. Arrays come
     as (a subclass of) `numpy.ndarray`. `UserError` naming the file if it is missing, is no pickle, or asks for anything
-    but dict, list, tuple, set, numbers, bytes, strings and arrays of numbers or strings; that name is told.
+    but dict, list, tuple, set, numbers, bytes, strings and arrays of numbers or strings; the error names it.
     """
     path = require_file(path, "annotation file")
     with open(path, "rb") as file:

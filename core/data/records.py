@@ -40,7 +40,9 @@ class RecordDataset:
         self._reader = RecordReader(prefix)
         self._labels: np.ndarray | None = None
         if len(self._reader):
-            self._reader.view(int(self._reader.offsets.argmax()))  # a truncated file is told now, not hours into a run
+            self._reader.view(
+                int(self._reader.offsets.argmax())
+            )  # a truncated file is reported now, not hours into a run
         self._records, self._header_classes = self._find_images()
         self.num_images = len(self._records)
         if not self.num_images:

@@ -113,11 +113,11 @@ def _blocks(gallery: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _import_faiss() -> ModuleType:
-    """The package, imported where it is used and told to be fast.
+    """The package, imported where it is used, with its fast kernels.
 
     The OpenBLAS in its wheels takes kernels of 2004 on processors that are newer than itself (measured: a fifth of the
-    speed); it is told better while it is loaded, unless the user has told it something. For few queries faiss makes no
-    matrix products but one sum after another (measured: a fifteenth of the speed); it is told to make them always.
+    speed); the right kernel is named while it is loaded, unless a user has set one. For few queries faiss computes one
+    sum after another in place of matrix products (measured: a fifteenth of the speed); the threshold forbids that.
     """
     core = OPENBLAS_CORES.get(torch.backends.cpu.get_cpu_capability())
     unset = core is not None and "OPENBLAS_CORETYPE" not in os.environ

@@ -46,7 +46,7 @@ def test_epoch_started_in_the_middle_goes_on_exactly():
     assert list(sampler.epoch(2, 8)) == []
 
 
-def test_data_smaller_than_a_step_is_told():
+def test_data_smaller_than_a_step_is_reported():
     assert TrainSampler(24, 8, 0, 3, 0).steps_per_epoch == 1
     with pytest.raises(UserError, match="24 images .8 a rank. but the data has only 23: set a smaller batch_size"):
         TrainSampler(23, 8, 0, 3, 0)

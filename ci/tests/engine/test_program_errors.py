@@ -115,14 +115,14 @@ MIXBCT_MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_told_and_makes_no_run_folder(fail, tmp_path, name):
+def test_mistake_is_reported_and_makes_no_run_folder(fail, tmp_path, name):
     overrides, message = MISTAKES[name]
     assert re.search(message, fail(OLD_MODEL, *overrides.split()))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", MIXBCT_MISTAKES)
-def test_mistake_with_the_old_model_is_told_and_makes_no_run_folder(fail, tmp_path, name):
+def test_mistake_with_the_old_model_is_reported_and_makes_no_run_folder(fail, tmp_path, name):
     overrides, message = MIXBCT_MISTAKES[name]
     assert re.search(message, fail(MIXBCT, *overrides.split()))
     assert not (tmp_path / "run").exists()
@@ -135,12 +135,12 @@ def test_mistake_with_the_old_model_is_told_and_makes_no_run_folder(fail, tmp_pa
         ("broken.py", r"broken\.py, line 1, cannot be read: SyntaxError"),
     ],
 )
-def test_missing_or_broken_config_is_told(fail, tmp_path, config, message):
+def test_missing_or_broken_config_is_reported(fail, tmp_path, config, message):
     assert re.search(message, fail(OLD_MODEL, config=config))
     assert not (tmp_path / "run").exists()
 
 
-def test_output_that_is_a_file_is_told_and_kept(fail, place):
+def test_output_that_is_a_file_is_reported_and_kept(fail, place):
     assert "file is a file: name a folder" in fail(OLD_MODEL, "output={place}/file")
     assert (place / "file").read_text() == "precious"
 
@@ -155,7 +155,7 @@ def test_damaged_records_are_told_with_file_and_record_by_training_and_extractio
     assert not list(tmp_path.glob("features*")) and not (tmp_path / "run" / "model.pt").exists()
 
 
-def test_store_of_other_data_or_of_another_old_model_is_told_and_left_as_it_is(launch, fail, place, tmp_path):
+def test_store_of_other_data_or_of_another_old_model_is_reported_and_left_as_it_is(launch, fail, place, tmp_path):
     settings = ("num_epoch=1", f"output={tmp_path / 'good'}")
     assert launch(MIXBCT, *settings)[0] == 0
     kept = (tmp_path / "features" / "features.npy").stat()
@@ -177,7 +177,7 @@ def test_mistake_with_resume_false_does_not_empty_the_run_folder(fail, tmp_path)
     assert (tmp_path / "run" / "model.pt").read_bytes() == b"precious"
 
 
-def test_damaged_checkpoint_is_told_with_its_path_and_the_remedy(launch, fail, tmp_path):
+def test_damaged_checkpoint_is_reported_with_its_path_and_the_remedy(launch, fail, tmp_path):
     assert launch(OLD_MODEL)[0] == 0
     latest = tmp_path / "run" / "checkpoints" / "step_8"
     data = next(latest.glob("*.distcp"))

@@ -154,7 +154,7 @@ def test_mistakes_are_told_before_anything_is_written(evaluate, models, monkeypa
     assert not (models / "out").exists() and not (models / "cache").exists()
 
 
-def test_missing_meta_file_is_told_with_its_name(evaluate, models, tree):
+def test_missing_meta_file_is_reported_with_its_name(evaluate, models, tree):
     (tree / "IJBC" / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
     with pytest.raises(UserError, match="ijbc_1N_gallery_G2.csv"):
         evaluate("-m", models / "old", "-N")

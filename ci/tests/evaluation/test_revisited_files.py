@@ -72,7 +72,7 @@ def test_ranking_the_positives_first_is_perfect(tree):
         (lambda c: c["imlist"].clear(), "0 database images"),
     ],
 )
-def test_wrong_ground_truth_is_told_with_file_and_query(tree, edit, message):
+def test_wrong_ground_truth_is_reported_with_file_and_query(tree, edit, message):
     change(tree, edit)
     with pytest.raises(UserError, match=f"gnd_roxford5k.pkl.*{message}"):
         read_revisited(tree, "roxford5k")
