@@ -208,3 +208,9 @@ def test_rates_without_a_probe_to_count_are_null():
     strangers = Subjects(gallery.templates, gallery.subjects + 1000)
     metrics = evaluate_1_n(features, features, IdentificationLists({"g1": gallery, "g2": gallery}, strangers)).metrics
     assert metrics["top1"] is None and metrics["g1"]["tpir@fpir=0.01"] is None and metrics["mixed"]["top10"] is None
+
+
+def test_far_between_two_impostor_pairs_takes_the_nearer_one():
+    impostor = np.arange(19) / 19  # 0.1 of them is 1.9: two may pass
+    genuine = np.array([0.0, 16.5 / 19])  # the second lies below the two best impostors and above the third
+    assert receiver_operating_characteristic(genuine, impostor).metrics["tar@far=1e-01"] == 0.5
