@@ -1,4 +1,4 @@
-"""How a program of this project ends: with status 0, or with one line that says what the user got wrong."""
+"""How a program ends: with status 0, or with one line that says what the user has to correct."""
 
 import os
 import sys
@@ -18,8 +18,8 @@ class UserError(ValueError):
 def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or 2 after one `error: ` line on stderr if it raised `UserError`.
 
-    Under torchrun the ranks that fail agree through torchrun's own store on the one that prints; a rank whose
-    collective broke because another rank had already reported its error leaves quietly.
+    Under torchrun the failing ranks agree, through torchrun's own store, on the one that prints; a rank whose
+    collective broke because another rank has already reported its error exits silently.
     """
     try:
         main()
@@ -38,7 +38,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """End at once: tearing a process group down would wait for other ranks, and may write after the error's line."""
+    """Exit at once: destroying a process group would wait for other ranks, and may print after the error line."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -62,7 +62,7 @@ def _report_key() -> str:
 
 
 def _claim_report() -> bool:
-    """True on the first rank that asks. The others wait a moment, so that its line is out before they are gone."""
+    """True on the first rank that asks. The others wait a moment, so that its line is printed before they exit."""
     store = _launcher_store()
     if store is None or store.add(_report_key(), 1) == 1:
         return True

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Paths of configs, and writing files completely or not at all."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def resolve(path: str | Path) -> Path:
-    """A path of a config: absolute as it is, else below the repository's root."""
+    """A path of a config: an absolute one as it is, any other below the repository's root."""
     return ROOT / Path(path).expanduser()
 
 

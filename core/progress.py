@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain log lines now and then elsewhere."""
+"""Progress of long work: a bar with rate and time left on a terminal, log lines every 10 seconds elsewhere."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Counts units of work done: a tqdm bar on a terminal, else a log line every 10 seconds; `quiet` shows nothing."""
+    """Counts finished units of work: a tqdm bar on a terminal, else a log line every 10 seconds, nothing if `quiet`."""
 
     def __init__(self, description: str, total: int, unit: str = "images", quiet: bool = False, initial: int = 0):
         self.description, self.total, self.unit, self.quiet = description, total, unit, quiet

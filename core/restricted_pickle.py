@@ -1,6 +1,6 @@
-"""Reading pickled annotations of strangers: builds plain containers, numbers, bytes, strings and NumPy arrays only.
+"""Reading pickled annotations from untrusted sources: plain containers, numbers, bytes, strings and NumPy arrays only.
 
-A pickle names functions for the reader to call. Here the few names that plain data needs are answered by harmless
+A pickle names functions that the reader is to call. Here the few names that plain data needs are mapped to harmless
 stand-ins and every other name is refused, so that a file can neither run code nor forge an array's memory layout.
 """
 
@@ -20,11 +20,11 @@ ARRAY_KINDS = "biufcSU"
 
 
 def load_plain_pickle(path: str | Path, encoding: str = "bytes") -> Any:
-    """What the pickle at `path` holds, if it is plain data.
+    """The content of the pickle at `path`, if it is plain data.
 
     `encoding` is for the 8-bit strings of Python 2 pickles: "bytes" keeps them, "ASCII" makes them strings. Arrays come
-    as (a subclass of) `numpy.ndarray`. `UserError` naming the file if it is missing, is no pickle, or asks for anything
-    but dict, list, tuple, set, numbers, bytes, strings and arrays of numbers or strings; the error names it.
+    as (a subclass of) `numpy.ndarray`. `UserError` naming the file if it is missing, is not a pickle, or asks for
+    anything but dict, list, tuple, set, numbers, bytes, strings and arrays of numbers or strings, which it names.
     """
     path = require_file(path, "annotation file")
     with open(path, "rb") as file:

@@ -33,7 +33,7 @@ def write(tmp_path, content, protocol):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_data_and_arrays_come_back_from_every_protocol(tmp_path, protocol):
+def test_plain_data_and_arrays_are_read_from_every_protocol(tmp_path, protocol):
     assert load_plain_pickle(write(tmp_path, PLAIN, protocol)) == PLAIN
     loaded = load_plain_pickle(write(tmp_path, [*ARRAYS, np.float32(1.5), np.bool_(True), np.int16(-3)], protocol))
     for got, expected in zip(loaded, ARRAYS):

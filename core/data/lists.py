@@ -127,11 +127,11 @@ class ListDataset:
 
     @property
     def name(self) -> str:
-        """`prefix`, under the name that all image sources have for it."""
+        """`prefix`, under the name that all image sources share."""
         return self.prefix
 
     def image_name(self, row: int) -> str:
-        """The file that holds the image of a row, for messages."""
+        """The file of a row, for messages."""
         return self._name(row)
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Training images from whatever names them: an image list or a record file."""
+"""Training images from an image list or a record file, whichever `rec` names."""
 
 from pathlib import Path
 from typing import TypeAlias
@@ -17,7 +17,7 @@ BAD_IMAGES = ("error", "skip")
 
 
 def is_list(rec: str | Path) -> bool:
-    """True for an image list (a `.txt`, or another file that is no record file), False for a prefix of records."""
+    """True for an image list (a `.txt`, or another file that is not a record file), False for a prefix of records."""
     path = Path(rec)
     return path.suffix == ".txt" or (path.is_file() and path.suffix not in (".rec", ".idx"))
 
@@ -25,7 +25,7 @@ def is_list(rec: str | Path) -> bool:
 def open_dataset(
     rec: str | Path, image_size: int | None = None, root: str | Path | None = None, skip_bad: bool = False
 ) -> ImageDataset:
-    """The images that `rec` names; `root` and `skip_bad` are for lists. `UserError` as the data sets raise it."""
+    """The images that `rec` names; `root` and `skip_bad` are for lists. Raises `UserError` as they do."""
     return ListDataset(rec, root, image_size, skip_bad) if is_list(rec) else RecordDataset(rec, image_size)
 
 

@@ -1,10 +1,10 @@
 """MXNet's indexed RecordIO, read and written without MXNet, byte for byte in both directions.
 
 `PREFIX.idx` has a line `key<TAB>offset` for each record. `PREFIX.rec` has at each offset `magic u32 | lrec u32 | data`,
-little endian, padded with zeros to 4 bytes; `lrec` is a flag in the upper 3 bits and the length of `data` in the lower
-29. Where the magic word occurs in `data` at a multiple of 4 the record is split there, without the word, into parts
-with the flags 1 (first), 2 (middle) and 3 (last); flag 0 is a whole record. `data` is an `IRHeader` (flag u32, label
-f32, id u64, id2 u64), then `flag` float32 labels if flag > 0, then the payload, mostly an encoded image.
+little endian, padded with zeros to a multiple of 4 bytes; `lrec` is a flag in the upper 3 bits and the length of `data`
+in the lower 29. Where the magic word occurs in `data` at a multiple of 4 the record is split there, without the word,
+into parts with the flags 1 (first), 2 (middle) and 3 (last); flag 0 is a whole record. `data` is an `IRHeader` (flag
+u32, label f32, id u64, id2 u64), then `flag` float32 labels if flag > 0, then the payload, usually an encoded image.
 """
 
 import mmap
@@ -35,7 +35,7 @@ HEADER = struct.Struct("<IfQQ")
 def pack(index: int, label: float | Sequence[float], payload: bytes) -> bytes:
     """The data of an image record: IRHeader with id `index` and id2 0, the labels, the payload.
 
-    One label goes into the header (flag 0), several follow it as float32 (flag = how many, header label 0).
+    One label is stored in the header (flag 0), several follow it as float32 (flag: their number, header label 0).
     """
     labels = np.atleast_1d(np.asarray(label, dtype="<f4"))
     if labels.ndim != 1 or not labels.size:
@@ -46,7 +46,7 @@ def pack(index: int, label: float | Sequence[float], payload: bytes) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> tuple[tuple[float, ...], bytes | memoryview]:
-    """Labels and payload of an image record's data (the payload is a slice of `data`); `ValueError` if cut short."""
+    """Labels and payload of an image record's data (the payload is a slice of `data`); `ValueError` if truncated."""
     if len(data) < HEADER.size:
         raise ValueError(f"{len(data)} bytes are too few for an image record, whose header alone has {HEADER.size}")
     flag, label, _, _ = HEADER.unpack_from(data)
@@ -62,8 +62,8 @@ class RecordReader:
     """Random access to the records of `prefix`.rec in the order of the lines of `prefix`.idx.
 
     `reader[i]` is `(labels, payload)` of record i, whatever its key is: a tuple of floats and bytes. The file is mapped
-    into memory when a process first reads from it, so a reader may be pickled, forked and spawned; what is held beside
-    the mapping is 16 bytes a record. A missing file, a malformed index and a damaged record raise `UserError` that
+    into memory when a process first reads from it, so a reader may be pickled, forked and spawned; memory besides the
+    mapping is 16 bytes a record. A missing file, a malformed index and a damaged record raise `UserError` that
     names the file and the record's number i (the line of the index, from 0).
     """
 
@@ -108,7 +108,7 @@ class RecordReader:
         return self._view
 
     def close(self) -> None:
-        """Let go of the mapping; payload views handed out before stay valid."""
+        """Release the mapping; payload views returned before stay valid."""
         self._view, self._closed = None, True
 
     def __enter__(self) -> "RecordReader":
@@ -127,12 +127,12 @@ def _read_data(file: memoryview, offset: int) -> memoryview | bytes:
     if flag == WHOLE:
         return data
     if flag != FIRST:
-        raise ValueError(f"it begins with a part of kind {flag}, where 0 or 1 is due")
+        raise ValueError(f"it begins with a part of kind {flag}, not 0 or 1")
     parts = [data]
     while flag != LAST:
         flag, data, offset = _read_part(file, offset)
         if flag not in (MIDDLE, LAST):
-            raise ValueError(f"its part {len(parts)} is of kind {flag}, where 2 or 3 is due")
+            raise ValueError(f"its part {len(parts)} is of kind {flag}, not 2 or 3")
         parts.append(data)
     return MAGIC_BYTES.join(parts)
 
@@ -180,7 +180,7 @@ class RecordWriter:
     """Writes `prefix`.rec and `prefix`.idx record by record, exactly the bytes that MXNet would.
 
     Both files are written under temporary names and renamed by `close()` (or at the end of a `with` block); when the
-    block raises, nothing is left and older files of these names stay. The parent folder must exist (`UserError`).
+    block raises, both are removed and older files of these names stay. The parent folder must exist (`UserError`).
     """
 
     def __init__(self, prefix: str | Path):
@@ -220,7 +220,7 @@ class RecordWriter:
         self._offset += FRAME.size + len(data) + padding
 
     def close(self) -> None:
-        """Finish both files and give them their names. An index never stands beside another file's records."""
+        """Finish both files and rename them. At no time is there an index beside the records of another file."""
         with self._files:
             if not self._rec.closed:
                 self._rec.close()

@@ -23,16 +23,16 @@ class RecordDataset:
 
     InsightFace's files have a header record (key 0, no payload, labels (n + 1, x)): the rows are then the records with
     keys 1 to n, and whatever follows (class ranges) is left out; x is the number of classes, or n + 1 + that number
-    where class ranges follow. Both are float32, inexact beyond 2^24: the keys then tell the exact number. Without a
-    header, as `im2rec` writes them, every record is an image and the number of classes is the largest label + 1. The
+    where class ranges follow. Both are float32, inexact beyond 2^24: the exact number then comes from the keys. Without
+    a header, as `im2rec` writes them, every record is an image and the number of classes is the largest label + 1. The
     label of an image is the first of its record.
 
-    Holds about 24 bytes an image, and 8 more once `labels()` or `fingerprint` was asked for; images stay on disk.
+    Memory: about 24 bytes an image, and 8 more after the first use of `labels()` or `fingerprint`; images stay on disk.
     Picklable, and safe with forked and spawned workers.
 
     Attributes: `prefix`, `num_images`, `num_classes`. With `image_size` given, images of another size are resized to
-    it; otherwise all must be as the first one, a square. Raises `UserError` naming file and record for damaged records,
-    wrong labels and undecodable images.
+    it; otherwise all must have the size of the first, a square. Raises `UserError` naming file and record for damaged
+    records, wrong labels and undecodable images.
     """
 
     def __init__(self, prefix: str | Path, image_size: int | None = None):
@@ -40,13 +40,12 @@ class RecordDataset:
         self._reader = RecordReader(prefix)
         self._labels: np.ndarray | None = None
         if len(self._reader):
-            self._reader.view(
-                int(self._reader.offsets.argmax())
-            )  # a truncated file is reported now, not hours into a run
+            last = int(self._reader.offsets.argmax())
+            self._reader.view(last)  # reports a truncated file now, not hours into a run
         self._records, self._header_classes = self._find_images()
         self.num_images = len(self._records)
         if not self.num_images:
-            raise UserError(f"{self.prefix}.rec holds no images")
+            raise UserError(f"{self.prefix}.rec contains no images")
         self.num_classes = self._header_classes or int(self.labels().max()) + 1
         self._size = image_size
 
@@ -65,8 +64,8 @@ class RecordDataset:
             return everything, None
         if not all(0 <= label <= MOST_IMAGES and label.is_integer() for label in labels):
             raise UserError(
-                f"{self.prefix}.rec: its header, record {header[0]}, holds {labels[0]:g} and {labels[1]:g}, not the "
-                "number of images + 1 and that of classes; copy or make the files again"
+                f"{self.prefix}.rec: its header, record {header[0]}, has {labels[0]:g} and {labels[1]:g}, not the "
+                "number of images + 1 and the number of classes; copy or make the files again"
             )
         end, classes = self._end_of_images(labels[0]), int(labels[1])
         images = everything[(reader.keys > 0) & (reader.keys < end)]
@@ -81,7 +80,7 @@ class RecordDataset:
         return images, classes
 
     def _end_of_images(self, stored: float) -> int:
-        """The key after the last image's. Of the keys that float32 rounds to `stored`, the first without an image."""
+        """The key after the last image's: of the keys that float32 rounds to `stored`, the first without an image."""
         slack = int(np.spacing(np.float32(stored)) / 2)
         for end in range(int(stored) - slack, int(stored) + slack + 1):
             record = np.flatnonzero(self._reader.keys == end)[:1]
@@ -99,7 +98,7 @@ class RecordDataset:
         if height != width:
             raise UserError(
                 f"{self.prefix}.rec: record {record} is an image of {width}x{height}, not a square; "
-                "give the size that images shall be resized to"
+                "set the size that images are to be resized to"
             )
         return height
 
@@ -127,7 +126,7 @@ class RecordDataset:
         return self._labels
 
     def _read_labels(self, records: np.ndarray) -> np.ndarray:
-        """First labels (float32) of whole records by array code; damaged and split ones are left to the reader."""
+        """First labels (float32) of records, read as arrays; those of damaged and split records by the reader."""
         reader = self._reader
         view = reader.file
         words = np.frombuffer(view[: len(view) // 4 * 4], "<u4")
@@ -170,11 +169,11 @@ class RecordDataset:
 
     @property
     def name(self) -> str:
-        """`prefix`, under the name that all image sources have for it."""
+        """`prefix`, under the name that all image sources share."""
         return self.prefix
 
     def image_name(self, row: int) -> str:
-        """The record that holds the image of a row, for messages."""
+        """The record of a row, for messages."""
         return f"{self.prefix}.rec, record {self._records[row]}"
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -209,7 +208,7 @@ class RecordDataset:
         if self._size is None:
             raise UserError(
                 f"{self.prefix}.rec: record {record} is an image of {width}x{height}, the first one of {size}x{size}; "
-                "give the size that images shall be resized to"
+                "set the size that images are to be resized to"
             )
         return resize_image(image, size)
 

@@ -1,4 +1,4 @@
-"""The old and the new side's share of a training set: records or lists split by class or by image."""
+"""Splitting a training set (records or a list) into an old and a new side, by class or by image."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +26,8 @@ def class_split(labels: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarra
 def data_split(labels: np.ndarray, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Old and new label of each image (two arrays (N,)), -1 where the image is not on that side; labels stay.
 
-    Of a class with k images max(1, round(ratio * k)), though never all, drawn at random go to the old side and the
-    others to the new one; a single image goes to both.
+    Of the k images of a class, max(1, round(ratio * k)) but never all go to the old side, drawn at random, and the
+    others to the new side; a single image goes to both.
     """
     rank, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
     num_old = np.minimum(np.maximum(1, np.rint(ratio * counts)), np.maximum(counts - 1, 1))
@@ -43,7 +43,7 @@ def split_records(prefix: str | Path, mode: str, ratio: float, seed: int = 0) ->
     """Split `prefix`.rec by "class" or "data" into `prefix`_part_30_class and `prefix`_part_70_class (for ratio 0.3).
 
     Returns images and classes by output prefix. The outputs have InsightFace's header; payloads and further labels of
-    a record stay as they are. Works in a stream: about 60 bytes an image are held, no image but the one being copied.
+    a record stay as they are. Images are copied one by one; memory is about 60 bytes an image.
     """
     _require_options(ratio, seed)
     dataset = RecordDataset(prefix)
@@ -64,11 +64,10 @@ def split_records(prefix: str | Path, mode: str, ratio: float, seed: int = 0) ->
 def split_list(path: str | Path, mode: str, ratio: float, seed: int = 0) -> dict[str, tuple[int, int]]:
     """Split the list X.txt by "class" or "data" into X_part_30_class.txt and X_part_70_class.txt (for ratio 0.3).
 
-    For "class" the classes are shuffled by the seed before the first of them go to the old side. X_part_100_class.txt
-    is then the whole list with the old classes numbered first: a label below their number is the old side's class of
-    that number. The new side is numbered from 0. For "data" labels stay, and the whole list is X.txt itself. Lines keep
-    their order. Returns images and classes by file. Image files are not looked for. Memory: the list's text and some
-    150 bytes a line.
+    For "class" the classes are shuffled by the seed and the first of them go to the old side. X_part_100_class.txt is
+    then the whole list with the old classes numbered first, as on the old side. The new side is numbered from 0. For
+    "data" labels stay, and the whole list is X.txt itself. Lines keep their order. Returns images and classes by file.
+    Image files are not looked up. Memory: the list's text several times and some 60 bytes a line.
     """
     _require_options(ratio, seed)
     images = read_list(path)
@@ -92,7 +91,7 @@ def split_list(path: str | Path, mode: str, ratio: float, seed: int = 0) -> dict
 
 def _require_options(ratio: float, seed: int) -> None:
     if not 0 < ratio < 1:
-        raise UserError(f"the ratio {ratio} is not between 0 and 1: give the old side's share, such as 0.3")
+        raise UserError(f"the ratio {ratio} is not between 0 and 1: give the share of the old side, such as 0.3")
     if len({f"{100 * share:g}" for share in (ratio, 1 - ratio, 1)}) < 3:
         raise UserError(f"with a ratio of {ratio} two of the files would have the same name; choose another ratio")
     if seed < 0:

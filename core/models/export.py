@@ -74,7 +74,7 @@ def to_onnx(encoder: Encoder) -> onnx.ModelProto:
             output_names=["embedding"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
-    assert program is not None, "the exporter returns a program unless it is told to write a file"
+    assert program is not None, "the exporter returns a program where it is given no file to write"
     model = program.model_proto
     graph = model.graph
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):

@@ -23,7 +23,7 @@ def read_tree(folder):
 
 
 def write_tree(folder, seed=0):
-    """Three queries; the content of a database image tells what it is. Returns the counts."""
+    """Three queries; the content of a database image is its identity and grade. Returns the counts."""
     identities = np.array([0, 0, 0, 1, 1, 2, NOT_QUERIED, NOT_QUERIED, 0, 2])
     grades = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0])
     queries = ((b"query %d" % q, np.array([0.5, q, 10, 20.25])) for q in range(3))

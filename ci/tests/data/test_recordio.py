@@ -79,7 +79,7 @@ def test_magic_word_in_header_or_labels_splits_the_record_too(tmp_path):
         assert reader[1] == ((label, 2), MAGIC)
 
 
-def test_random_payloads_full_of_magic_words_come_back(tmp_path):
+def test_random_payloads_full_of_magic_words_are_read_as_written(tmp_path):
     rng = np.random.default_rng(0)
     pieces = [MAGIC, b"", b"a", b"abcd", MAGIC[:2], MAGIC[2:]]
     payloads = [b"".join(pieces[i] for i in rng.integers(0, 6, rng.integers(0, 9))) for _ in range(300)]
@@ -199,7 +199,7 @@ def test_failed_writing_leaves_older_files_and_nothing_else(tmp_path):
     assert RecordReader(prefix)[0] == ((1,), b"old")
 
 
-def test_closing_twice_and_replacing_are_fine(tmp_path):
+def test_closing_twice_and_replacing_are_allowed(tmp_path):
     write(tmp_path / "a", [(0, 1, b"old"), (1, 1, b"old")])
     writer = RecordWriter(tmp_path / "a")
     writer.write(0, 2, b"new")
@@ -211,7 +211,7 @@ def test_closing_twice_and_replacing_are_fine(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.idx", "a.rec"]
 
 
-def test_writing_into_a_missing_folder_is_a_users_mistake(tmp_path):
+def test_writing_into_a_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         RecordWriter(tmp_path / "none" / "a")
 

@@ -113,7 +113,7 @@ def test_undecodable_image_is_named(tmp_path, payload):
 
 
 @pytest.mark.parametrize("label", [-1, 0.5, np.nan, np.inf, 3])
-def test_label_that_is_no_class_is_named(tmp_path, label):
+def test_label_that_is_not_a_class_is_named(tmp_path, label):
     data = RecordDataset(insightface(tmp_path / "a", labels=[0, 0, 1, label, 2, 2]))
     for read in (data.labels, lambda: data.batch([3])):
         with pytest.raises(UserError, match="a.rec: record 4 has the label"):
@@ -122,7 +122,7 @@ def test_label_that_is_no_class_is_named(tmp_path, label):
 
 @pytest.mark.parametrize("header", [(np.nan, 3), (7, np.nan), (np.inf, 3), (7, np.inf), (7, -1), (1e30, 3), (6.5, 3)])
 def test_header_without_numbers_of_images_and_classes_is_refused(tmp_path, header):
-    with pytest.raises(UserError, match="a.rec: its header, record 0, holds .* not the number of images"):
+    with pytest.raises(UserError, match="a.rec: its header, record 0, has .* not the number of images"):
         RecordDataset(insightface(tmp_path / "a", promised=header[0] - 1, classes=header[1]))
 
 
@@ -153,7 +153,7 @@ def test_more_images_than_float32_counts_are_all_found(monkeypatch, images, rang
         RecordDataset("a")
 
 
-def test_more_classes_than_images_are_no_class_ranges(tmp_path):
+def test_more_classes_than_images_are_not_taken_for_class_ranges(tmp_path):
     data = RecordDataset(insightface(tmp_path / "a", classes=101, labels=[0, 0, 0, 100, 100, 100]))
     assert data.num_classes == 101 and data.labels().max() == 100
 

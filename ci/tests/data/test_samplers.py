@@ -39,7 +39,7 @@ def test_left_out_rows_differ_between_epochs():
     assert all(len(rows) == 4 for rows in left_out) and len(set().union(*left_out)) > 8
 
 
-def test_epoch_started_in_the_middle_goes_on_exactly():
+def test_epoch_started_in_the_middle_continues_exactly():
     sampler = TrainSampler(100, 4, 1, 3, 5)
     whole = list(sampler.epoch(2))
     assert np.array_equal(list(sampler.epoch(2, 5)), whole[5:]) and len(whole) == sampler.steps_per_epoch == 8

@@ -189,7 +189,7 @@ def test_tool_writes_both_sides_and_replaces_them(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == parts | {"train.rec", "train.idx"}
 
 
-def test_tool_splits_a_list_and_tells_a_broken_line(tmp_path):
+def test_tool_splits_a_list_and_reports_a_malformed_line(tmp_path):
     make_list(tmp_path / "x.txt")
     done = run_tool("--rec", tmp_path / "x.txt", "--mode", "class", "--seed", 3)
     assert done.returncode == 0 and "x_part_100_class.txt: 40 images of 10 classes" in done.stderr
