@@ -86,19 +86,17 @@ def fold_accuracies(embeddings: np.ndarray, same: np.ndarray) -> np.ndarray:
 
     `embeddings` (2 P, D), rows 2i and 2i + 1 are pair i, `same` (P,). Pairs are cut into ten runs in their order,
     sizes differing by one at the most. A pair is taken for one person if the squared distance of its unit vectors is
-    below the threshold; of equally good thresholds the lowest counts. Right answers are counted for all thresholds
+    below the threshold; of equally good thresholds the lowest counts. Correct answers are counted for all thresholds
     and folds at once, from one histogram of the distances.
     """
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     units = embeddings / np.where(lengths > 0, lengths, 1)
     distances = np.square(units[0::2] - units[1::2]).sum(axis=1)
     same = np.asarray(same, dtype=bool)
-    from sklearn.model_selection import KFold  # takes a second to import, and draws random numbers then
-
-    fold = np.empty(len(same), dtype=np.int64)
-    for number, (_, held_out) in enumerate(KFold(NUM_FOLDS).split(same)):
-        fold[held_out] = number
-    sizes = np.bincount(fold)
+    # The folds of scikit-learn's KFold, without its import in the middle of a training: that takes a second and changes
+    # the state of Python's random numbers.
+    sizes = np.array([len(part) for part in np.array_split(same, NUM_FOLDS)])
+    fold = np.repeat(np.arange(NUM_FOLDS), sizes)
     lowest_accepting = np.searchsorted(THRESHOLDS, distances, side="right")
     votes = np.zeros((NUM_FOLDS, len(THRESHOLDS) + 1), dtype=np.int64)
     np.add.at(votes, (fold, lowest_accepting), np.where(same, 1, -1))
