@@ -69,7 +69,10 @@ def choose_models(evaluations: Sequence[Evaluation], names: Sequence[str] | None
         raise UserError(f"--models {missing[0]}: the files have no such model, only {', '.join(sorted(known))}")
     old, new, star = names
     pairs = {(old, old), (new, new), (star, star), (new, old)}
-    return [one for one in evaluations if (one.query.name, one.gallery.name) in pairs]
+    chosen = [one for one in evaluations if (one.query.name, one.gallery.name) in pairs]
+    if not chosen:
+        raise UserError(f"--models {' '.join(names)}: the files have no test of this update: add their results.json")
+    return chosen
 
 
 def find_tests(evaluations: Sequence[Evaluation]) -> dict[str, UpdateTests]:

@@ -81,7 +81,8 @@ class Whitening:
     """PCA whitening: the descriptors (N, D) it is learned on get mean 0 and equal variances, then unit length again.
 
     Directions with less than a millionth of the largest variance are left out, as are those beyond N - 1. Learned in
-    float64, block by block. `UserError` if the descriptors do not vary at all.
+    float64, block by block: scikit-learn's `PCA` copies all descriptors, and its `IncrementalPCA` approximates.
+    `UserError` if the descriptors do not vary at all.
     """
 
     def __init__(self, descriptors: np.ndarray):

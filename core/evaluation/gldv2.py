@@ -90,8 +90,8 @@ def average_precisions(rows: np.ndarray, positives: Sequence[np.ndarray]) -> np.
 def evaluate_gldv2(rows: np.ndarray, positives: Sequence[np.ndarray], usage: np.ndarray) -> RetrievalResult:
     """`map@100` of all public and private queries, `map@100_public`, `map@100_private`, as fractions, and the curve.
 
-    `rows` (Q, K) are ranked rows of the index, `usage` tells "public", "private" or something else for a query that
-    does not count. Queries without positives are left out of the means; None where none is left.
+    `rows` (Q, K) are ranked rows of the index, `usage` is "public", "private" or, for a query that does not count,
+    something else. Queries without positives are left out of the means; None where none is left.
     """
     usage = np.asarray(usage)
     aps = average_precisions(rows, positives)

@@ -21,7 +21,7 @@ __all__ = ["image_grid", "plot_hits", "plot_identification", "plot_matrices", "p
            "plot_trade_off"]  # fmt: skip
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish too."""
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h", "<", ">")
 FRAMES = {"positive": "#1a9850", "negative": "#d73027", "junk": "#999999"}
@@ -145,7 +145,7 @@ def plot_hits(
 ) -> Figure:
     """Draw a query and its first hits, uint8 images (H, W, 3) RGB, with rank and score.
 
-    The frame of a hit tells its kind, which `kinds` names: a key of FRAMES. Images are shown no larger than 256 pixels.
+    The colour of a hit's frame is that of its kind, a key of FRAMES. Images are shown no larger than 256 pixels.
     """
     columns = max(len(hits), 1) + 1
     figure = Figure(figsize=(1.3 * columns, 1.75), layout="constrained")

@@ -73,6 +73,10 @@ class Evaluation:
         """Whether queries and gallery were embedded by one and the same model."""
         return self.query.fingerprint == self.gallery.fingerprint
 
+    def __str__(self) -> str:
+        """The pair of models and the file, for error messages."""
+        return f"{self.query.name}/{self.gallery.name} in {self.path}"
+
     def rate(self, metric: str) -> float:
         """A metric; `UserError` if the evaluation has none of that name, or cannot resolve it."""
         value = self.metrics.get(metric)
@@ -125,8 +129,9 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
         if "task" in content:
             return [_evaluation(content, path)]
         if "evaluations" in content:
-            return [_evaluation(one, path) for one in content["evaluations"]]
-        found = [_pair(pair, protocol, content[pair][protocol], path) for pair in content for protocol in PROTOCOLS]
+            found = [_evaluation(one, path) for one in content["evaluations"]]
+        else:
+            found = [_pair(pair, protocol, content[pair][protocol], path) for pair in content for protocol in PROTOCOLS]
         if not found:
             raise ValueError("it is empty")
         return found
@@ -155,7 +160,7 @@ def _pair(pair: str, protocol: str, metrics: Mapping[str, object], path: Path) -
 
 @dataclass(frozen=True)
 class UpdateTests:
-    """The four tests that tell what an update is worth on one test set."""
+    """The four evaluations that the scores of an update need on one test set."""
 
     new: Evaluation
     """New queries, new gallery."""
@@ -171,7 +176,7 @@ class UpdateTests:
         return self.new, self.star, self.cross, self.old
 
     def models(self) -> dict[str, Model]:
-        """By what it is in the update."""
+        """The three models by their role in the update."""
         return {"old": self.old.query, "new": self.new.query, "star": self.star.query}
 
 
@@ -183,11 +188,11 @@ def default_metric(task: str) -> str:
 
 
 def assign_roles(evaluations: Sequence[Evaluation]) -> UpdateTests:
-    """Find out from the models' fingerprints which of the evaluations of one task is which test.
+    """Find from the models' fingerprints which of the evaluations of one task is which test.
 
-    The one cross-test names the new model (queries) and the old one (gallery); of the self-tests theirs are new and
-    old, and the one left is star. `UserError` if a test is missing, if two could be one, or if they were not made
-    with the same settings.
+    The only cross-test names the new model (queries) and the old one (gallery); their self-tests are new and old, and
+    the remaining self-test is star. `UserError` if a test is missing, if there are two candidates for one, or if their
+    settings differ.
     """
     task = evaluations[0].task
     cross = _only([e for e in evaluations if not e.is_self_test], task, "cross-test (new queries, old gallery)")
@@ -207,7 +212,7 @@ def assign_roles(evaluations: Sequence[Evaluation]) -> UpdateTests:
             keys = {**other.settings, **cross.settings}
             key = next(k for k in keys if other.settings.get(k) != cross.settings.get(k))
             raise UserError(
-                f"{task}: {other.path} and {cross.path} were made with different settings ({key}): make one anew"
+                f"{task}: {other} and {cross} were evaluated with different settings ({key}): evaluate one again"
             )
     return tests
 
@@ -216,5 +221,8 @@ def _only(found: Sequence[Evaluation], task: str, what: str) -> Evaluation:
     if not found:
         raise UserError(f"{task}: there is no {what} among the files: add its results.json")
     if len(found) > 1:
-        raise UserError(f"{task}: which is the {what}, {found[0].path} or {found[1].path}? Give only one of them")
+        raise UserError(
+            f"{task}: which is the {what}, {found[0]} or {found[1]}? Give only one of them, or name the models of the "
+            "update with --models"
+        )
     return found[0]

@@ -31,9 +31,9 @@ def search(queries: np.ndarray, gallery: np.ndarray, k: int, use_gpu: bool = Tru
     Returns scores float32 (Q, k) and rows int64 (Q, k), best first. faiss proposes k + 16 candidates in float32, with
     `use_gpu` on all GPUs that it sees, and their products are computed again in float64. Where a row that was not
     proposed could still belong to the k, within the error of float32 sums, and where all rows are wanted, all products
-    of the query are computed in float64 and sorted. The gallery may be memory-mapped. Memory beside
-    vectors and result: under 2 GB for a million rows of 512. `ValueError` for shapes that do not fit or k not in
-    [1, N], `UserError` if faiss is not installed.
+    of the query are computed in float64 and sorted. The gallery may be memory-mapped. Memory beside vectors and
+    result: under 2 GB for a million rows of 512. `ValueError` for shapes that do not fit or k not in [1, N],
+    `UserError` if faiss is not installed.
     """
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries (Q, D) and gallery (N, D) are needed, got {queries.shape} and {gallery.shape}")

@@ -154,10 +154,14 @@ def test_demo_and_matrix_files_are_read_like_single_results(tmp_path, print_scor
     assert list(table) == ["ijbc-1:1 auc", "ijbc-1:N top1", "overall"]
     assert table["ijbc-1:N top1"][:5] == ["50.00", "80.00", "90.00", "60.00", "0.250"]
     assert text.rstrip().endswith("old: old, new: new, star: independent")
-    with pytest.raises(UserError, match="which is the cross-test"):
+    with pytest.raises(UserError, match="which is the cross-test .*, new/old in .* or independent/old in .* --models"):
         print_scores("--metric", "top1", demo)
     with pytest.raises(UserError, match="--models nobody: the files have no such model, only independent, new, old"):
         print_scores("--models", "old", "nobody", "new", demo)
+    only_cross = tmp_path / "cross.json"
+    write_pairs(only_cross, {"new/old": {"1:1": {}, "1:N": {}}})
+    with pytest.raises(UserError, match="--models new old new: the files have no test of this update"):
+        print_scores("--models", "new", "old", "new", only_cross)
 
     models = {name: Model(name, name * 8) for name in ("old", "new", "independent")}
     evaluations = [
@@ -169,7 +173,9 @@ def test_demo_and_matrix_files_are_read_like_single_results(tmp_path, print_scor
     assert print_scores("--models", "old", "new", "independent", matrix)[0]["ijbc-1:N top1"][4] == "0.250"
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"task": "x", "metrics": {}, "models": {"query": {}}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", '{"evaluations": []}', '{"task": "x", "metrics": {}, "models": {"query": {}}}']
+)
 def test_files_that_are_no_results_are_errors(tmp_path, print_scores, content):
     (tmp_path / "other.json").write_text(content)
     with pytest.raises(UserError, match=r"other.json is no results file of an evaluation"):
