@@ -2,7 +2,7 @@
 
     python ci/compare_revisions.py main                        a revision against the working tree as it is
     python ci/compare_revisions.py df92676 3eb900c --ranks 1 2  two revisions, on one process and on two
-    python ci/compare_revisions.py main --methods lce --keep /tmp/outputs
+    python ci/compare_revisions.py main --methods lce --keep outputs
     python ci/compare_revisions.py main --demo                 also the demo of seed 0, some minutes for each revision
 
 Both revisions make the built-in glyphs, a few hundred images, which must come out byte for byte the same. On those of
