@@ -16,13 +16,8 @@ import numpy as np
 from command_line import ArgumentParser, add_arguments, check_arguments, load_models
 
 from core.errors import run_program
-from core.evaluation.ijb import (
-    IdentificationResult,
-    RocResult,
-    evaluate_1_1,
-    evaluate_1_n,
-    template_features,
-)
+from core.evaluation.identification import IdentificationResult, evaluate_1_n
+from core.evaluation.ijb import RocResult, evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, read_images, read_pairs, require_meta
 from core.evaluation.model_pairs import EMBEDS

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.evaluation.ijb import IdentificationResult, RocResult, evaluate_1_1, evaluate_1_n, template_features
+from core.evaluation.identification import IdentificationResult, evaluate_1_n
+from core.evaluation.ijb import RocResult, evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
 from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, rank_database

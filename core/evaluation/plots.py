@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from core.evaluation.ijb import SearchCurves
+from core.evaluation.identification import SearchCurves
 from core.evaluation.precision_recall import RECALLS
 from core.files import replaced_atomically
 
