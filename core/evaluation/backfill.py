@@ -9,8 +9,7 @@ the stored one. How queries reach both parts is the road:
     side_by_side  the old model's query against the stored part, the new model's against the refreshed one
 
 Scores of the two parts are ranked together, as they are ("raw") or calibrated (`core.evaluation.calibration`). Flips
-are relative to the search before the update: NFR is the share of queries that it answers rightly and a step does not,
-PFR the reverse (Yan et al., "Positive-Congruent Training", CVPR 2021). The area under a curve (AUC) is its mean over
+(`core.evaluation.flips`) are relative to the search before the update. The area under a curve (AUC) is its mean over
 the share of the gallery that is refreshed, by trapezoids.
 """
 
@@ -20,11 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.evaluation.calibration import CALIBRATIONS, ScoreCalibration, fit_calibration
+from core.evaluation.flips import flip_rates
 from core.evaluation.identification import GallerySearch, Search, evaluate_1_n, probe_blocks, search_metrics
 from core.evaluation.ijb_meta import IdentificationLists, Subjects
 from core.evaluation.revisited import mean_average_precision, setup_truth
 
-__all__ = ["RAW", "ROADS", "SCALES", "Curve", "Features", "Priorities", "flip_rates", "identification_curves",
+__all__ = ["RAW", "ROADS", "SCALES", "Curve", "Features", "Priorities", "identification_curves",
            "random_priorities", "retrieval_curves", "steps"]  # fmt: skip
 
 ROADS = ("direct", "gallery_map", "query_map", "side_by_side")
@@ -92,11 +92,6 @@ def random_priorities(count: int, repeats: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((repeats, count))
 
 
-def flip_rates(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """NFR and PFR of answers (Q,), right or wrong, before an update and after it."""
-    return float((before & ~after).mean()), float((~before & after).mean())
-
-
 def identification_curves(
     features: Features, old: np.ndarray, lists: IdentificationLists, priorities: Priorities, shares: np.ndarray
 ) -> dict[str, dict[str, Curve]]:
@@ -148,8 +143,8 @@ def _search_states(
 
 def _rates(search: Search, before: np.ndarray) -> dict[str, float]:
     metrics, _ = search_metrics(search)
-    nfr, pfr = flip_rates(before, search.ranks == 1)
-    return {**{name: np.nan if rate is None else rate for name, rate in metrics.items()}, "nfr": nfr, "pfr": pfr}
+    rates = {**metrics, **flip_rates(before, search.ranks == 1)}
+    return {name: np.nan if rate is None else rate for name, rate in rates.items()}
 
 
 def _calibrate_on(features: Features, gallery: Subjects, probes: Subjects) -> Calibrations:
@@ -186,8 +181,8 @@ def retrieval_curves(
         found = []
         for mask in np.concatenate([each.reshape(-1, stored.shape[1]) for each in masks.values()]):
             metrics, right = _found_first(np.where(mask, refreshed, stored), truth)
-            nfr, pfr = flip_rates(before, right)
-            found.append({**metrics, "nfr": nfr, "pfr": pfr})
+            flips = {name: np.nan if rate is None else rate for name, rate in flip_rates(before, right).items()}
+            found.append({**metrics, **flips})
         curves[scale] = _curves(found, masks)
     return curves
 

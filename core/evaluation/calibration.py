@@ -53,9 +53,10 @@ class ScoreCalibration:
 def fit_calibration(impostor: np.ndarray) -> ScoreCalibration:
     """The calibration of impostor scores (I,), finite and in any order.
 
-    The rate at a knot is the share of scores that reach it. Scores beyond the highest knots are rare by definition, so the tail is
-    modelled: the excesses over a high score are taken as exponential (their mean is `decay`), the simplest case of the
-    peaks over threshold of extreme value theory (Pickands 1975). `ValueError` for fewer than 20 scores or no spread.
+    The rate at a knot is the share of scores that reach it. Too few scores lie above the highest knot to be counted, so
+    the tail is modelled: excesses over that knot are taken as exponential (their mean is `decay`), the simplest case of
+    the peaks over threshold of extreme value theory (Pickands 1975). `ValueError` for fewer than 20 scores, or if all
+    are equal.
     """
     if len(impostor) < FEWEST:
         raise ValueError(f"{len(impostor)} scores of different people are too few: at least {FEWEST} are needed")

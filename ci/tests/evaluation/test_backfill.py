@@ -4,7 +4,6 @@ import pytest
 from core.evaluation import backfill, identification
 from core.evaluation.backfill import (
     Features,
-    flip_rates,
     identification_curves,
     random_priorities,
     retrieval_curves,
@@ -106,11 +105,6 @@ def test_curve_begins_and_ends_with_the_tests_of_the_whole_gallery(faces):
     assert curves["raw"]["o"].area("top1", steps(3)) == pytest.approx(
         np.array([0.25, 0.5, 0.25]) @ curves["raw"]["o"].metrics["top1"]
     )
-
-
-def test_flips_by_hand():
-    before = np.array([True, True, True, False, False])
-    assert flip_rates(before, np.array([True, False, False, True, False])) == pytest.approx((0.4, 0.2))
 
 
 def test_retrieval_begins_and_ends_with_the_test_of_the_whole_database():
