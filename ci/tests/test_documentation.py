@@ -103,7 +103,7 @@ def test_settings_tables_have_every_key_of_the_method_with_its_default(method):
     own = {field.name for field in fields(settings)} - {field.name for field in fields(Settings)}
     for key in own:
         default = as_told(getattr(settings, key))
-        assert re.match(rf"{re.escape(default)}(\.0)?($|, | \()", told[key]), f"{key}: {told[key]}, the default is {default}"
+        assert re.match(rf"{re.escape(default)}(\.0)?($|, | \()", told[key]), f"{key}: {told[key]}, not {default}"
 
 
 def test_quoted_modules_exist():
