@@ -35,6 +35,32 @@ LISTS = {
     "EXbackbone_class": "train_clean_part_30_class.txt", "EXbackbone_data": "train_clean_part_30_data.txt",
 }  # fmt: skip
 LOSSES = {"arc": "arcface", "softmax": "softmax"}
+FACES = "datasets/ms1m-retinaface-t1/"
+RELEASED_SCENARIOS = {
+    # name: old model, new model's D, images of the new model; an r50 with ArcFace, compatible with an r18
+    "EXclass arc_to_arc f512": ("f512_r18_arc_class30", 512, "train"),
+    "EXclass softmax_to_arc f128": ("f128_r18_softmax_class30", 128, "train"),
+    "EXdata arc_to_arc f512": ("f512_r18_arc_data30", 512, "train"),
+    "EXdata softmax_to_arc f512": ("f512_r18_softmax_data30", 512, "train"),
+    "OPclass arc_to_arc f512": ("f512_r18_arc_class30", 512, "train_part_70_class"),
+    "OPclass softmax_to_arc f128": ("f128_r18_softmax_class30", 128, "train_part_70_class"),
+    "OPclass softmax_to_arc f256": ("f256_r18_softmax_class30", 256, "train_part_70_class"),
+    "OPdata arc_to_arc f512": ("f512_r18_arc_data30", 512, "train_part_70_data"),
+    "OPdata softmax_to_arc f512": ("f512_r18_softmax_data30", 512, "train_part_70_data"),
+}
+RELEASED_MODELS = {
+    "f128_r18_softmax_class30": ("r18", 128, "softmax", "train_part_30_class"),
+    "f256_r18_softmax_class30": ("r18", 256, "softmax", "train_part_30_class"),
+    "f512_r18_arc_class30": ("r18", 512, "arcface", "train_part_30_class"),
+    "f128_r18_softmax_data30": ("r18", 128, "softmax", "train_part_30_data"),
+    "f512_r18_softmax_data30": ("r18", 512, "softmax", "train_part_30_data"),
+    "f512_r18_arc_data30": ("r18", 512, "arcface", "train_part_30_data"),
+    "f128_r50_arc_data100": ("r50", 128, "arcface", "train"),
+    "f256_r50_arc_data100": ("r50", 256, "arcface", "train"),
+    "f512_r50_arc_data100": ("r50", 512, "arcface", "train"),
+}
+"""The configs that MixBCT's repository has for each method, and those of its old models and upper bounds."""
+METHODS = sorted(path.parent for path in ROOT.glob("methods/*/train.py"))
 
 
 def loaded(path: Path):
@@ -117,6 +143,38 @@ def test_every_old_model_config_holds_what_its_name_says():
     check_each([*folder.glob("f*.py"), *folder.glob("gldv2_*.py")], check)
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_configs_of_the_released_scenarios_have_the_released_models_and_images(method):
+    names = set()
+    for path in method.glob("configs/*_ms1mv3_*.py"):
+        pattern = r"(\w+?)_ms1mv3_r18_to_r50_\w+_((?:arc|softmax)_to_arc)_(f\d+)"
+        name = " ".join(re.fullmatch(pattern, path.stem).groups())
+        config = loaded(path)
+        found = (Path(config.old_model).name, config.embedding_size, config.rec.removeprefix(FACES))
+        assert (name, *found) == (name, *RELEASED_SCENARIOS[name])
+        assert (config.network, config.loss) == ("r50", "arcface")
+        check_faces(config)
+        names.add(name)
+    assert names == set(RELEASED_SCENARIOS)
+
+
+def test_configs_of_the_released_old_models_and_upper_bounds_are_all_there():
+    found = {}
+    for path in (ROOT / "old_model" / "configs").glob("f*.py"):
+        config = loaded(path)
+        check_faces(config)
+        found[path.stem] = (config.network, config.embedding_size, config.loss, config.rec.removeprefix(FACES))
+    assert found == RELEASED_MODELS
+
+
+def check_faces(config: Settings) -> None:
+    assert (config.batch_size, config.num_epoch, config.warmup_epoch, config.seed) == (128, 35, 0, 666)
+    assert (config.optimizer, config.lr, config.momentum, config.weight_decay) == ("sgd", 0.1, 0.9, 5e-4)
+    assert (config.schedule, config.schedule_power) == ("polynomial", 2.0) or config.schedule_epochs == (20, 26, 32)
+    assert (config.clip_norm, config.sample_rate, config.augment) == (5.0, 1.0, ("flip",))
+    assert (config.margin_scale, config.margin, config.classifier_bias) == (64.0, 0.5, True)
+
+
 def test_every_landmark_config_has_the_settings_of_the_benchmark():
     check_each([path for path in PROGRAM_CONFIGS if "gldv2" in path.stem], check_landmarks)
 
@@ -125,7 +183,9 @@ def check_landmarks(path: Path) -> None:
     config = loaded(path)
     assert (config.image_size, config.normalization, config.augment) == (224, "imagenet", ())
     assert config.network_options == {"pretrained": "imagenet"} and not config.classifier_bias
-    assert (config.batch_size, config.num_epoch, config.lr, config.momentum) == (64, 30, 0.1, 0.9)
+    epochs = 10 if re.match(r"gldv2_f256_resnet18_softmax_(class|data)30", path.stem) else 30
+    assert (config.batch_size, config.num_epoch, config.lr, config.momentum) == (256, epochs, 0.1, 0.9)
+    assert (config.precision, config.clip_norm, config.seed) == ("fp32", 0, 1234)
     assert (config.schedule, config.schedule_epochs, config.schedule_gamma) == ("step", (5, 10, 20), 0.1)
     assert (config.optimizer, config.weight_decay, config.margin_scale, config.margin) == ("sgd", 5e-4, 30, 0.3)
     own = {

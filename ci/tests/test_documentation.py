@@ -3,14 +3,22 @@
 import pkgutil
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny import write_records, write_run_folder
 
+from core.program import load_method
+from core.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
+METHODS = sorted(path.parent for path in ROOT.glob("methods/*/train.py"))
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("methods/*/README.md"), *ROOT.glob(".github/*.md")]
+    path
+    for pattern in ("*.md", "docs/*.md", "methods/*/README.md", "old_model/README.md", ".github/*.md")
+    for path in ROOT.glob(pattern)
 )
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """The pages that speak of the code as it is."""
@@ -70,6 +78,32 @@ def test_quoted_paths_exist():
         if " " not in text and not text.startswith(MADE_BY_A_READER) and not path_exists(text, page)
     }
     assert missing == set()
+
+
+def settings_table(page: Path) -> dict[str, str]:
+    """Of each key in a README's table of settings the cell with our value."""
+    rows = [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in page.read_text().splitlines() if line[:1] == "|"
+    ]
+    (columns,) = (row for row in rows if row[0] == "key")
+    ours = columns.index("ours") if "ours" in columns else 1
+    return {key: row[ours] for row in rows if len(row) == len(columns) for key in QUOTED.findall(row[0])}
+
+
+def as_told(value: object) -> str:
+    """A default as the tables write it: whole numbers without a decimal point, strings in double quotes."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(as_told, value))})"
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_settings_tables_have_every_key_of_the_method_with_its_default(method):
+    settings, told = load_method(method / "train.py").settings_type(), settings_table(method / "README.md")
+    own = {field.name for field in fields(settings)} - {field.name for field in fields(Settings)}
+    for key in own:
+        default = as_told(getattr(settings, key))
+        assert re.match(rf"{re.escape(default)}(\.0)?($|, | \()", told[key]), f"{key}: {told[key]}, not {default}"
 
 
 def test_quoted_modules_exist():

@@ -40,7 +40,7 @@ def mix(new: Tensor, old: Tensor, credible: Tensor, ratio: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MixBCTSettings(Settings):
-    """MixBCT's own settings, as released."""
+    """MixBCT's own settings, as released but for `scale_dimensions`."""
 
     mix_ratio: float = key(
         0.3,

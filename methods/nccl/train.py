@@ -83,7 +83,7 @@ def logit_products(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class NCCLSettings(Settings):
-    """NCCL's own settings, as released."""
+    """NCCL's own settings, as released: there `alpha` acts as if multiplied by the number of ranks."""
 
     queue_size: int = key(8192, "Q: old embeddings kept, of all ranks together", minimum=1, heading="NCCL")
     temperature: float = key(1.0, "tau", above=0)

@@ -65,7 +65,7 @@ def structural_weights(new: Tensor, propagation: float, temperature: float, edge
 
 @dataclass(frozen=True, kw_only=True)
 class UniBCTSettings(Settings):
-    """UniBCT's own settings, as released."""
+    """UniBCT's own settings, as released but for `compat_scale`: there prototypes keep their length."""
 
     refine_epochs: tuple[int, ...] = key(
         (10, 20),

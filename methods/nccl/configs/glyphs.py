@@ -6,4 +6,4 @@ config = edict()
 
 config.base = "configs/scenarios/glyphs.py"
 config.output = "work_dirs/glyphs_nccl"
-config.temperature = 0.1  # the released 1 leaves the softmax over the queue nearly flat: see the README
+config.temperature = 0.1  # 1 leaves the softmax over the queue nearly flat: see the README
