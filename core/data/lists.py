@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import simplejpeg
 
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
-from core.images.codec import FOUR_COMPONENTS, JPEG_START, decode_image, resize_image
+from core.images.codec import decode_image, resize_image
 from core.progress import Progress
 
 __all__ = ["ImageList", "ListDataset", "file_sizes", "read_list", "write_list"]
@@ -78,8 +77,7 @@ class ListDataset:
 
     With `image_size` given, images are squashed to that square: JPEGs at least twice as large are shrunk while they are
     decoded, the rest is done by averaging over areas. Otherwise, as with records, all must have the size of the first,
-    a square. Rotations in a file's metadata are not applied. Raises `UserError` as said above, and naming file and line
-    for a line that is not `path label`.
+    a square. Raises `UserError` as said above, and naming file and line for a line that is not `path label`.
     """
 
     def __init__(
@@ -168,13 +166,8 @@ class ListDataset:
 
     def _decode(self, row: int, out: np.ndarray) -> None:
         """Fill `out` (size, size, 3) with the image of a row; `OSError` or `ValueError` if that is impossible."""
-        data, size = self._read(row), len(out)
-        if self._size is not None and data[:2] == JPEG_START:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if min(int(height), int(width)) >= 2 * size and colours not in FOUR_COMPONENTS:
-                out[:] = resize_image(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size), size)
-                return
-        image = decode_image(data, out)
+        size = len(out)
+        image = decode_image(self._read(row), out, min_side=self._size)
         if image.shape == out.shape:
             return
         if self._size is None:
