@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from core.builtin.dataset_folder import DataSource
-from core.builtin.folder_images import FoundImages, find_images
+from core.builtin.find_images import FoundImages, find_images
 from core.builtin.ijb_tree import Sample, SubjectImages, frames_to_media
 from core.errors import UserError
 from core.images.alignment import REFERENCE_POINTS, REFERENCE_SIZE
@@ -30,8 +30,8 @@ def folder_source(folder: Path, seed: int, image_size: int) -> DataSource:
     Images are found as `find_images` says, cropped to their central square and resized; the bytes of a colour JPEG of
     the right size without EXIF are kept. A fifth of the identities, drawn from the seed among those with two images or
     more, is held out for the evaluation; all others are for training. What is left out is counted and named in the log.
-    `UserError` if there is no such folder, if it has too few identities and, while images are read, naming a file that
-    cannot be decoded.
+    `UserError` if there is no such folder, if it has too few identities and, naming them, for files that cannot be
+    decoded: those that hold no image at all are found at once, others when they are read.
     """
     if not folder.is_dir():
         raise UserError(f"image folder not found: {folder}; --src must name a folder with one sub-folder an identity")
@@ -70,6 +70,7 @@ def folder_source(folder: Path, seed: int, image_size: int) -> DataSource:
 
 
 def _report(found: FoundImages) -> None:
+    """Log what is left out; `UserError` if files are damaged."""
     for what, paths in found.left_out.items():
         more = " and others" if len(paths) > MOST_NAMES else ""
         logger.warning("left out, %s (%d): %s%s", what, len(paths), ", ".join(paths[:MOST_NAMES]), more)
@@ -79,6 +80,9 @@ def _report(found: FoundImages) -> None:
             len(found.nested),
             found.nested[0],
         )
+    if found.damaged:
+        names = ", ".join(found.damaged[:MOST_NAMES]) + (" and others" if len(found.damaged) > MOST_NAMES else "")
+        raise UserError(f"files that are named as images but hold none ({len(found.damaged)}): {names}; remove them")
 
 
 def _samples(files: list[Path], image_size: int) -> Iterator[Sample]:
@@ -89,10 +93,10 @@ def _samples(files: list[Path], image_size: int) -> Iterator[Sample]:
 def _jpegs(files: list[Path], image_size: int) -> Iterator[bytes]:
     """The images as JPEG of the given side; `UserError` naming the file that cannot be decoded."""
     for file in files:
+        data = file.read_bytes()
         try:
-            data = file.read_bytes()
             image = decode_image(data)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"{file} is not an image that can be decoded ({error}); repair or remove it") from None
         if is_plain_jpeg(data, image_size):
             yield data

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.errors import UserError
 from core.images.formats import START, format_of
 from core.progress import track
 
@@ -16,14 +15,16 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".webp", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".avif",
     ".jp2",
 )  # fmt: skip
-"""A file of such a name that holds no image is damaged: it is not left out in silence."""
+"""A file of such a name that holds no image is damaged, and an error."""
 CAMERA_RAW = (".dng", ".nef", ".nrw", ".arw", ".cr2", ".pef", ".srw")
-"""In the clothes of TIFF, which show a thumbnail only."""
+"""By their first bytes these are TIFFs, of which only the thumbnail would be read."""
 SYSTEM_NAMES = {
     "__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found", "found.000", "@eadir", "@tmp",
     "@recycle", "@recently-snapshot", "@__thumb", "#recycle", "#snapshot", "thumbs.db", "ehthumbs.db", "desktop.ini",
 }  # fmt: skip
 """What desktops and network disks put into folders, beside names with a dot in front; in lower case."""
+
+IMAGE, DAMAGED = "images", "damaged"
 
 
 @dataclass
@@ -31,19 +32,19 @@ class FoundImages:
     """`identities`: files in the order of their paths, by the name of the sub-folder, in the order of these names.
 
     `left_out`: paths relative to the folder, by what they are. `nested` are the images that lie deeper than in the
-    sub-folder itself; they belong to its identity.
+    sub-folder itself; they belong to its identity. `damaged` are files that are named as images but hold none.
     """
 
     identities: dict[str, list[Path]] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     nested: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 def find_images(folder: Path) -> FoundImages:
     """Look through `folder`. What a file holds decides whether it is an image that is read, not its name.
 
-    Links are followed. Hidden and system folders are left out whole. `UserError` naming a folder or file that cannot be
-    read, or a file that is named as an image but holds none.
+    Links are followed. Hidden and system folders are left out whole.
     """
     found = FoundImages()
     folders, files = _visible(folder, folder, found)
@@ -78,11 +79,7 @@ def _images_below(identity: Path, root: Path, found: FoundImages) -> list[Path]:
 def _visible(folder: Path, root: Path, found: FoundImages) -> tuple[list[Path], list[Path]]:
     """Folders and files in `folder`, each in the order of the names, without hidden and system ones."""
     folders, files = [], []
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read ({error.strerror}); give yourself the right to") from None
-    for entry in entries:
+    for entry in sorted(folder.iterdir()):
         is_folder = entry.is_dir()
         if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
             what = "hidden or system folders" if is_folder else "hidden or system files"
@@ -99,27 +96,22 @@ def _visible(folder: Path, root: Path, found: FoundImages) -> tuple[list[Path], 
 def _images(files: Iterable[Path], root: Path, found: FoundImages) -> list[Path]:
     images = []
     for file in files:
-        reason = _why_not(file)
-        if reason is None:
+        what = _kind(file)
+        if what == IMAGE:
             images.append(file)
         else:
-            found.left_out[reason].append(str(file.relative_to(root)))
+            paths = found.damaged if what == DAMAGED else found.left_out[what]
+            paths.append(str(file.relative_to(root)))
     return images
 
 
-def _why_not(file: Path) -> str | None:
-    """None for an image that is read; what the file is otherwise."""
-    try:
-        with open(file, "rb") as opened:
-            start = opened.read(START)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); give yourself the right to, or remove it") from None
-    image_format, suffix = format_of(start), file.suffix.lower()
+def _kind(file: Path) -> str:
+    """`IMAGE` if it is one that is read, `DAMAGED` if only its name says so, what it is otherwise."""
+    with open(file, "rb") as opened:
+        image_format = format_of(opened.read(START))
+    suffix = file.suffix.lower()
     if suffix in CAMERA_RAW and (image_format is None or image_format.name == "TIFF"):
         return "camera raw images, which are not read"
     if image_format is not None:
-        return None if image_format.is_read else f"{image_format.name} images, which are not read"
-    if suffix in IMAGE_SUFFIXES:
-        what = "no image" if start else "empty"
-        raise UserError(f"{file} is {what}, in spite of its name; repair or remove it")
-    return "files that are no images"
+        return IMAGE if image_format.is_read else f"{image_format.name} images, which are not read"
+    return DAMAGED if suffix in IMAGE_SUFFIXES else "files that are no images"
