@@ -72,17 +72,22 @@ def folder_source(folder: Path, seed: int, image_size: int) -> DataSource:
 def _report(found: FoundImages) -> None:
     """Log what is left out; `UserError` if files are damaged."""
     for what, paths in found.left_out.items():
-        more = " and others" if len(paths) > MOST_NAMES else ""
-        logger.warning("left out, %s (%d): %s%s", what, len(paths), ", ".join(paths[:MOST_NAMES]), more)
+        logger.warning("left out, %s (%d): %s", what, len(paths), _first_names(paths))
     if found.nested:
         logger.warning(
-            "in deeper folders lie %d images, such as %s: they belong to the identity of the uppermost folder",
+            "images in deeper folders (%d) belong to the identity of the uppermost folder: %s",
             len(found.nested),
-            found.nested[0],
+            _first_names(found.nested),
         )
     if found.damaged:
-        names = ", ".join(found.damaged[:MOST_NAMES]) + (" and others" if len(found.damaged) > MOST_NAMES else "")
-        raise UserError(f"files that are named as images but hold none ({len(found.damaged)}): {names}; remove them")
+        raise UserError(
+            f"files that are named as images but hold none ({len(found.damaged)}): {_first_names(found.damaged)}; "
+            "repair or remove them"
+        )
+
+
+def _first_names(paths: list[str]) -> str:
+    return ", ".join(paths[:MOST_NAMES]) + (" and others" if len(paths) > MOST_NAMES else "")
 
 
 def _samples(files: list[Path], image_size: int) -> Iterator[Sample]:

@@ -13,6 +13,8 @@ JPEGs are decoded by libjpeg-turbo (simplejpeg; with four colours by OpenCV), al
 
 import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -91,9 +93,17 @@ def _jpeg_exif(data: bytes | memoryview) -> Image.Exif:
 
 def _parsed(segment: bytes) -> Image.Exif:
     exif = Image.Exif()
-    with contextlib.suppress(Exception):  # damaged metadata, of which Pillow raises any error, leaves the picture whole
+    with _quiet(), contextlib.suppress(Exception):  # damaged metadata, of which Pillow raises errors of any kind
         exif.load(segment)
     return exif
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings of damaged metadata: an image is read, or the error says what is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _upright(image: np.ndarray, exif: Image.Exif) -> np.ndarray:
@@ -110,7 +120,7 @@ def _upright(image: np.ndarray, exif: Image.Exif) -> np.ndarray:
 
 def _decode_by_pillow(data: bytes | memoryview, name: str) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=(name,)) as image:
+        with _quiet(), Image.open(io.BytesIO(data), formats=(name,)) as image:
             _remove_xmp(image)
             image.load()  # of a TIFF: turns it upright as well, and removes the tag
             _remove_xmp(image)
