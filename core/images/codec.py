@@ -86,16 +86,12 @@ def _jpeg_exif(data: bytes | memoryview) -> Image.Exif:
     while at + 4 <= len(data) and data[at] == SEGMENT and data[at + 1] != START_OF_SCAN:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if data[at + 1] == APP1 and data[at + 4 : at + 10] == EXIF:
-            return _parsed(bytes(data[at + 4 : end]))
+            exif = Image.Exif()
+            with _quiet(), contextlib.suppress(Exception):  # damaged: Pillow raises errors of any kind
+                exif.load(bytes(data[at + 4 : end]))
+            return exif
         at = end
     return Image.Exif()
-
-
-def _parsed(segment: bytes) -> Image.Exif:
-    exif = Image.Exif()
-    with _quiet(), contextlib.suppress(Exception):  # damaged metadata, of which Pillow raises errors of any kind
-        exif.load(segment)
-    return exif
 
 
 @contextlib.contextmanager
@@ -108,7 +104,9 @@ def _quiet() -> Iterator[None]:
 
 def _upright(image: np.ndarray, exif: Image.Exif) -> np.ndarray:
     """An image (H, W, C) as it is to be seen: mirrored or turned as the orientation tag says."""
-    orientation = exif.get(ExifTags.Base.Orientation, 1) if exif else 1
+    orientation = 1
+    with contextlib.suppress(Exception):  # values are parsed when they are asked for
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -124,7 +122,10 @@ def _decode_by_pillow(data: bytes | memoryview, name: str) -> np.ndarray:
             _remove_xmp(image)
             image.load()  # of a TIFF: turns it upright as well, and removes the tag
             _remove_xmp(image)
-            return _upright(_to_rgb(image), image.getexif())
+            exif = Image.Exif()
+            with contextlib.suppress(Exception):  # damaged metadata leave the picture whole
+                exif = image.getexif()
+            return _upright(_to_rgb(image), exif)
     except UnidentifiedImageError:
         raise ValueError(f"damaged, or a kind of {name} that is not read: save it as JPEG or PNG") from None
     except ValueError:
@@ -134,7 +135,7 @@ def _decode_by_pillow(data: bytes | memoryview, name: str) -> np.ndarray:
 
 
 def _remove_xmp(image: Image.Image) -> None:
-    """Pillow would take the orientation from there if there is no EXIF, but no other program does."""
+    """Without EXIF, Pillow would take the orientation from there; viewers and browsers do not."""
     for key in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(key, None)
 

@@ -23,11 +23,11 @@ FORMATS = [
         (rb"\xff\xd8", "JPEG", ".jpg", True),  # also .jfif, .jpe, and MPO, whose first picture is an ordinary JPEG
         (rb"\x89PNG\r\n\x1a\n", "PNG", ".png", True),
         (rb"RIFF....WEBP", "WEBP", ".webp", True),
-        (rb"BM....\0\0\0\0", "BMP", ".bmp", True),
+        (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP", ".bmp", True),  # sizes of its headers
         (rb"GIF8[79]a", "GIF", ".gif", True),
         (rb"II\*\0....CR|....ftypcrx|FUJIFILMCCD-RAW|II(RO|RS|U\0)|\0MRM", "camera raw", ".raw", False),
         (rb"II[*+]\0|MM\0[*+]", "TIFF", ".tif", True),
-        (rb"P[1-6][\s#]", "PPM", ".ppm", True),  # PBM, PGM and PPM
+        (rb"P[1-6]\s+[#\d]", "PPM", ".ppm", True),  # PBM, PGM and PPM
         (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000", ".jp2", True),
         (rb"....ftyp(avi[fs]|(mif1|msf1).{4}(.{4})*?avi[fs])", "AVIF", ".avif", True),
         (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC", ".heic", False),

@@ -89,6 +89,15 @@ def test_orientation_of_jpegs_by_other_writers():
         assert np.array_equal(decode_image(jpeg_with(*segments)), stored)
 
 
+def test_damaged_exif_leaves_the_picture_whole(recwarn):
+    for rubbish in (b"rubbish", b"Exif\0\0MM\0*\0\0\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0", b"\0"):
+        for kind, options in LOSSLESS.items():
+            if kind != "TIFF":
+                assert np.array_equal(decode_image(encoded(picture(), kind, exif=rubbish, **options)), picture())
+        assert np.array_equal(decode_image(jpeg_with(rubbish)), decode_image(jpeg_with()))
+    assert not recwarn
+
+
 def test_png_whose_exif_comes_after_the_pixels_and_orientation_in_xmp_alone():
     png = encoded(picture(), "PNG", 6)
     at = png.index(b"eXIf") - 4
