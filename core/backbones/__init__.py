@@ -37,8 +37,8 @@ def build_backbone(name: str, embedding_size: int = 512, **options: Any) -> nn.M
 
     Options: `image_size=112` (all; the landmark networks 224), for IResNet `width=64`, `depth` (blocks a stage: one
     number or four) and `dropout=0.0`, for the landmark networks `pooling="avg"` ("gem", "max"), `gem_p=3.0`,
-    `gem_p_learnable=False` and `pretrained=None` ("imagenet", or a file of torchvision's weights). `UserError` for an
-    unknown name, option or value; it lists the known ones.
+    `gem_p_learnable=False`, `head="linear"` ("whitening", "unit", "none") and `pretrained=None` ("imagenet", or a file
+    of torchvision's weights). `UserError` for an unknown name, option or value; it lists the known ones.
     """
     require_backbone(name)
     family = _FAMILY_OF[name]

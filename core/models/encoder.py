@@ -113,7 +113,7 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
 
 
 def _load_weights(path: Path, network: str | None, device: torch.device) -> Encoder:
-    state_dict = read_state_dict(path)
+    state_dict = read_state_dict(path, network)
     if network is None:
         raise UserError(f"{path} is a bare state dict, which does not know its network: name it with -net")
     if path.name == "model.pt" and (path.parent / "config.json").is_file():
