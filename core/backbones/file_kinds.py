@@ -8,7 +8,10 @@ from pathlib import Path
 from core.errors import UserError
 from core.files import require_file
 
-__all__ = ["ONNX", "SAFETENSORS", "TORCH_OLD", "TORCH_ZIP", "FileKind", "kind_of_file"]
+__all__ = [
+    "AGAIN", "EXPORT", "ONNX", "SAFETENSORS", "SAVE", "TORCH_OLD", "TORCH_ZIP", "FileKind", "kind_of_file",
+    "require_onnx",
+]  # fmt: skip
 
 EXPORT = "export the network to ONNX and give the .onnx file"
 SAVE = "save its weights alone with torch.save(model.state_dict(), 'weights.pt')"
@@ -30,6 +33,8 @@ TORCH_ZIP = FileKind("a file of torch.save", "rename it to .pt, and name its net
 TORCH_OLD = FileKind("a file of torch.save from before PyTorch 1.6", TORCH_ZIP.advice)
 SAFETENSORS = FileKind("a safetensors file", "rename it to .safetensors, and name its network")
 ONNX = FileKind("an ONNX model", "rename it to .onnx")
+TEXT = FileKind("a text file", f"{SAVE}, or {EXPORT}")
+UNKNOWN = FileKind("of no format that is known here", TEXT.advice)
 
 BEGINNINGS: list[tuple[bytes, FileKind]] = [
     # torch.save's magic number as a pickle, by the two protocols that it was written with
@@ -76,11 +81,12 @@ SUFFIXES = {
 def kind_of_file(path: str | Path) -> FileKind:
     """The format of a file, whatever its name. `UserError` if it cannot be opened, is empty, or is cut off."""
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file of weights, or a run folder with config.json and model.pt")
-    path = require_file(path, "model weights")
     try:
-        with open(path, "rb") as file:
+        if path.is_dir():
+            raise UserError(
+                f"{path} is a folder: give a file of weights, or a run folder with config.json and model.pt"
+            )
+        with open(require_file(path, "model weights"), "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -93,10 +99,16 @@ def kind_of_file(path: str | Path) -> FileKind:
     for beginning, kind in BEGINNINGS:
         if re.match(beginning, head, re.DOTALL):
             return kind
-    if path.suffix in SUFFIXES:
-        return FileKind(SUFFIXES[path.suffix], EXPORT)
-    what = "a text file" if _is_text(head) else "of no format that is known here"
-    return FileKind(what, f"{SAVE}, or {EXPORT}")
+    if path.suffix.lower() in SUFFIXES:
+        return FileKind(SUFFIXES[path.suffix.lower()], EXPORT)
+    return TEXT if _is_text(head) else UNKNOWN
+
+
+def require_onnx(path: str | Path) -> None:
+    """`UserError`, which names the format, if the file is of another known one than ONNX."""
+    kind = kind_of_file(path)
+    if kind not in (ONNX, TEXT, UNKNOWN):
+        raise UserError(f"{path} is {kind.what}, no ONNX model: {kind.advice}")
 
 
 def _kind_of_archive(path: Path) -> FileKind:

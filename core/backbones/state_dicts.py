@@ -26,7 +26,7 @@ WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")
 NAME_PREFIXES = ("module.", "_orig_mod.")
 INSERTED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Put into names, at any place, by torch.compile, FSDP and activation checkpointing."""
-AVERAGED = re.compile(r"ema|swa|averag|shadow", re.IGNORECASE)
+AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|averag|shadow", re.IGNORECASE)
 """In the names of copies whose weights are means over the training."""
 TRAINING_ONLY = ("cls_fc", "BCT_FC", "projection_cls", "discriminator", "eboundary")
 """Beside the encoder in the released code of MixBCT and AdvBCT."""
@@ -139,9 +139,10 @@ def _take(candidates: list[Candidate], tensors: Tensors, network: str | None, pa
 
 
 def _choose(candidates: list[Candidate], network: str | None, path: Path) -> Candidate:
-    """Of `network` rather than of another, trained rather than averaged, by the order of `WRAPPERS`."""
+    """Of `network` rather than another, trained and not averaged, no part of a loss, and by the order of `WRAPPERS`."""
     fitting = [c for c in candidates if network in c.layout.names] or candidates
-    fitting = [c for c in fitting if not AVERAGED.search(c.prefix)] or fitting
+    for unwanted in (AVERAGED, TRAINING):
+        fitting = [c for c in fitting if not unwanted.search(c.prefix)] or fitting
     ranks = [[*WRAPPERS, _first(c.prefix)].index(_first(c.prefix)) for c in fitting]
     fitting = [c for c, rank in zip(fitting, ranks) if rank == min(ranks)]
     if all(_same(c.tensors, fitting[0].tensors) for c in fitting[1:]):

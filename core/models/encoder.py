@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones import require_backbone
+from core.backbones.file_kinds import require_onnx
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.images.transforms import NORMALIZATIONS, Triple, normalize
@@ -137,6 +138,7 @@ def _load_weights(path: Path, network: str | None, device: torch.device) -> Enco
 
 
 def _load_onnx(path: Path, network: str | None, device: torch.device) -> Encoder:
+    require_onnx(path)
     module, embedding_size = load_onnx_network(path, device)
     known = module.metadata.get("network")
     if known is not None and network not in (None, known):
