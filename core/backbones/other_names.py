@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.backbones.file_kinds import EXPORT
 from core.errors import UserError
+from core.images.transforms import NORMALIZATIONS
 
 __all__ = ["own_names"]
 
@@ -24,7 +25,6 @@ Tensors = dict[str, Tensor]
 
 IMAGENET_CLASSES = (1000, 11221, 11821, 21841, 21843)
 """Of ImageNet-1k and of the sets of ImageNet-21k that networks are published for."""
-IMAGENET_MEAN_STD = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TRUNK_OF_FEATURES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 """torchvision's ResNet without its last two modules, as a sequence."""
 RETRIEVAL_EPSILON = 1e-6
@@ -48,7 +48,12 @@ def own_names(tensors: Tensors, meta: Any, source: object) -> Tensors | None:
     network of a known kind with a part that is not here.
     """
     for convert in KINDS:
-        found = convert(tensors, meta if isinstance(meta, Mapping) else {}, source)
+        try:
+            found = convert(tensors, meta if isinstance(meta, Mapping) else {}, source)
+        except UserError:
+            raise
+        except (KeyError, IndexError, ValueError):  # names that only begin as those of its kind
+            continue
         if found is not None:
             return found
     return None
@@ -101,14 +106,13 @@ def _retrieval_pooling(exponent: Tensor | None, meta: Mapping[str, Any], source:
 
 
 def _tell_about_preprocessing(meta: Mapping[str, Any], source: object) -> None:
-    told = meta.get("mean"), meta.get("std")
-    for values, usual in zip(told, IMAGENET_MEAN_STD):
-        if isinstance(values, list | tuple) and [round(value, 3) for value in values] != usual:
-            logger.warning(
-                "%s says that its images have mean %s and standard deviation %s, in units of 0 to 1: give them with "
-                "--mean and --std, or it gets ImageNet's", source, *told
-            )  # fmt: skip
-            break
+    """Warn of another mean or standard deviation, in units of 0 to 1, than the ImageNet's that the network gets."""
+    told = [meta.get(key, ()) for key in ("mean", "std")]
+    if all(isinstance(values, list | tuple) and len(values) == 3 for values in told):
+        mean, std = ([round(255 * float(value), 2) for value in values] for values in told)
+        if any(abs(one - other) > 0.5 for one, other in zip(mean + std, sum(NORMALIZATIONS["imagenet"], ()))):
+            options = f"--mean {' '.join(map(str, mean))} --std {' '.join(map(str, std))}"
+            logger.warning("%s says that it takes other images than ImageNet's: give %s", source, options)
     if "Lw" in meta:
         logger.info("%s has a whitening of finished embeddings (Lw) beside the network, which is not applied", source)
 
@@ -146,7 +150,8 @@ def _ir(tensors: Tensors, meta: Mapping[str, Any], source: object) -> Tensors | 
             module = f"{units[number]}.{layer_names[rest[1]]}"
         elif body and rest[0] == "shortcut_layer":
             module = f"{units[number]}.downsample.{rest[1]}"
-        own[f"{IR_ENDS.get(module, module)}.{leaf}"] = tensor
+        module = IR_ENDS.get(module, module)
+        own[f"{module}.{leaf}" if module else name] = tensor
     width = len(tensors["input_layer.0.weight"])
     own["layer1.0.downsample.0.weight"] = torch.eye(width)[:, :, None, None]
     norms = {"layer1.0.downsample.1": width, "features": len(tensors["output_layer.3.weight"])}

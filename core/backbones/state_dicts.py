@@ -101,7 +101,7 @@ def _find_networks(tensors: Tensors, prefix: str, meta: Any, path: Path) -> list
     if layout is not None:
         modules = _modules_of(layout)
         network = {name: tensor for name, tensor in own.items() if _first(name) in modules}
-        rest = {name: tensor for name, tensor in tensors.items() if name in own and name not in network}
+        rest = {name: tensor for name, tensor in own.items() if name not in network}
         found.append(Candidate(prefix, network, layout, frozenset(prefix + name for name in rest)))
     groups: dict[str, Tensors] = {}
     for name, tensor in rest.items():

@@ -51,6 +51,8 @@ def read_weight_file(path: str | Path) -> Any:
         content = _read_pickled(path, mapped=kind == TORCH_ZIP)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds {_objection(path, str(error))}; {SAVE}, or {EXPORT}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged file can fail in any way
         logger.debug("reading %s failed", path, exc_info=True)
         raise UserError(f"{path} is damaged ({type(error).__name__} while its tensors were read): {AGAIN}") from error

@@ -137,7 +137,7 @@ def test_retrieval_network_with_other_preprocessing_is_told_to_be_given_it(tmp_p
     content = retrieval_checkpoint(RetrievalNetwork("resnet18"), "resnet18", mean=[0.5, 0.5, 0.5], std=[0.2, 0.2, 0.2])
     torch.save(content, tmp_path / "x.pth")
     read_state_dict(tmp_path / "x.pth")
-    assert "mean [0.5, 0.5, 0.5] and standard deviation [0.2, 0.2, 0.2]" in caplog.text and "--mean" in caplog.text
+    assert "takes other images than ImageNet's: give --mean 127.5 127.5 127.5 --std 51.0 51.0 51.0" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,16 @@ def test_ir_network_of_adaface_gives_its_embeddings(name, units, options, prefix
         wanted = parts["output_layer"](parts["body"](parts["input_layer"](as_input(x, [0.5] * 3, [0.5] * 3))))
     assert_close(encoder(x), wanted)
     assert "left out: state_dict.head" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["body", "body.0", "body.x.res_layer.1.weight", "body.0.res_layer", "output_layer.9.x"]
+)
+def test_names_that_only_begin_as_those_of_a_known_kind_are_no_traceback(name, tmp_path):
+    weights = ir_network((1, 1, 1, 1)).state_dict() | {name: torch.ones(4)}
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="does not belong|known networks are"):
+        load_encoder(tmp_path / "w.pt", "r18")
 
 
 def test_ir_network_with_squeeze_and_excitation_is_not_taken_for_one_without(tmp_path):
