@@ -91,7 +91,7 @@ def kind_of_file(path: str | Path) -> FileKind:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not head:
-        raise UserError(f"{path} is empty: {AGAIN}")
+        raise UserError(f"cannot read {path}: it is empty; {AGAIN}")
     if head.startswith(b"PK"):
         return _kind_of_archive(path)
     if head[257:262] == b"ustar":
@@ -116,7 +116,7 @@ def _kind_of_archive(path: Path) -> FileKind:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is damaged: it begins as a zip archive and has no end; {AGAIN}") from error
+        raise UserError(f"cannot read {path}: it is damaged, a zip archive without its end; {AGAIN}") from error
     return next(kind for pattern, kind in ARCHIVES if any(re.search(pattern, name) for name in names) or not pattern)
 
 

@@ -191,7 +191,7 @@ def _unknown_network(content: Any, tensors: Tensors, path: Path) -> Tensors:
         plain = {_plain_name(name): tensor.detach() for name, tensor in content.items()}
         return {name: tensor for name, tensor in plain.items() if _first(name) not in TRAINING_ONLY}
     if holds_pickled_network(content):
-        raise UserError(f"{path} holds {PICKLED_NETWORK}: {SAVE}, or {EXPORT}")
+        raise UserError(f"cannot read weights from {path}: it holds {PICKLED_NETWORK}; {SAVE}, or {EXPORT}")
     if tensors:
         names = ", ".join([*tensors][:2])
         raise UserError(f"{path} holds no network that is known here (among its names are {names}): {EXPORT}")

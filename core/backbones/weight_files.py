@@ -46,16 +46,18 @@ def read_weight_file(path: str | Path) -> Any:
     if kind == SAFETENSORS:
         return _read_safetensors(path)
     if kind not in (TORCH_ZIP, TORCH_OLD):
-        raise UserError(f"{path} is {kind.what}, no file of weights that is read here: {kind.advice}")
+        raise UserError(f"cannot read weights from {path}: it is {kind.what}; {kind.advice}")
     try:
         content = _read_pickled(path, mapped=kind == TORCH_ZIP)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds {_objection(path, str(error))}; {SAVE}, or {EXPORT}") from error
+        raise UserError(
+            f"cannot read weights from {path}: it holds {_objection(path, str(error))}; {SAVE}, or {EXPORT}"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged file can fail in any way
         logger.debug("reading %s failed", path, exc_info=True)
-        raise UserError(f"{path} is damaged ({type(error).__name__} while its tensors were read): {AGAIN}") from error
+        raise UserError(f"cannot read weights from {path}: it is damaged ({type(error).__name__}); {AGAIN}") from error
     return content
 
 
@@ -66,7 +68,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}; {AGAIN}") from error
+        raise UserError(f"cannot read weights from {path}: it is damaged ({error}); {AGAIN}") from error
 
 
 def _read_pickled(path: Path, mapped: bool) -> Any:

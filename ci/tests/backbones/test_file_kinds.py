@@ -62,7 +62,7 @@ def npz():
 
 
 OTHERS = {
-    "web page": ("w.pt", lambda: b"<!DOCTYPE html>\n<html><head>", "a web page, .*: download the file itself"),
+    "web page": ("w.pt", lambda: b"<!DOCTYPE html>\n<html><head>", "a web page; download the file itself"),
     "page": ("w.pt", lambda: b"\n  <html lang='en'>" + b"x" * 9000, "a web page"),
     "git lfs": (
         "w.pt",
@@ -85,13 +85,13 @@ OTHERS = {
     ),
     "pickle": ("w.pkl", lambda: pickle.dumps({"w": [1.0]}), "a Python pickle that torch.save did not write"),
     "tensorrt": ("w.engine", lambda: b"\xff\xfe\x00ftrt" + bytes(40), "a TensorRT engine.*ONNX"),
-    "onnx": ("w.pt", onnx_model, "an ONNX model.*: rename it to .onnx"),
+    "onnx": ("w.pt", onnx_model, "an ONNX model; rename it to .onnx"),
     "onnx named": ("w.pth", lambda: onnx_model(producer_name="pytorch"), "an ONNX model"),
     "export": ("w.pt2", lambda: archive(a__models__model_dot_json="{}"), "a program of torch.export"),
     "npz": ("w.npz", npz, "an archive of NumPy arrays"),
-    "zip": ("w.zip", lambda: archive(model_dot_pt="x", readme="y"), "a zip archive.*: unpack it"),
-    "gzip": ("w.pt.gz", lambda: gzip.compress(torch_file()), "a compressed archive.*: unpack it"),
-    "tar": ("w.pth.tar", lambda: tar(torch_file()), "a tar archive.*: unpack it"),
+    "zip": ("w.zip", lambda: archive(model_dot_pt="x", readme="y"), "a zip archive; unpack it"),
+    "gzip": ("w.pt.gz", lambda: gzip.compress(torch_file()), "a compressed archive; unpack it"),
+    "tar": ("w.pth.tar", lambda: tar(torch_file()), "a tar archive; unpack it"),
     "text": ("w.txt", lambda: "fc.weight: 1.0\nä".encode(), "a text file"),
     "zeros": ("w.pt", lambda: bytes(9000), "a file of zeros, as a broken download leaves it"),
     "noise": ("w.pt", lambda: np.random.default_rng(0).bytes(5000), "of no format that is known here"),
@@ -101,14 +101,14 @@ OTHERS = {
 @pytest.mark.parametrize("name, make, message", OTHERS.values(), ids=OTHERS)
 def test_other_format_is_named_with_the_way_on(name, make, message, tmp_path):
     (tmp_path / name).write_bytes(make())
-    with pytest.raises(UserError, match=f"{name} is {message}") as error:
+    with pytest.raises(UserError, match=f"cannot read weights from .*{name}: it is {message}") as error:
         load_encoder(tmp_path / name, "r18")
     assert "damaged" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_torchscript_is_named_and_the_advice_works(tmp_path):
     torchscript(tmp_path)
-    with pytest.raises(UserError, match="script.pt is a TorchScript program.*ONNX.*torch.jit.load"):
+    with pytest.raises(UserError, match="script.pt: it is a TorchScript program.*ONNX.*torch.jit.load"):
         read_state_dict(tmp_path / "script.pt")
     assert list(torch.jit.load(tmp_path / "script.pt").state_dict()) == ["weight", "bias"]
 
@@ -118,7 +118,7 @@ def test_torchscript_is_named_and_the_advice_works(tmp_path):
 def test_torch_file_that_is_cut_off_is_damaged(old, share, tmp_path):
     content = torch_file(_use_new_zipfile_serialization=not old)
     (tmp_path / "w.pt").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"w.pt is damaged.*get it again") as error:
+    with pytest.raises(UserError, match=r"w.pt: it is damaged.*get it again") as error:
         read_state_dict(tmp_path / "w.pt")
     assert "\n" not in str(error.value)
 
@@ -149,7 +149,7 @@ def test_file_that_is_only_called_onnx_is_named(make, message, tmp_path):
 
 def test_empty_unreadable_and_missing_files_are_not_called_damaged(tmp_path, monkeypatch):
     (tmp_path / "w.pt").touch()
-    with pytest.raises(UserError, match="w.pt is empty: get it again"):
+    with pytest.raises(UserError, match="w.pt: it is empty; get it again"):
         read_state_dict(tmp_path / "w.pt")
     with pytest.raises(UserError, match=f"{tmp_path} is a folder: give a file of weights"):
         read_state_dict(tmp_path)
