@@ -1,0 +1,109 @@
+"""What an ONNX file is to be fed: as its metadata says, as its graph shows, or as networks of its kind usually are."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import onnx
+
+from core.errors import UserError
+from core.images.preprocessing import RAW, Preprocessing, read_channel_order, read_numbers
+from core.models.onnx_input_map import InputMap, find_input_map, first_layers
+from core.models.onnx_model import OnnxNetwork
+
+__all__ = ["LANDMARK_SIZE", "Choice", "choose_preprocessing", "has_landmark_stem"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FEEDS = (RAW, Preprocessing((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)))
+"""Inputs of graphs that normalise: pixels from 0 to 255, pixels from 0 to 1."""
+LANDMARK_SIZE = 224
+"""Side in pixels from which on images are taken to be those of an ImageNet network, not of a face network."""
+MOST_OFF_CENTRE = 0.3
+"""Of half the range: ImageNet's normalisation has at most 0.19 (blue), that of a face data set a little more."""
+HALF_RANGES = (0.25, 4.0)
+"""Of normalised input: (x - 127.5) / 127.5 has 1, ImageNet's normalisation at most 2.25."""
+LEAST_STEP = 5.0
+"""Between the means of neighbouring channels, in units of 0 to 255; ImageNet's has 7."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model's preprocessing, and how it was found."""
+
+    preprocessing: Preprocessing
+    reason: str
+    certain: bool = True
+    """False: it is a guess."""
+
+
+def choose_preprocessing(path: Path, model: onnx.ModelProto, network: OnnxNetwork) -> Choice:
+    """What the network in `model`, read from `path`, is to be fed. `UserError` if its metadata make no sense."""
+    found, metadata = find_input_map(path, model, network), network.metadata
+    shown = _feed_of(found) if found else None
+    order = shown.channel_order if shown else "RGB"
+    if "channel_order" in metadata:
+        order = _of_metadata(path, lambda: read_channel_order(metadata["channel_order"]))
+    if network.takes_pixels:
+        return Choice(Preprocessing(RAW.mean, RAW.std, order), "its input is of type uint8")
+    if "mean" in metadata and "std" in metadata:
+        mean, std = (_of_metadata(path, lambda: read_numbers(key, metadata[key], order)) for key in ("mean", "std"))
+        if shown and (mean, std) != (shown.mean, shown.std):
+            logger.warning(
+                "%s: its metadata says mean %s and std %s, but its graph normalises too and seems to take mean %s and "
+                "std %s: compare the embeddings, and name what is right", path, mean, std, shown.mean, shown.std,
+            )  # fmt: skip
+        return Choice(Preprocessing(mean, std, order), "its metadata says so")
+    if shown:
+        return Choice(Preprocessing(shown.mean, shown.std, order), "its graph normalises by itself")
+    usual = "imagenet" if network.image_size >= LANDMARK_SIZE or has_landmark_stem(model) else "face"
+    silent = found is not None and found.changes_nothing
+    why = "nothing in the file says so" if silent else "its graph changes its input in a way that is not known"
+    return Choice(Preprocessing.named(usual, order), f"a guess, the numbers of {usual} networks: {why}", certain=False)
+
+
+def has_landmark_stem(model: onnx.ModelProto) -> bool:
+    """Whether the network begins as torchvision's ResNets do, with a convolution of 7 x 7 and stride 2."""
+    _, layers = first_layers(model)
+    if len(layers) != 1 or layers[0].op_type != "Conv":
+        return False
+    attributes = {item.name: list(item.ints) for item in layers[0].attribute}
+    return attributes.get("kernel_shape") == [7, 7] and attributes.get("strides") == [2, 2]
+
+
+def _feed_of(found: InputMap) -> Preprocessing | None:
+    """The input that a graph with this map brings into a range that networks are trained with."""
+    for feed in FEEDS:
+        low, high = found.offset, found.offset + found.scale * 255 / np.asarray(feed.std)
+        centre, half = (low + high) / 2, np.abs(high - low) / 2
+        if (np.abs(centre) <= MOST_OFF_CENTRE * half).all() and _is_usual(half, found.scale):
+            return Preprocessing(feed.mean, feed.std, _channel_order(found, feed))
+        if feed is RAW and np.allclose(low, 0, atol=0.01) and np.allclose(high, 1, atol=0.01):
+            return RAW
+    return None
+
+
+def _is_usual(half: np.ndarray, scale: np.ndarray) -> bool:
+    """Whether half ranges are those of normalised input, or of one from which only a mean was subtracted."""
+    return bool(((half >= HALF_RANGES[0]) & (half <= HALF_RANGES[1])).all() or np.allclose(np.abs(scale), 1, rtol=0.01))
+
+
+def _channel_order(found: InputMap, feed: Preprocessing) -> str:
+    """BGR if the means that the graph subtracts rise from channel to channel.
+
+    In photographs, of faces or of anything, red is the brightest colour on average and blue the darkest.
+    """
+    means = -found.offset / found.scale * np.asarray(feed.std)
+    return "BGR" if (np.diff(means) > LEAST_STEP).all() else "RGB"
+
+
+def _of_metadata(path: Path, read: Callable[[], T]) -> T:
+    """A value of the metadata; the error of one that makes no sense names the file."""
+    try:
+        return read()
+    except UserError as error:
+        raise UserError(f"{path} has metadata that make no sense: {error}") from error
