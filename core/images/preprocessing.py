@@ -9,7 +9,7 @@ from typing import TypeAlias
 from core.errors import UserError
 from core.images.transforms import NORMALIZATIONS, Triple
 
-__all__ = ["CHANNEL_ORDERS", "RAW", "Numbers", "Preprocessing", "read_channel_order", "read_numbers"]
+__all__ = ["CHANNEL_ORDERS", "RAW", "Numbers", "Preprocessing", "parse_numbers", "read_channel_order"]
 
 Numbers: TypeAlias = str | float | Sequence[float]
 """One number or three, as numbers or as text, or a name of `NORMALIZATIONS`."""
@@ -28,21 +28,34 @@ class Preprocessing:
     @classmethod
     def named(cls, normalization: str, channel_order: str = "RGB") -> "Preprocessing":
         """With the numbers of `NORMALIZATIONS`, which are by colour."""
-        return cls(*(_by_channel(numbers, channel_order) for numbers in NORMALIZATIONS[normalization]), channel_order)
+        mean, std = NORMALIZATIONS[normalization]
+        return cls(_by_channel(mean, channel_order), _by_channel(std, channel_order), channel_order)
 
     def replaced(self, mean: Numbers | None, std: Numbers | None, channel_order: str | None) -> "Preprocessing":
         """The same, but for what is given. Where only the channel order is, the numbers stay with their colours.
 
-        `UserError` for a mean without std or the other way round, and for what is neither a name nor usable numbers.
+        `UserError` for a mean without std or the other way round, for what is neither a name nor usable numbers, and
+        for numbers that are meant for pixels from 0 to 1.
         """
         if (mean is None) != (std is None):
             raise UserError("mean and std of a model's input belong together: name both of them or none")
         order = self.channel_order if channel_order is None else read_channel_order(channel_order)
         if mean is not None and std is not None:
-            return Preprocessing(read_numbers("mean", mean, order), read_numbers("std", std, order), order)
+            told = Preprocessing(parse_numbers("mean", mean, order), parse_numbers("std", std, order), order)
+            if max(told.std) < 1 or 0 < max(map(abs, told.mean)) < 1:
+                right = told.in_units_of_255()
+                raise UserError(
+                    f"mean {told.mean} and std {told.std} look like those for pixels from 0 to 1: give them for pixels "
+                    f"from 0 to 255, mean {right.mean} and std {right.std}"
+                )
+            return told
         if order == self.channel_order:
             return self
         return Preprocessing(self.mean[::-1], self.std[::-1], order)
+
+    def in_units_of_255(self) -> "Preprocessing":
+        """The same, of numbers for pixels from 0 to 1."""
+        return Preprocessing(_times_255(self.mean), _times_255(self.std), self.channel_order)
 
 
 RAW = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -57,10 +70,10 @@ def read_channel_order(text: str) -> str:
     return order
 
 
-def read_numbers(what: str, value: Numbers, channel_order: str) -> Triple:
+def parse_numbers(what: str, value: Numbers, channel_order: str) -> Triple:
     """`what`, "mean" or "std", of the three channels in their order.
 
-    `UserError` if it is neither one finite number, nor three, nor a name, or if it is meant for pixels from 0 to 1.
+    `UserError` if it is neither one finite number, nor three, nor a name.
     """
     if isinstance(value, str) and value in NORMALIZATIONS:
         return _by_channel(NORMALIZATIONS[value][what == "std"], channel_order)
@@ -70,19 +83,18 @@ def read_numbers(what: str, value: Numbers, channel_order: str) -> Triple:
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        names = ", ".join(NORMALIZATIONS)
+        names = " or ".join(NORMALIZATIONS)
         raise UserError(f"the {what} of a model's input is one number, three by channel, or {names}, got {value!r}")
     if what == "std" and min(numbers) <= 0:
         raise UserError(f"the std of a model's input must be above 0, got {value!r}")
-    if any(numbers) and max(map(abs, numbers)) < 1:
-        for_pixels = " ".join(f"{255 * number:.6g}" for number in numbers)
-        raise UserError(
-            f"the {what} {value!r} of a model's input looks like one for pixels from 0 to 1: give it for pixels from 0 "
-            f"to 255, here {for_pixels}"
-        )
     first, second, third = numbers * (3 // len(numbers))
     return first, second, third
 
 
 def _by_channel(colours: Triple, channel_order: str) -> Triple:
     return colours[::-1] if channel_order == "BGR" else colours
+
+
+def _times_255(numbers: Triple) -> Triple:
+    first, second, third = (round(255 * number, 6) for number in numbers)
+    return first, second, third

@@ -1,9 +1,9 @@
 """A trained encoder as one ONNX file that any runtime, and the `insightface` package, can load.
 
-The file has one input `input`, float32 (batch, 3, H, W), already normalised, with a dynamic batch and fixed H and W, and
-one output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`, `input_size` (side
-in pixels), `mean` and `std` (JSON lists by channel of the input, in units of 0 to 255), `channel_order` (RGB, or BGR of
-an encoder that was told so), `fingerprint` (the encoder's) and, for a model trained to be compatible,
+The file has one input `input`, float32 (batch, 3, H, W), already normalised, with a dynamic batch and fixed H and W,
+and one output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`, `input_size`
+(side in pixels), `mean` and `std` (JSON lists by channel of the input, in units of 0 to 255), `channel_order` (RGB, or
+BGR of an encoder that was told so), `fingerprint` (the encoder's) and, for a model trained to be compatible,
 `old_model_fingerprint`.
 """
 

@@ -67,7 +67,8 @@ def _data_files(path: Path, model: onnx.ModelProto) -> list[Path]:
             )
         if file.stat().st_size < size:
             raise UserError(
-                f"{file} is cut off: it has {file.stat().st_size} bytes and the model {path} needs {size}; copy it again"
+                f"{file} is cut off: the model {path} needs {size} bytes of it and it has {file.stat().st_size}; copy "
+                "it again"
             )
     return [path.parent / location for location in sorted(needed)]
 

@@ -1,7 +1,7 @@
 """What an ONNX graph does to its input before the network proper: input -> scale * input + offset, by channel.
 
-Many graphs normalise their input themselves, by Sub and Mul, by Div, by batch norm, after casting or transposing it. All
-that lies before the first other layer is cut off and run on images of one colour, which gives the map.
+Many graphs normalise their input themselves, by Sub and Mul, by Div, by batch norm, after casting or transposing it.
+All that lies before the first other layer is cut off and run on images of one colour, which gives the map.
 """
 
 import logging

@@ -1,23 +1,21 @@
 """What an ONNX file is to be fed: as its metadata says, as its graph shows, or as networks of its kind usually are."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import onnx
 
 from core.errors import UserError
-from core.images.preprocessing import RAW, Preprocessing, read_channel_order, read_numbers
+from core.images.preprocessing import RAW, Preprocessing, parse_numbers, read_channel_order
 from core.models.onnx_input_map import InputMap, find_input_map, first_layers
 from core.models.onnx_model import OnnxNetwork
 
 __all__ = ["LANDMARK_SIZE", "Choice", "choose_preprocessing", "has_landmark_stem"]
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 FEEDS = (RAW, Preprocessing((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)))
 """Inputs of graphs that normalise: pixels from 0 to 255, pixels from 0 to 1."""
@@ -43,21 +41,19 @@ class Choice:
 
 def choose_preprocessing(path: Path, model: onnx.ModelProto, network: OnnxNetwork) -> Choice:
     """What the network in `model`, read from `path`, is to be fed. `UserError` if its metadata make no sense."""
-    found, metadata = find_input_map(path, model, network), network.metadata
+    found = find_input_map(path, model, network)
     shown = _feed_of(found) if found else None
-    order = shown.channel_order if shown else "RGB"
-    if "channel_order" in metadata:
-        order = _of_metadata(path, lambda: read_channel_order(metadata["channel_order"]))
+    order, said = _read_metadata(path, network.metadata, shown.channel_order if shown else "RGB")
     if network.takes_pixels:
         return Choice(Preprocessing(RAW.mean, RAW.std, order), "its input is of type uint8")
-    if "mean" in metadata and "std" in metadata:
-        mean, std = (_of_metadata(path, lambda: read_numbers(key, metadata[key], order)) for key in ("mean", "std"))
-        if shown and (mean, std) != (shown.mean, shown.std):
+    if said is not None:
+        if shown and (said.mean, said.std) != (shown.mean, shown.std):
             logger.warning(
                 "%s: its metadata says mean %s and std %s, but its graph normalises too and seems to take mean %s and "
-                "std %s: compare the embeddings, and name what is right", path, mean, std, shown.mean, shown.std,
+                "std %s: compare the embeddings, and name what is right",
+                path, said.mean, said.std, shown.mean, shown.std,
             )  # fmt: skip
-        return Choice(Preprocessing(mean, std, order), "its metadata says so")
+        return Choice(said, "its metadata says so")
     if shown:
         return Choice(Preprocessing(shown.mean, shown.std, order), "its graph normalises by itself")
     usual = "imagenet" if network.image_size >= LANDMARK_SIZE or has_landmark_stem(model) else "face"
@@ -101,9 +97,17 @@ def _channel_order(found: InputMap, feed: Preprocessing) -> str:
     return "BGR" if (np.diff(means) > LEAST_STEP).all() else "RGB"
 
 
-def _of_metadata(path: Path, read: Callable[[], T]) -> T:
-    """A value of the metadata; the error of one that makes no sense names the file."""
+def _read_metadata(path: Path, metadata: Mapping[str, str], usual_order: str) -> tuple[str, Preprocessing | None]:
+    """The channel order, or `usual_order` if it is not said; all of it, if mean and std are.
+
+    A std below 1 is for pixels from 0 to 1, and so is the mean then.
+    """
     try:
-        return read()
+        order = read_channel_order(metadata.get("channel_order", usual_order))
+        if "mean" not in metadata or "std" not in metadata:
+            return order, None
+        mean, std = (parse_numbers(what, metadata[what], order) for what in ("mean", "std"))
+        said = Preprocessing(mean, std, order)
     except UserError as error:
         raise UserError(f"{path} has metadata that make no sense: {error}") from error
+    return order, said.in_units_of_255() if max(said.std) < 1 else said

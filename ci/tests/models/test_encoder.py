@@ -192,9 +192,7 @@ def test_onnx_metadata_sets_the_normalisation(tmp_path):
         load_encoder(path, "r18")
     helper.set_model_props(model, {"mean": "[1, 2]", "std": "[4, 5, 6]"})
     onnx.save(model, path)
-    with pytest.raises(
-        UserError, match=r"m.onnx has metadata that make no sense: the mean .* is one number, three .*, got '\[1, 2\]'"
-    ):
+    with pytest.raises(UserError, match=r"m.onnx has metadata that make no sense: the mean .*, got '\[1, 2\]'"):
         load_encoder(path)
 
 
