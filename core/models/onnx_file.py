@@ -62,9 +62,7 @@ def _data_files(path: Path, model: onnx.ModelProto) -> list[Path]:
                 "the model and its data into one folder"
             )
         if not file.is_file():
-            raise UserError(
-                f"{path} keeps weights in {location!r}, which is not beside it: put that file into {folder}"
-            )
+            raise UserError(f"{path} keeps weights in {location!r}, which is missing: put that file into {folder}")
         if file.stat().st_size < size:
             raise UserError(
                 f"{file} is cut off: the model {path} needs {size} bytes of it and it has {file.stat().st_size}; copy "

@@ -244,10 +244,16 @@ def test_open_height_and_width_are_112_or_224_and_said(tmp_path, caplog):
     [
         ({"mean": "[1, 2, 3]", "std": "[4, 5, 6]"}, ((1, 2, 3), (4, 5, 6), "RGB")),
         ({"mean": "127.5", "std": "128"}, ((127.5,) * 3, (128,) * 3, "RGB")),
-        ({"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]"}, ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB")),
-        ({"mean": "imagenet", "std": "imagenet", "channel_order": "bgr"}, ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), "BGR")),
+        (
+            {"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]"},
+            ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB"),
+        ),
+        (
+            {"mean": "imagenet", "std": "imagenet", "channel_order": "bgr"},
+            ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), "BGR"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_metadata_decides(props, wanted, tmp_path, caplog):
     path = Graph().write(tmp_path / "m.onnx", **props)
     encoder, record = loaded(path, caplog)
