@@ -79,10 +79,7 @@ def parse_arguments() -> Namespace:
         help="run folders, .pt state dicts or .onnx files in the order of the upgrades, the oldest first",
     )  # fmt: skip
     parser.add_argument(
-        "--networks",
-        nargs="+",
-        metavar="NET",
-        help="network of each model that is a bare state dict, auto for the others",
+        "--networks", nargs="+", metavar="NET", help="network of each bare state dict, auto for other models"
     )
     for what in ("mean", "std"):
         parser.add_argument(
