@@ -48,12 +48,10 @@ def add_arguments(parser: ArgumentParser, batch_size: int, cache: Path) -> None:
 
 def add_preprocessing_arguments(parser: ArgumentParser, suffix: str = "", model: str = "-m") -> None:
     """What the model of the option `model` is fed, where it is not known or known wrongly."""
-    for what in ("mean", "std"):
-        parser.add_argument(
-            f"--{what}{suffix}", nargs="+", metavar="X",
-            help=f"{what} of the input of {model}, 0 to 255: a number, three by channel, or face, imagenet",
-        )  # fmt: skip
-    parser.add_argument(f"--channel-order{suffix}", choices=CHANNEL_ORDERS, help=f"of the input of {model}")
+    numbers = "0 to 255: a number, three by channel, or face or imagenet; without it what is known of the model"
+    parser.add_argument("--mean" + suffix, nargs="+", metavar="X", help=f"mean of the input of {model}, {numbers}")
+    parser.add_argument("--std" + suffix, nargs="+", metavar="X", help="its standard deviation, given likewise")
+    parser.add_argument("--channel-order" + suffix, choices=CHANNEL_ORDERS, help="that of its input")
 
 
 class Told(TypedDict):
