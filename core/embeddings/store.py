@@ -122,15 +122,15 @@ class EmbeddingStore:
             raise UserError(
                 f"embedding store {self.path} was made with another model or preprocessing ({info.model_name}, "
                 f"fingerprint {info.model_fingerprint[:12]}, {info.preprocessing or 'preprocessing unknown'}) than "
-                f"{wanted.model_name} (fingerprint {wanted.model_fingerprint[:12]}, {wanted.preprocessing}): extract "
-                "the embeddings of that model elsewhere"
+                f"{wanted.model_name} (fingerprint {wanted.model_fingerprint[:12]}, {wanted.preprocessing}): "
+                "name another folder for the embeddings of that model, or delete this one"
             )
         for what in ("preprocessing", "views", "settings"):
             found, expected = getattr(info, what), getattr(wanted, what)
             if found != expected:
                 raise UserError(
                     f"embedding store {self.path} was made with the weights of {wanted.model_name}, but other {what} "
-                    f"({found or 'unknown'}; now {expected}): extract the embeddings again elsewhere"
+                    f"({found or 'unknown'}; now {expected}): name another folder, or delete this one"
                 )
 
 

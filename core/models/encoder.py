@@ -19,15 +19,13 @@ from core.images.preprocessing import RAW, Numbers, Preprocessing
 from core.images.transforms import NORMALIZATIONS, Triple, normalize
 from core.models.onnx_file import read_onnx_file
 from core.models.onnx_model import OnnxNetwork, load_onnx_network
-from core.models.onnx_preprocessing import LANDMARK_SIZE, Choice, choose_preprocessing, has_landmark_stem
+from core.models.onnx_preprocessing import Choice, choose_preprocessing, usual_image_size
 from core.models.run_config import read_run_config
 from core.models.weights import build_with_weights, fingerprint, layout_of
 
 __all__ = ["Encoder", "load_encoder"]
 
 logger = logging.getLogger(__name__)
-FACE_SIZE = 112
-"""Side in pixels of the images of face networks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,15 +197,14 @@ def _load_weights(path: Path, network: str | None, device: torch.device) -> Enco
 
 def _load_onnx(path: Path, network: str | None, device: torch.device) -> tuple[Encoder, Choice]:
     model, fingerprint = read_onnx_file(path)
-    open_size = LANDMARK_SIZE if has_landmark_stem(model) else FACE_SIZE
-    module, embedding_size = load_onnx_network(path, device, open_size)
+    module, embedding_size = load_onnx_network(path, device, usual_image_size(model))
     known = module.metadata.get("network")
     if known is not None and network not in (None, known):
         raise UserError(f"{path} holds network {known}, not {network}: leave the network out")
     if module.size_is_open:
         logger.warning(
             "%s leaves height and width open: it is fed images of %d pixels; export it with fixed ones to have others",
-            path, open_size,
+            path, module.image_size,
         )  # fmt: skip
     choice = choose_preprocessing(path, model, module)
     encoder = Encoder(

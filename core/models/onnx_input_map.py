@@ -100,6 +100,7 @@ def _colour_function(part: onnx.ModelProto, network: OnnxNetwork) -> Callable[[n
     """From the colour of an image, (3,) as the graph's input has it, to the mean output by channel, float64 (3,)."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
     shape = (network.fixed_batch or 1, 3, network.image_size, network.image_size)
 

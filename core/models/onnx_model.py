@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 
-__all__ = ["OnnxNetwork", "load_onnx_network"]
+__all__ = ["DEFAULT_IMAGE_SIZE", "OnnxNetwork", "load_onnx_network"]
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_IMAGE_SIZE = 112
+"""Side in pixels of the images of face networks."""
 TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 """The types of input that are fed, as ONNX Runtime names them."""
 
@@ -26,7 +28,7 @@ class OnnxNetwork(nn.Module):
     describes them) and `metadata`.
     """
 
-    def __init__(self, path: str | Path, device: torch.device, open_size: int = 112):
+    def __init__(self, path: str | Path, device: torch.device, open_size: int = DEFAULT_IMAGE_SIZE):
         """`open_size`: side of the images of a model that leaves height and width open."""
         super().__init__()
         self._session = _open_session(path, device)
@@ -86,7 +88,7 @@ class OnnxNetwork(nn.Module):
         return embeddings.reshape(embeddings.shape[:2]) if set(embeddings.shape[2:]) == {1} else embeddings
 
 
-def load_onnx_network(path: Path, device: torch.device, open_size: int = 112) -> tuple[OnnxNetwork, int]:
+def load_onnx_network(path: Path, device: torch.device, open_size: int) -> tuple[OnnxNetwork, int]:
     """The network in an `.onnx` file and its embedding size; `open_size` as in `OnnxNetwork`.
 
     `UserError` if ONNX Runtime cannot load it or run it on an image, or if it is not an encoder of square images.

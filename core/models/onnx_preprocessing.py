@@ -11,15 +11,15 @@ import onnx
 from core.errors import UserError
 from core.images.preprocessing import RAW, Preprocessing, parse_numbers, read_channel_order
 from core.models.onnx_input_map import InputMap, find_input_map, first_layers
-from core.models.onnx_model import OnnxNetwork
+from core.models.onnx_model import DEFAULT_IMAGE_SIZE, OnnxNetwork
 
-__all__ = ["LANDMARK_SIZE", "Choice", "choose_preprocessing", "has_landmark_stem"]
+__all__ = ["Choice", "choose_preprocessing", "usual_image_size"]
 
 logger = logging.getLogger(__name__)
 
 FEEDS = (RAW, Preprocessing((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)))
 """Inputs of graphs that normalise: pixels from 0 to 255, pixels from 0 to 1."""
-LANDMARK_SIZE = 224
+IMAGENET_SIZE = 224
 """Side in pixels from which on images are taken to be those of an ImageNet network, not of a face network."""
 MOST_OFF_CENTRE = 0.3
 """Of half the range: ImageNet's normalisation has at most 0.19 (blue), that of a face data set a little more."""
@@ -56,13 +56,18 @@ def choose_preprocessing(path: Path, model: onnx.ModelProto, network: OnnxNetwor
         return Choice(said, "its metadata says so")
     if shown:
         return Choice(Preprocessing(shown.mean, shown.std, order), "its graph normalises by itself")
-    usual = "imagenet" if network.image_size >= LANDMARK_SIZE or has_landmark_stem(model) else "face"
+    usual = "imagenet" if network.image_size >= IMAGENET_SIZE or _begins_as_resnet(model) else "face"
     silent = found is not None and found.changes_nothing
     why = "nothing in the file says so" if silent else "its graph changes its input in a way that is not known"
     return Choice(Preprocessing.named(usual, order), f"a guess, the numbers of {usual} networks: {why}", certain=False)
 
 
-def has_landmark_stem(model: onnx.ModelProto) -> bool:
+def usual_image_size(model: onnx.ModelProto) -> int:
+    """The side of the images, in pixels, of networks of this kind, for a model that leaves it open."""
+    return IMAGENET_SIZE if _begins_as_resnet(model) else DEFAULT_IMAGE_SIZE
+
+
+def _begins_as_resnet(model: onnx.ModelProto) -> bool:
     """Whether the network begins as torchvision's ResNets do, with a convolution of 7 x 7 and stride 2."""
     _, layers = first_layers(model)
     if len(layers) != 1 or layers[0].op_type != "Conv":

@@ -293,6 +293,30 @@ def test_function_in_the_file_is_looked_into(tmp_path):
     np.testing.assert_allclose(encoder(pixels()), by_runtime(path, nchw(pixels())), rtol=1e-4)
 
 
+def test_weights_that_are_inputs_too_as_in_old_files(tmp_path):
+    path = mxnet().write(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model.ir_version, model.opset_import[0].version = 3, 9
+    onnx.save(model, path)
+    encoder = load_encoder(path)
+    assert encoder.mean == (0.0,) * 3
+    np.testing.assert_allclose(encoder(pixels()), by_runtime(path, nchw(pixels())), rtol=1e-4)
+
+
+def test_embedding_is_the_flat_output_and_one_of_one_pixel_is_flattened(tmp_path):
+    path = Graph().write(tmp_path / "m.onnx")
+    model, wanted = onnx.load(path), load_encoder(path)(pixels())
+    pooled = helper.make_tensor_value_info(model.graph.node[-1].input[0], TensorProto.FLOAT, ["N", 5, 1, 1])
+    flat = model.graph.output.pop()
+    for outputs in ([pooled], [pooled, flat]):
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+        onnx.save(model, path)
+        assert torch.equal(load_encoder(path)(pixels()), wanted)
+
+
 class Normalising(torch.nn.Module):
     """A network that takes RGB pixels, turns them to BGR, and normalises them itself."""
 
