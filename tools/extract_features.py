@@ -7,7 +7,7 @@ python tools/extract_features.py --model old.pt --network resnet18 --rec dataset
 
 from pathlib import Path
 
-from command_line import ArgumentParser
+from command_line import ArgumentParser, add_preprocessing_arguments, preprocessing
 
 from core.data.open_dataset import BAD_IMAGES, open_dataset
 from core.embeddings.extraction import default_store_path, extract_embeddings
@@ -24,6 +24,7 @@ def main() -> None:
     )
     parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
+    add_preprocessing_arguments(parser)
     parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files, or an image list .txt")
     parser.add_argument("--image-root", help="folder that the paths of a list start from; without it the list's own")
     parser.add_argument(
@@ -40,7 +41,7 @@ def main() -> None:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
     set_up_logging()
     with process_group(args.device) as ranks:
-        encoder = load_encoder(args.model, args.network, ranks.device)
+        encoder = load_encoder(args.model, args.network, ranks.device, **preprocessing(args))
         data = open_dataset(args.rec, encoder.image_size, args.image_root, args.bad_images == "skip")
         path = args.out or default_store_path(encoder, data)
         store = extract_embeddings(encoder, data, path, ranks, args.batch_size, args.num_workers)

@@ -48,6 +48,8 @@ class OldModel:
     embedding_size: int
     features: EmbeddingStore
     """Its embeddings of the training images, one row an image."""
+    preprocessing: str = ""
+    """What it is fed, as `core.models.encoder.Encoder` has it."""
 
     @property
     def num_classes(self) -> int:
@@ -132,7 +134,14 @@ def open_old_model(settings: Settings, data: ImageDataset, ranks: Ranks) -> OldM
     if settings.old_model is None:
         raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
     path = resolve(settings.old_model)
-    encoder = load_encoder(path, settings.old_network, ranks.device)
+    encoder = load_encoder(
+        path,
+        settings.old_network,
+        ranks.device,
+        mean=settings.old_mean,
+        std=settings.old_std,
+        channel_order=settings.old_channel_order,
+    )
     if encoder.embedding_size != settings.embedding_size:
         raise UserError(
             f"the old model {settings.old_model} has embeddings of size {encoder.embedding_size}, the new one "
@@ -149,4 +158,5 @@ def open_old_model(settings: Settings, data: ImageDataset, ranks: Ranks) -> OldM
         fingerprint=encoder.fingerprint,
         embedding_size=encoder.embedding_size,
         features=extract_embeddings(encoder, data, store, ranks, settings.batch_size, settings.num_workers),
+        preprocessing=encoder.preprocessing,
     )

@@ -246,6 +246,7 @@ class Trainer:
             "num_classes": self.data.num_classes,
             "data_fingerprint": self.data.fingerprint,
             "old_model_fingerprint": self.old_model.fingerprint if self.old_model else None,
+            "old_model_preprocessing": self.old_model.preprocessing if self.old_model else None,
             "world_size": self.ranks.world_size,
             "version": code_version(),
             "torch_version": torch.__version__,

@@ -52,6 +52,11 @@ class Settings:
         heading="The old model that the new one must stay compatible with (methods only)",
     )
     old_network: str | None = key(None, "its network, when old_model is a bare .pt")
+    old_mean: str | float | tuple[float, ...] | None = key(
+        None, "mean of its input, 0 to 255: one number, three by channel, or face, imagenet; None: the model's own"
+    )
+    old_std: str | float | tuple[float, ...] | None = key(None, "the same for the standard deviation")
+    old_channel_order: Literal["RGB", "BGR"] | None = key(None, "of its input; None: the model's own")
     features: str | None = key(None, "folder of its embeddings of the training images; None: made under features/")
 
     optimizer: Literal["sgd", "adamw"] = key("sgd", "of backbone, head and method", heading="Optimisation")

@@ -165,7 +165,7 @@ def test_store_of_other_data_or_of_another_old_model_is_reported_and_left_as_it_
     state = torch.load(tmp_path / "another" / "model.pt", weights_only=True)
     torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "another" / "model.pt")
     line = fail(MIXBCT, f"old_model={tmp_path / 'another'}")
-    assert "made with another model (old, " in line and "than another (" in line
+    assert "made with another model or preprocessing (old, " in line and "than another (" in line
     assert (tmp_path / "features" / "features.npy").stat().st_mtime_ns == kept.st_mtime_ns
     assert not (tmp_path / "run").exists()
 
