@@ -1,4 +1,4 @@
-"""The index of a record file, made again from the file alone: what MXNet's rec2idx does, with the keys of its writer."""
+"""The index of a record file, made again from that file alone, with the keys that its writer gave."""
 
 import logging
 import mmap

@@ -67,8 +67,8 @@ class RecordDataset:
             left -= self._reader.end(last)
         if left > 0:
             logger.warning(
-                "%s.rec: its last %d bytes are not in %s.idx and are not read; if that index is of an interrupted build, "
-                "make it again: python tools/index_records.py %s.rec",
+                "%s.rec: its last %d bytes are not in %s.idx and are not read; if that index is of an interrupted "
+                "build, make it again: python tools/index_records.py %s.rec",
                 self.prefix, left, self.prefix, self.prefix,
             )  # fmt: skip
 
@@ -92,8 +92,8 @@ class RecordDataset:
         if len(images) != end - 1:
             raise UserError(
                 f"{self.prefix}.rec: its header, record {header[0]}, promises {end - 1} images, but {len(images)} are "
-                f"in {self.prefix}.idx; make the index again (python tools/index_records.py {self.prefix}.rec), or copy "
-                "both files again"
+                f"in {self.prefix}.idx; make the index again (python tools/index_records.py {self.prefix}.rec), or "
+                "copy both files again"
             )
         return images, int(labels[1])
 

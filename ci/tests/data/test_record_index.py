@@ -1,4 +1,4 @@
-"""The index made from a record file alone, against the one that the file's writer made; and a file found by its name."""
+"""The index made from a record file alone, against that of its writer, and records found by what users type."""
 
 import logging
 import re
