@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.data.labels import report_empty_classes
 from core.data.recordio import HEADER, LENGTH_BITS, LENGTH_MASK, MAGIC, RecordReader, RecordWriter
 from core.errors import UserError
 from core.images.codec import decode_image, resize_image
@@ -249,15 +250,6 @@ class RecordDataset:
                 "set the size that images are to be resized to"
             )
         return resize_image(image, size)
-
-
-def report_empty_classes(source: str, labels: np.ndarray, num_classes: int | None = None) -> None:
-    """Log a line if fewer classes have images than there are numbers (by default up to the largest label)."""
-    with_images, total = len(np.unique(labels)), num_classes or int(labels.max()) + 1
-    if with_images < total:
-        logger.info(
-            "%s: %d of its %d classes have images; the others get a class weight too", source, with_images, total
-        )
 
 
 def write_image_records(
