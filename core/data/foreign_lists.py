@@ -31,6 +31,7 @@ LABEL_COLUMNS = (
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 GLDV2_COLUMNS = ({"id", "landmarkid"}, {"images", "landmarkid"})
 SEPARATORS = (",", ";", "\t", " ")
+BLANKS = " \t\r"
 FIRST_LINE = 1 << 16
 """Bytes among which it is sought."""
 CLASS = r"^[0-9]{1,9}(\.0*)?$"
@@ -50,7 +51,7 @@ def read_foreign_list(text: bytes, path: str | Path) -> pl.DataFrame | None:
     """Columns `path` (each byte a character, Latin-1) and `label` (Int64) of a list in another form than `path label`.
 
     None if the first line is not that of such a list. A table's whole numbers are the labels; names are numbered in
-    alphabetical order. A log line says what was recognised. `UserError` with file and line where a line does not fit
+    sorted order. A log line says what was recognised. `UserError` with file and line where a line does not fit
     the first, where the columns of paths and labels are not clear, and for faces that are not aligned.
     """
     head = re.search(rb"[^\r\n]*\S[^\r\n]*", text[:FIRST_LINE])
@@ -163,7 +164,7 @@ def _with_classes(table: pl.DataFrame, path: str | Path) -> pl.DataFrame:
         )  # fmt: skip
         return table.select("path", label=label.str.replace(r"\..*", "").cast(pl.Int64))
     logger.info(
-        "%s: its %d names of classes are numbered in alphabetical order; another list with other names numbers them "
+        "%s: its %d names of classes are numbered in sorted order; another list with other names numbers them "
         "otherwise",
         path, table["label"].n_unique(),
     )  # fmt: skip
@@ -179,15 +180,18 @@ def _read(
     `ragged`: further fields are left out.
     """
     names = [str(i) for i in range(num_fields)]
+    header = (
+        separator.join(names).encode() + b"\n"
+    )  # tells Polars how many fields to expect, whatever the first line has
     try:
         table = pl.read_csv(
-            text if text.isascii() else text.decode("latin-1").encode(),
-            has_header=False, separator=separator, quote_char='"' if quoted else None,
+            header + (text if text.isascii() else text.decode("latin-1").encode()),
+            separator=separator, quote_char='"' if quoted else None,
             schema=dict.fromkeys(names, pl.String), truncate_ragged_lines=ragged,
         )  # fmt: skip
     except pl.exceptions.PolarsError as error:
         raise _bad_line(text, path, separator, num_fields, quoted, first_line, error) from error
-    blank_as_null = [pl.col(name).str.strip_chars().replace("", None) for name in names]
+    blank_as_null = [pl.col(name).str.strip_chars(BLANKS).replace("", None) for name in names]
     table = table.with_columns(blank_as_null).with_row_index("line", first_line)
     table = table.filter(~pl.all_horizontal(pl.col(names).is_null()))
     if not len(table):
