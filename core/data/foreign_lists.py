@@ -29,7 +29,7 @@ LABEL_COLUMNS = (
 )  # fmt: skip
 """In lower case, without blanks, `_` and `-`. A later group counts where none of an earlier one is there."""
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
-GLDV2_COLUMNS = ({"id", "landmarkid"}, {"images", "landmarkid"})
+GLDV2_COLUMNS = ({"id", "landmarkid"}, {"id", "url", "landmarkid"}, {"images", "landmarkid"})
 SEPARATORS = (",", ";", "\t", " ")
 BLANKS = " \t\r"
 FIRST_LINE = 1 << 16
@@ -98,7 +98,7 @@ def _table(text: bytes, end: int, path: str | Path, header: str) -> pl.DataFrame
     for separator in SEPARATORS:
         (names,) = csv.reader([header], delimiter=separator)
         columns = [re.sub(r"[ _-]", "", name).lower() for name in names]
-        if set(columns) in GLDV2_COLUMNS or set(columns) == {"id", "url", "landmarkid"}:
+        if set(columns) in GLDV2_COLUMNS:
             raise UserError(f"{path} is a table of GLDv2: make the list with tools/prepare_gldv2.py --only train")
         image = _column(PATH_COLUMNS, columns, names, path, "paths")
         label = _column(LABEL_COLUMNS, columns, names, path, "labels", but=image)
