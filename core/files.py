@@ -62,9 +62,11 @@ def require_writable(folder: str | Path) -> None:
 def require_replaceable(path: str | Path, *, folder: bool = False) -> None:
     """`UserError` unless `replaced_atomically` can write a file at `path`, or with `folder` a folder.
 
-    For the outputs of a program, before its work begins. The parent may be still to be made.
+    For the outputs of a program, before its work begins. The parent of a folder may be still to be made.
     """
     path = _target(path)
+    if not folder:
+        _require_parent(path)
     with writing(path):
         if path.exists() and path.is_dir() != folder:
             raise UserError(f"{path} is a file: name a folder" if folder else f"{path} is a folder: name a file")
@@ -103,10 +105,7 @@ def replaced_atomically(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(_temporary_name(path.name))
     try:
         with writing(path, temporary):
-            if not path.parent.is_dir():
-                raise UserError(
-                    f"the folder {path.parent} of the output {path.name} does not exist: make it, or name another"
-                )
+            _require_parent(path)
             yield temporary
             _flush(temporary)
             if temporary.is_dir() and path.is_dir():
@@ -115,6 +114,11 @@ def replaced_atomically(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if os.path.isdir(temporary) else temporary.unlink(missing_ok=True)
+
+
+def _require_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"the folder {path.parent} of the output {path.name} does not exist: make it, or name another")
 
 
 def _target(path: str | Path) -> Path:

@@ -7,7 +7,9 @@ from typing import NoReturn
 
 import torch
 
+from core.embeddings.cache import require_cache
 from core.errors import UserError
+from core.files import require_writable
 from core.models.encoder import Encoder, load_encoder
 
 __all__ = [
@@ -63,6 +65,8 @@ def check_run_arguments(args: Namespace) -> None:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
     if not args.out.parent.is_dir() or (args.out.exists() and not args.out.is_dir()):
         raise UserError(f"--out {args.out}: its parent is no folder, or it is a file; name a folder to make or to use")
+    require_writable(args.out)
+    require_cache(args.cache)
     args.device = choose_device(args.device)
 
 

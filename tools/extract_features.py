@@ -10,7 +10,7 @@ from pathlib import Path
 from command_line import ArgumentParser
 
 from core.data.open_dataset import BAD_IMAGES, open_dataset
-from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.extraction import default_store_path, extract_embeddings, require_writable_store
 from core.errors import UserError, run_program
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
@@ -38,6 +38,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
+    if args.out is not None:
+        require_writable_store(args.out)
     set_up_logging()
     with process_group(args.device) as ranks:
         encoder = load_encoder(args.model, args.network, ranks.device)

@@ -79,7 +79,7 @@ def load_encoder(path: str | Path, network: str | None = None, device: torch.dev
     """
     path, device = Path(path), torch.device(device)
     if network is not None:
-        require_backbone(network)
+        network = require_backbone(network)
     if not path.exists():
         raise UserError(f"model not found: {path} (a run folder, a .pt file of weights or an .onnx file)")
     if path.is_dir():
