@@ -85,7 +85,9 @@ def choose_device(name: str) -> torch.device:
 def load_models(args: Namespace) -> tuple[Encoder, Encoder]:
     """Query and gallery model, one and the same object without -m_old; `UserError` if their sizes differ."""
     query = load_encoder(args.model, args.network, args.device)
-    gallery = load_encoder(args.model_old, args.network_old, args.device) if args.model_old else query
+    gallery = query
+    if args.model_old:
+        gallery = load_encoder(args.model_old, args.network_old, args.device, network_option="-old_net")
     if query.embedding_size != gallery.embedding_size:
         raise UserError(
             f"the models cannot be compared: {args.model} gives {query.embedding_size} numbers an embedding, "

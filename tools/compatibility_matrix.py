@@ -42,7 +42,10 @@ def main() -> None:
     args = parse_arguments()
     require_meta(args.data_path, args.subset, one_to_n=True)
     networks = args.networks or [None] * len(args.models)
-    encoders = [load_encoder(path, network, args.device) for path, network in zip(args.models, networks)]
+    encoders = [
+        load_encoder(path, network, args.device, network_option="--networks")
+        for path, network in zip(args.models, networks)
+    ]
     pairs = {
         f"{q}/{g}": (q, g)
         for q, query in enumerate(encoders)

@@ -146,7 +146,7 @@ def load_old_model(settings: Settings, ranks: Ranks) -> tuple[Encoder, OldModel]
     if settings.old_model is None:
         raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
     path = resolve(settings.old_model)
-    encoder = load_encoder(path, settings.old_network, ranks.device)
+    encoder = load_encoder(path, settings.old_network, ranks.device, network_option="old_network=")
     if encoder.embedding_size != settings.embedding_size:
         raise UserError(
             f"the old model {settings.old_model} has embeddings of size {encoder.embedding_size}, the new one "

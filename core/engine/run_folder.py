@@ -81,7 +81,7 @@ class RunFolder:
         except (OSError, ValueError, TypeError):
             return []
         now = json.loads(json.dumps(asdict(settings), default=list))
-        derived = {"image_size"} if now.get("image_size") is None else set()
+        derived = {key for key in ("image_size", "num_classes") if now.get(key) is None}
         changed = [key for key in now if key not in derived and before.get(key, now[key]) != now[key]]
         return [f"{key} {before[key]!r} -> {now[key]!r}" for key in changed]
 

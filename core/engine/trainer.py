@@ -86,6 +86,7 @@ class Trainer:
             self.old_model.require(method.needs(settings))
         self.validation = make_validation(settings, ranks) if make_validation is not None else None
         self.data = open_training_data(settings)
+        self._compare_counts()
         logger.info("data: %s, %d images of %d classes", settings.rec, self.data.num_images, self.data.num_classes)
         self.sampler = TrainSampler(
             self.data.num_images,
@@ -116,6 +117,17 @@ class Trainer:
             raise UserError(
                 f"batch_size is 1: {settings.network} normalises its embeddings over a batch; set 2 or more"
             )
+
+    def _compare_counts(self) -> None:
+        """`UserError` unless the images have the numbers that the settings expect, if they do."""
+        settings, data = self.settings, self.data
+        counts = {"num_classes": data.num_classes, "num_image": data.num_images}
+        for name, found in counts.items():
+            if getattr(settings, name) not in (None, found):
+                raise UserError(
+                    f"config key {name!r} is {getattr(settings, name)}, but {settings.rec} has {found}: name other "
+                    "images, or leave the key out, which is read from them"
+                )
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint to resume from, if any."""

@@ -68,14 +68,21 @@ class Encoder:
             return self.module(normalize(images, self.mean, self.std))
 
 
-def load_encoder(path: str | Path, network: str | None = None, device: torch.device | str = "cpu") -> Encoder:
+def load_encoder(
+    path: str | Path,
+    network: str | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    network_option: str = "-net",
+) -> Encoder:
     """The model argument `path` as an `Encoder` on `device`.
 
     A run folder and an ONNX file know their network; if `network` is given too it must agree. A state dict needs it;
     everything else is read from the weights. Several input sizes can fit the same weights: `model.pt` of a run folder
     keeps the folder's, another file gets the usual one (`core.backbones`). Foreign ONNX files may name input and output
     as they like; without our metadata they get the face networks' normalisation, or none if they begin with it.
-    `UserError` for anything missing, damaged or contradictory.
+    `network_option` is where the caller's user names the network: the error that asks for it says so. `UserError` for
+    anything missing, damaged or contradictory.
     """
     path, device = Path(path), torch.device(device)
     if network is not None:
@@ -86,7 +93,7 @@ def load_encoder(path: str | Path, network: str | None = None, device: torch.dev
         return _load_run(path, network, device)
     if path.suffix == ".onnx":
         return _load_onnx(path, network, device)
-    return _load_weights(path, network, device)
+    return _load_weights(path, network, device, network_option)
 
 
 def _load_run(folder: Path, network: str | None, device: torch.device) -> Encoder:
@@ -112,10 +119,10 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
     )
 
 
-def _load_weights(path: Path, network: str | None, device: torch.device) -> Encoder:
+def _load_weights(path: Path, network: str | None, device: torch.device, network_option: str) -> Encoder:
     state_dict = read_state_dict(path)
     if network is None:
-        raise UserError(f"{path} is a bare state dict, which does not know its network: name it with -net")
+        raise UserError(f"{path} is a bare state dict, which does not know its network: name it with {network_option}")
     if path.name == "model.pt" and (path.parent / "config.json").is_file():
         return _load_run(path.parent, network, device)
     layout = layout_of(state_dict, network, path)
