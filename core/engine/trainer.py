@@ -121,12 +121,15 @@ class Trainer:
     def _compare_counts(self) -> None:
         """`UserError` unless the images have the numbers that the settings expect, if they do."""
         settings, data = self.settings, self.data
-        counts = {"num_classes": data.num_classes, "num_image": data.num_images}
-        for name, found in counts.items():
-            if getattr(settings, name) not in (None, found):
+        counts = {
+            "num_classes": (settings.num_classes, data.num_classes),
+            "num_image": (settings.num_image, data.num_images),
+        }
+        for name, (expected, found) in counts.items():
+            if expected not in (None, found):
                 raise UserError(
-                    f"config key {name!r} is {getattr(settings, name)}, but {settings.rec} has {found}: name other "
-                    "images, or leave the key out, which is read from them"
+                    f"config key {name!r} is {expected}, but {settings.rec} has {found}: name the images that are "
+                    "meant, or leave the key out: the number is read from them"
                 )
 
     def _find_checkpoint(self) -> Path | None:
