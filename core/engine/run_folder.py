@@ -73,16 +73,16 @@ class RunFolder:
     def changed_settings(self, settings: Settings) -> list[str]:
         """The settings that differ from those in `config.json`, as "key old -> new".
 
-        Keys missing in the file are ignored, and so is what a run derives from its data where the setting is None.
-        Empty if there is no such file or it is not readable.
+        Keys missing in the file are ignored, and so are the counts of the data, and what a run derives from its data
+        where the setting is None. Empty if there is no such file or it is not readable.
         """
         try:
             before = dict(json.loads((self.path / "config.json").read_text()))
         except (OSError, ValueError, TypeError):
             return []
         now = json.loads(json.dumps(asdict(settings), default=list))
-        derived = {key for key in ("image_size", "num_classes") if now.get(key) is None}
-        changed = [key for key in now if key not in derived and before.get(key, now[key]) != now[key]]
+        ignored = {"num_classes", "num_image", *(("image_size",) if now.get("image_size") is None else ())}
+        changed = [key for key in now if key not in ignored and before.get(key, now[key]) != now[key]]
         return [f"{key} {before[key]!r} -> {now[key]!r}" for key in changed]
 
     def write_model(self, backbone: nn.Module) -> None:
