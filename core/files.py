@@ -138,6 +138,7 @@ def _temporary_name(name: str) -> str:
 
 def _try_to_write(file: Path, output: Path) -> None:
     """Write and remove `file`, in the nearest folder that exists; `UserError` naming `output` if that is impossible."""
+    str(output).encode()  # TensorBoard and others take no name that is not UTF-8
     place = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
     probe = place / file.name
     with writing(output, place):
