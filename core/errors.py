@@ -33,6 +33,8 @@ REMEDIES = {
     ),
 }
 """What to do about an error of the operating system."""
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Errors that no fault of a program causes, whether a path is named or not."""
 CODE = (str(Path(__file__).resolve().parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 """Folders of programs: a file that is missing there is no mistake of the user."""
 OF_RUST = re.compile(r"\(os error (\d+)\)(?:: (.+))?")
@@ -92,6 +94,8 @@ def _line_of(error: Exception) -> str | None:
         return None
     if (found := OF_RUST.search(str(error))) and error.errno is None:
         return f"cannot use {found[2] or 'a file'}: {explain(error)}"
+    if error.filename is None and error.errno in OF_DISK:
+        return f"cannot read or write a file: {explain(error)}"
     if error.errno is None or error.filename is None or isinstance(error.filename, int):
         return None
     path, other = os.fsdecode(error.filename), error.filename2

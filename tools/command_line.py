@@ -66,7 +66,10 @@ def check_run_arguments(args: Namespace) -> None:
     if not args.out.parent.is_dir() or (args.out.exists() and not args.out.is_dir()):
         raise UserError(f"--out {args.out}: its parent is no folder, or it is a file; name a folder to make or to use")
     require_writable(args.out)
-    require_cache(args.cache)
+    try:
+        require_cache(args.cache)
+    except UserError as error:
+        raise UserError(f"--cache: {error}") from error
     args.device = choose_device(args.device)
 
 

@@ -72,6 +72,11 @@ def test_error_of_the_system_on_a_path_is_one_line_and_status_2(end, number, adv
         (lambda: os.listdir("/proc/version"), "cannot use /proc/version: Not a directory; "),
         (lambda: torch.load("/proc/self", weights_only=True), "cannot use /proc/self: Is a directory; "),
         (lambda: pl.read_csv("/proc/1/nothing.csv"), "cannot use /proc/1/nothing.csv: No such file or directory; "),
+        (
+            fail(OSError(errno.EIO, "Input/output error")),
+            "cannot read or write a file: Input/output error; check the disk",
+        ),
+        (lambda: Path("/dev/full").write_text("x"), "cannot read or write a file: No space left on device; make room"),
         (lambda: "a\udcff".encode(), "a name is not UTF-8: 'a\\udcff'; rename the file or folder"),
         (fail(UserError("two\nlines  of text")), "two lines of text"),
     ],

@@ -39,7 +39,7 @@ TWO = ("--models", "/nowhere/a", "/nowhere/b", "--data-path", "/nowhere/data")
     ("words", "line"),
     [
         (("ijbc_eval", *MODEL, "--out", "/proc/out"), "cannot write /proc/out: No such file or directory"),
-        (("ijbc_eval", *MODEL, "--out", "{}/out", "--cache", "/proc/c"), "cannot write /proc/c: No such file"),
+        (("ijbc_eval", *MODEL, "--out", "{}/out", "--cache", "/proc/c"), "--cache: cannot write /proc/c: No such"),
         (("ijbc_eval", *MODEL, "--out", "{}/out/deep"), "--out {}/out/deep: its parent is no folder"),
         (("roxford_eval", *MODEL, "--out", "/sys/kernel/out"), "cannot write /sys/kernel/out: "),
         (("roxford_eval", *MODEL, "--out", "{}/file"), "--out {}/file: its parent is no folder, or it is a file"),
