@@ -7,7 +7,9 @@ from typing import NoReturn, TypedDict
 
 import torch
 
+from core.embeddings.cache import require_cache
 from core.errors import UserError
+from core.files import require_writable
 from core.images.preprocessing import CHANNEL_ORDERS
 from core.models.encoder import Encoder, load_encoder
 
@@ -93,6 +95,11 @@ def check_run_arguments(args: Namespace) -> None:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
     if not args.out.parent.is_dir() or (args.out.exists() and not args.out.is_dir()):
         raise UserError(f"--out {args.out}: its parent is no folder, or it is a file; name a folder to make or to use")
+    require_writable(args.out)
+    try:
+        require_cache(args.cache)
+    except UserError as error:
+        raise UserError(f"--cache: {error}") from error
     args.device = choose_device(args.device)
 
 
@@ -113,7 +120,9 @@ def load_models(args: Namespace) -> tuple[Encoder, Encoder]:
     query = load_encoder(args.model, args.network, args.device, **preprocessing(args))
     gallery = query
     if args.model_old:
-        gallery = load_encoder(args.model_old, args.network_old, args.device, **preprocessing(args, "_old"))
+        gallery = load_encoder(
+            args.model_old, args.network_old, args.device, **preprocessing(args, "_old"), network_option="-old_net"
+        )
     if query.embedding_size != gallery.embedding_size:
         raise UserError(
             f"the models cannot be compared: {args.model} gives {query.embedding_size} numbers an embedding, "

@@ -112,7 +112,10 @@ def load_encoders(args: Namespace) -> list[Encoder]:
     encoders = []
     for path, *values in zip(args.models, *columns):
         network, mean, std, order = (None if value == AUTO else value for value in values)
-        encoders.append(load_encoder(path, network, args.device, mean=mean, std=std, channel_order=order))
+        encoder = load_encoder(
+            path, network, args.device, mean=mean, std=std, channel_order=order, network_option="--networks"
+        )
+        encoders.append(encoder)
     return encoders
 
 

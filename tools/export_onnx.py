@@ -9,6 +9,7 @@ import logging
 from command_line import ArgumentParser, add_preprocessing_arguments, preprocessing
 
 from core.errors import run_program
+from core.files import require_replaceable
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.models.export import export_onnx
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", required=True, help="file to write; its folder must exist")
     args = parser.parse_args()
     set_up_logging()
+    require_replaceable(args.output)
     encoder = load_encoder(args.model, args.network, **preprocessing(args))
     difference = export_onnx(encoder, args.output)
     logger.info(

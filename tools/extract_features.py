@@ -10,7 +10,7 @@ from pathlib import Path
 from command_line import ArgumentParser, add_preprocessing_arguments, preprocessing
 
 from core.data.open_dataset import BAD_IMAGES, open_dataset
-from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.extraction import default_store_path, extract_embeddings, require_writable_store
 from core.errors import UserError, run_program
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
@@ -24,12 +24,8 @@ def main() -> None:
     )
     parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
-<<<<<<< HEAD
     add_preprocessing_arguments(parser)
-    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files, or an image list .txt")
-=======
     parser.add_argument("--rec", required=True, help="records (prefix, .rec file or its folder), or an image list")
->>>>>>> refs/heads/data
     parser.add_argument("--image-root", help="folder that the paths of a list start from; without it the list's own")
     parser.add_argument(
         "--bad-images", choices=BAD_IMAGES, default="error", help="missing or undecodable files of a list"
@@ -43,6 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
+    if args.out is not None:
+        require_writable_store(args.out)
     set_up_logging()
     with process_group(args.device) as ranks:
         encoder = load_encoder(args.model, args.network, ranks.device, **preprocessing(args))

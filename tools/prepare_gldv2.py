@@ -14,6 +14,7 @@ from command_line import ArgumentParser
 
 from core.builtin.gldv2_lists import PARTS, prepare_gldv2
 from core.errors import run_program
+from core.files import require_writable
 from core.logs import set_up_logging
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--missing", choices=("error", "skip"), default="error", help="what to do about missing files")
     args = parser.parse_args()
     set_up_logging()
+    require_writable(args.out)
     prepare_gldv2(args.csv, args.images, args.out, (args.only,) if args.only else PARTS, args.missing == "skip")
 
 

@@ -173,7 +173,11 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     try:
         table = pl.read_csv(
-            path, has_header=False, separator="\t", quote_char=None, schema={"key": pl.Int64, "offset": pl.Int64}
+            path.read_bytes(),
+            has_header=False,
+            separator="\t",
+            quote_char=None,
+            schema={"key": pl.Int64, "offset": pl.Int64},
         )
     except pl.exceptions.PolarsError:
         raise _malformed(path) from None

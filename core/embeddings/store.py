@@ -75,13 +75,13 @@ class EmbeddingStore:
         path = Path(path)
         try:
             info = StoreInfo(**json.loads((path / "store.json").read_text()))
-        except (OSError, TypeError, ValueError) as error:
+        except (FileNotFoundError, NotADirectoryError, TypeError, ValueError) as error:
             raise UserError(
                 f"no embedding store in {path} (make one with tools/extract_features.py): {error}"
             ) from error
         try:
             return cls(path, info, open_arrays(path, info))
-        except (OSError, ValueError, EOFError) as error:
+        except (FileNotFoundError, ValueError, EOFError) as error:
             raise UserError(f"embedding store {path} is damaged: {error}; delete it, extract it again") from error
 
     def view(self, name: str) -> np.ndarray:

@@ -144,7 +144,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
         if not found:
             raise ValueError("it is empty")
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no results file of an evaluation ({type(error).__name__}: {error}): give the results.json that "
             "tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py or the demo writes"

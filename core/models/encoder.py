@@ -87,6 +87,7 @@ def load_encoder(
     mean: Numbers | None = None,
     std: Numbers | None = None,
     channel_order: str | None = None,
+    network_option: str = "-net",
 ) -> Encoder:
     """The model argument `path` as an `Encoder` on `device`.
 
@@ -98,19 +99,23 @@ def load_encoder(
 
     `mean`, `std` and `channel_order` ("RGB", "BGR") say what the model takes where that is not known, or known wrongly.
     Mean and std are given together: one number or three by channel of the input, in units of 0 to 255, or a name of
-    `NORMALIZATIONS`. The fingerprint of a model that is fed otherwise than by itself is another one. `UserError` for
+    `NORMALIZATIONS`. The fingerprint of a model that is fed otherwise than by itself is another one. `network_option` is
+    where the caller's user names the network: the error that asks for it says so. `UserError` for
     anything missing, damaged or contradictory.
     """
     path, device = Path(path), torch.device(device)
     if network is not None:
-        require_backbone(network)
+        network = require_backbone(network)
     if not path.exists():
         raise UserError(f"model not found: {path} (a run folder, a .pt file of weights or an .onnx file)")
     if path.suffix.lower() == ".onnx" and path.is_file():
         encoder, choice = _load_onnx(path, network, device)
     else:
-        encoder = _load_run(path, network, device) if path.is_dir() else _load_weights(path, network, device)
         choice = None
+        if path.is_dir():
+            encoder = _load_run(path, network, device)
+        else:
+            encoder = _load_weights(path, network, device, network_option)
     return _fed_as_told(encoder, choice, mean, std, channel_order)
 
 
@@ -172,10 +177,10 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
     )
 
 
-def _load_weights(path: Path, network: str | None, device: torch.device) -> Encoder:
+def _load_weights(path: Path, network: str | None, device: torch.device, network_option: str) -> Encoder:
     state_dict = read_state_dict(path, network)
     if network is None:
-        raise UserError(f"{path} is a bare state dict, which does not know its network: name it with -net")
+        raise UserError(f"{path} is a bare state dict, which does not know its network: name it with {network_option}")
     if path.name == "model.pt" and (path.parent / "config.json").is_file():
         return _load_run(path.parent, network, device)
     layout = layout_of(state_dict, network, path)

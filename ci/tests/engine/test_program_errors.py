@@ -105,7 +105,7 @@ MIXBCT_MISTAKES = {
     "no old model": ("old_model=none", "config key 'old_model' is not set"),
     "missing old model": ("old_model={place}/nowhere", "model not found: .*nowhere"),
     "pickle in place of weights": ("old_model={place}/pickle.pt old_network=r18", "cannot read weights from .*pickle"),
-    "state dict without its network": ("old_model={place}/old.pt", "name it with -net"),
+    "state dict without its network": ("old_model={place}/old.pt", "name it with old_network=$"),
     "weights of another network": ("old_model={place}/old.pt old_network=mbf", "are not those of network mbf: "),
     "run folder of another network": ("old_network=r50", "holds network r18, not r50"),
     "other embedding size": ("old_model={place}/wide", "size 16, the new one 8: set embedding_size=16"),
