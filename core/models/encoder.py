@@ -99,8 +99,8 @@ def load_encoder(
 
     `mean`, `std` and `channel_order` ("RGB", "BGR") say what the model takes where that is not known, or known wrongly.
     Mean and std are given together: one number or three by channel of the input, in units of 0 to 255, or a name of
-    `NORMALIZATIONS`. The fingerprint of a model that is fed otherwise than by itself is another one. `network_option` is
-    where the caller's user names the network: the error that asks for it says so. `UserError` for
+    `NORMALIZATIONS`. The fingerprint of a model that is fed otherwise than by itself is another one. `network_option`
+    is where the caller's user names the network: the error that asks for it says so. `UserError` for
     anything missing, damaged or contradictory.
     """
     path, device = Path(path), torch.device(device)
