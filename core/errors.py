@@ -1,14 +1,44 @@
 """How a program ends: with status 0, or with one line that says what the user has to correct."""
 
+import errno
 import os
+import re
 import sys
+import sysconfig
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["UserError", "run_program"]
+__all__ = ["UserError", "explain", "run_program"]
 
 ERROR_STATUS = 2
+REMEDIES = {
+    errno.EACCES: "change its permissions, run as a user who has them, or name another path",
+    errno.EPERM: "change its permissions, run as a user who has them, or name another path",
+    errno.EROFS: "name a path on a disk that can be written to",
+    errno.ENOSPC: "make room there, or name a path on another disk",
+    errno.EDQUOT: "make room there, or name a path on another disk",
+    errno.EFBIG: "raise the limit (ulimit -f), or name a path on another disk",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a part of the path is a file: correct it",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ELOOP: "correct the links, which lead in a circle",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+    errno.ENFILE: "raise the limit (ulimit -n)",
+    errno.EIO: "check the disk, or name a path on another one",
+    **dict.fromkeys(
+        (errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO),
+        "mount the network disk again, then repeat the command",
+    ),
+}
+"""What to do about an error of the operating system."""
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Errors that no fault of a program causes, whether a path is named or not."""
+CODE = (str(Path(__file__).resolve().parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+"""Folders of programs: a file that is missing there is no mistake of the user."""
+OF_RUST = re.compile(r"\(os error (\d+)\)(?:: (.+))?")
+"""In the text of an error from Polars, which has neither `errno` nor `filename`."""
 
 
 class UserError(ValueError):
@@ -16,25 +46,63 @@ class UserError(ValueError):
 
 
 def run_program(main: Callable[[], None]) -> NoReturn:
-    """Run `main` and exit: 0, or 2 after one `error: ` line on stderr if it raised `UserError`.
+    """Run `main` and exit: 0, or 2 after one `error: ` line on stderr.
+
+    The line is for a `UserError`, and for whatever the operating system refuses to do with a path (permissions, a full
+    disk, a name that is too long). Any other exception is a fault of the program and keeps its traceback.
 
     Under torchrun the failing ranks agree, through torchrun's own store, on the one that prints; a rank whose
     collective broke because another rank has already reported its error exits silently.
     """
     try:
         main()
-    except UserError as error:
-        if _claim_report():
-            sys.stdout.flush()
-            print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)  # noqa: T201
-        _leave(ERROR_STATUS)
     except KeyboardInterrupt:
         _leave(130)
-    except Exception:
+    except Exception as error:
+        line = _line_of(error)
+        if line is not None:
+            if _claim_report():
+                sys.stdout.flush()
+                print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)  # noqa: T201
+            _leave(ERROR_STATUS)
         if _was_reported():
             _leave(ERROR_STATUS)
         raise
     sys.exit(0)
+
+
+def explain(error: OSError) -> str:
+    """What the operating system says and what to do about it, such as "Permission denied; change its permissions".
+
+    The path is not in it.
+    """
+    code, text = error.errno, error.strerror or str(error)
+    if code is None and (found := OF_RUST.search(text)):
+        code = int(found[1])
+        text = os.strerror(code)
+    remedy = REMEDIES.get(code or 0, "check the path and its disk")
+    return f"{text}; {remedy}"
+
+
+def _line_of(error: Exception) -> str | None:
+    """The line for a mistake that the user can correct, None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"a name is not UTF-8: {error.object[:500]!a}; rename the file or folder"
+    if not isinstance(error, OSError):
+        return None
+    if (found := OF_RUST.search(str(error))) and error.errno is None:
+        return f"cannot use {found[2] or 'a file'}: {explain(error)}"
+    if error.filename is None and error.errno in OF_DISK:
+        return f"cannot read or write a file: {explain(error)}"
+    if error.errno is None or error.filename is None or isinstance(error.filename, int):
+        return None
+    path, other = os.fsdecode(error.filename), error.filename2
+    if os.path.abspath(path).startswith(tuple(f"{folder}{os.sep}" for folder in CODE)):
+        return None
+    also = f" and {os.fsdecode(other)}" if other is not None else ""
+    return f"cannot use {path}{also}: {explain(error)}"
 
 
 def _leave(status: int) -> NoReturn:

@@ -1,54 +1,156 @@
-"""Paths of configs, and writing files completely or not at all."""
+"""Paths of configs, checking paths before they are needed, and writing files completely or not at all."""
 
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core.errors import UserError
+from core.errors import UserError, explain
 
-__all__ = ["ROOT", "replaced_atomically", "require_file", "resolve"]
+__all__ = [
+    "ROOT",
+    "replaced_atomically",
+    "require_file",
+    "require_replaceable",
+    "require_writable",
+    "resolve",
+    "writing",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository's root: paths in configs are relative to it, wherever a command is started."""
+CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""What NumPy says of a full disk, in an error without a number."""
+OF_TORCH = "[enforce fail at inline_container.cc"
+"""How PyTorch begins what it says of a full disk."""
 
 
 def resolve(path: str | Path) -> Path:
     """A path of a config: an absolute one as it is, any other below the repository's root."""
-    return ROOT / Path(path).expanduser()
+    try:
+        return ROOT / Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} is in the home of a user who is not known here: name the path in full") from error
 
 
 def require_file(path: str | Path, what: str) -> Path:
     """The path, if a file is there; `UserError` naming `what` and the path otherwise."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{what} not found: {path}")
+    try:
+        kind = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{what} not found: {path}") from None
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {path}: {explain(error)}") from error
+    if stat.S_ISDIR(kind):
+        raise UserError(f"{what} not found: {path} is a folder")
     return path
+
+
+def require_writable(folder: str | Path) -> None:
+    """`UserError` unless files can be written in `folder`, or in the nearest folder above it if it is still to be made.
+
+    For the outputs of a program, before its work begins. A file is written there, and removed.
+    """
+    _try_to_write(Path(folder) / _temporary_name("writable"), Path(folder))
+
+
+def require_replaceable(path: str | Path, *, folder: bool = False) -> None:
+    """`UserError` unless `replaced_atomically` can write a file at `path`, or with `folder` a folder.
+
+    For the outputs of a program, before its work begins. The parent of a folder may be still to be made.
+    """
+    path = _target(path)
+    if not folder:
+        _require_parent(path)
+    with writing(path):
+        if path.exists() and path.is_dir() != folder:
+            raise UserError(f"{path} is a file: name a folder" if folder else f"{path} is a folder: name a file")
+        if os.path.ismount(path):
+            raise UserError(f"{path} is the root of a disk, which cannot be replaced: name a folder in it")
+    _try_to_write(path.with_name(_temporary_name(path.name)), path)
+
+
+@contextmanager
+def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
+    """Raise a `UserError` in place of an error of the disk, PyTorch's and NumPy's among them, while `path` is written.
+
+    `others`: temporary names of the same output. Errors that name other files, which may be read meanwhile, stay.
+    """
+    try:
+        yield
+    except OSError as error:
+        own = error.filename is None or os.fsdecode(error.filename).startswith((str(path), *map(str, others)))
+        if not own or (error.errno is None and not CUT_SHORT.search(str(error))):
+            raise
+        raise UserError(f"cannot write {path}: {explain(error)}") from error
+    except RuntimeError as error:
+        if not str(error).startswith(OF_TORCH):
+            raise
+        raise UserError(f"cannot write {path}: its disk is full or fails; make room there") from error
 
 
 @contextmanager
 def replaced_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush what was written there and rename it to `path`.
 
-    Works for a file and for a folder. After an exception nothing is left behind and `path` is as it was.
-    The parent must exist: `UserError` otherwise.
+    Works for a file and for a folder; a link stays, and what it points to is replaced. After an exception nothing is
+    left behind and `path` is as it was. `UserError` if the parent does not exist or the disk refuses.
     """
-    path = Path(path)
+    path = _target(path)
+    temporary = path.with_name(_temporary_name(path.name))
+    try:
+        with writing(path, temporary):
+            _require_parent(path)
+            yield temporary
+            _flush(temporary)
+            if temporary.is_dir() and path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(temporary) if os.path.isdir(temporary) else temporary.unlink(missing_ok=True)
+
+
+def _require_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} of the output {path.name} does not exist: make it, or name another")
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        yield temporary
-        _flush(temporary)
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+
+
+def _target(path: str | Path) -> Path:
+    """What is replaced: `path`, or what it links to. `UserError` for a device or a pipe, which would be lost."""
+    path = Path(path)
+    with writing(path):
+        if path.is_symlink():
+            path = Path(os.path.realpath(path))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"cannot write {path}: it is a device or a pipe; name a file")
+    return path
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{secrets.token_hex(4)}.tmp"
+
+
+def _try_to_write(file: Path, output: Path) -> None:
+    """Write and remove `file`, in the nearest folder that exists; `UserError` naming `output` if that is impossible."""
+    str(output).encode()  # TensorBoard and others take no name that is not UTF-8
+    place = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
+    probe = place / file.name
+    with writing(output, place):
+        if not place.is_dir():
+            raise UserError(f"cannot write {output}: {place} is no folder; name another path")
+        for name in output.parts[1:]:
+            (place / name).exists()  # an error for a name that is too long
+        try:
+            probe.write_bytes(b"\0")
+        finally:
+            with suppress(OSError):
+                probe.unlink()
 
 
 def _flush(path: Path) -> None:

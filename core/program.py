@@ -11,7 +11,7 @@ from core.errors import UserError
 from core.evaluation.validation import Validation
 from core.logs import set_up_logging
 from core.parallel.ranks import process_group
-from core.settings import describe, load_settings
+from core.settings import describe, load_settings, split_arguments
 
 __all__ = ["load_method", "train_program"]
 
@@ -47,13 +47,12 @@ def train_program(method: Method, program: str, description: str | None) -> None
     if {"-h", "--help"} & set(arguments):
         print(HELP.format(description=description or "", settings=describe(method.settings_type)), end="")  # noqa: T201
         return
-    options = [argument for argument in arguments if argument.startswith("-")]
-    if options:
-        raise UserError(f"unknown option {options[0]}: settings are written key=value (see train.py --help)")
-    if not arguments:
-        raise UserError("no config is named, for example configs/glyphs.py (see train.py --help)")
+    config, overrides = split_arguments(arguments)
+    beside = Path(program).resolve().parent / config
+    if beside.is_file() and not Path(config).is_file():
+        raise UserError(f"config not found: {config} (looked in {Path.cwd()}); is {beside} meant?")
     set_up_logging()
-    settings = load_settings(arguments[0], arguments[1:], method.settings_type)
+    settings = load_settings(config, overrides, method.settings_type)
     with process_group(settings.device) as ranks:
         logger.info("%s on %d x %s", name, ranks.world_size, ranks.device.type)
         Trainer(settings, method, name, ranks, Validation).train()

@@ -15,8 +15,10 @@ from core.files import require_file
 
 __all__ = ["load_plain_pickle"]
 
-ARRAY_KINDS = "biufcSU"
-"""NumPy kinds of plain values: booleans, numbers, bytes, strings. No objects, no structures."""
+ARRAY_KINDS = "biufcSUO"
+"""NumPy kinds of plain values: booleans, numbers, bytes, strings; objects, which are plain data themselves since only
+such data are built. No structures.
+"""
 
 
 def load_plain_pickle(path: str | Path, encoding: str = "bytes") -> Any:
@@ -24,7 +26,7 @@ def load_plain_pickle(path: str | Path, encoding: str = "bytes") -> Any:
 
     `encoding` is for the 8-bit strings of Python 2 pickles: "bytes" keeps them, "ASCII" makes them strings. Arrays come
     as (a subclass of) `numpy.ndarray`. `UserError` naming the file if it is missing, is not a pickle, or asks for
-    anything but dict, list, tuple, set, numbers, bytes, strings and arrays of numbers or strings, which it names.
+    anything but dict, list, tuple, set, numbers, bytes, strings and arrays of these, which it names.
     """
     path = require_file(path, "annotation file")
     with open(path, "rb") as file:
@@ -71,19 +73,33 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array whose memory comes from bytes of exactly the right length."""
+    """An array whose memory comes from bytes of exactly the right length, or of objects from a list of that length."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
-        plain = _from_bytes(data, dtype, shape, "F" if is_fortran else "C")
+        if isinstance(dtype, _Dtype) and dtype.value.kind == "O":
+            plain = _from_objects(data, shape)
+            content, is_fortran = plain.ravel().tolist(), False
+        else:
+            plain = _from_bytes(data, dtype, shape, "F" if is_fortran else "C")
+            content = plain.tobytes("A")
         # the stub wants NumPy's own bool, the method Python's
-        super().__setstate__((1, plain.shape, plain.dtype, bool(is_fortran), plain.tobytes("A")))  # pyrefly: ignore[bad-argument-type]
+        super().__setstate__((1, plain.shape, plain.dtype, bool(is_fortran), content))  # pyrefly: ignore[bad-argument-type]
 
 
 def _from_bytes(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"] = "C") -> np.ndarray:
-    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray):
+    if not isinstance(dtype, _Dtype) or dtype.value.kind == "O" or not isinstance(data, bytes | bytearray):
         raise ValueError("an array without a plain type or without its bytes")
     return np.frombuffer(bytes(data), dtype.value).reshape(shape, order=order).copy(order)
+
+
+def _from_objects(objects: list, shape: tuple[int, ...]) -> np.ndarray:
+    if not isinstance(objects, list):
+        raise ValueError("an array of objects without their list")
+    array = np.empty(len(objects), object)
+    for i, item in enumerate(objects):  # one at a time: NumPy would take nested lists for further axes
+        array[i] = item
+    return array.reshape(shape)
 
 
 def _empty_array(*kind: Any) -> np.ndarray:

@@ -26,7 +26,7 @@ from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs
 from core.evaluation.retrieval import RetrievalOptions
 from core.evaluation.revisited import SETUPS
 from core.evaluation.revisited_files import read_revisited
-from core.files import ROOT, replaced_atomically
+from core.files import ROOT, replaced_atomically, require_writable
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 from core.program import load_method
@@ -142,6 +142,7 @@ def parse_arguments() -> argparse.Namespace:
     args.out = (args.out or ROOT / "work_dirs" / "benchmark" / args.dataset).resolve()
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file: name a folder")
+    require_writable(args.out)
     return args
 
 

@@ -3,21 +3,26 @@
 import argparse
 from argparse import Namespace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypedDict
 
 import torch
 
+from core.embeddings.cache import require_cache
 from core.errors import UserError
+from core.files import require_writable
+from core.images.preprocessing import CHANNEL_ORDERS
 from core.models.encoder import Encoder, load_encoder
 
 __all__ = [
     "ArgumentParser",
     "add_arguments",
+    "add_preprocessing_arguments",
     "add_run_arguments",
     "check_arguments",
     "check_run_arguments",
     "choose_device",
     "load_models",
+    "preprocessing",
 ]
 
 
@@ -36,9 +41,34 @@ def add_arguments(parser: ArgumentParser, batch_size: int, cache: Path) -> None:
     """A model or two, and what `add_run_arguments` adds."""
     parser.add_argument("-m", "--model", required=True, help="(new) model: run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of -m, needed for a bare state dict")
+    add_preprocessing_arguments(parser)
     parser.add_argument("-m_old", "--model-old", help="old model, that made the gallery: a cross-test")
     parser.add_argument("-old_net", "--network-old", help="network of -m_old, needed for a bare state dict")
+    add_preprocessing_arguments(parser, "-old", "-m_old")
     add_run_arguments(parser, batch_size, cache)
+
+
+def add_preprocessing_arguments(parser: ArgumentParser, suffix: str = "", model: str = "-m") -> None:
+    """What the model of the option `model` is fed, where it is not known or known wrongly."""
+    numbers = "0 to 255: a number, three by channel, or face or imagenet; without it what is known of the model"
+    parser.add_argument("--mean" + suffix, nargs="+", metavar="X", help=f"mean of the input of {model}, {numbers}")
+    parser.add_argument("--std" + suffix, nargs="+", metavar="X", help="its standard deviation, given likewise")
+    parser.add_argument("--channel-order" + suffix, choices=CHANNEL_ORDERS, help="that of its input")
+
+
+class Told(TypedDict):
+    """Arguments of `load_encoder`."""
+
+    mean: str | None
+    std: str | None
+    channel_order: str | None
+
+
+def preprocessing(args: Namespace, suffix: str = "") -> Told:
+    """The values of `add_preprocessing_arguments`."""
+    mean, std = (getattr(args, what + suffix) for what in ("mean", "std"))
+    order = getattr(args, "channel_order" + suffix)
+    return {"mean": mean and " ".join(mean), "std": std and " ".join(std), "channel_order": order}
 
 
 def add_run_arguments(parser: ArgumentParser, batch_size: int, cache: Path) -> None:
@@ -54,6 +84,8 @@ def check_arguments(args: Namespace) -> None:
     """Report the mistakes in `add_arguments`' part that need no other file; `args.device` becomes a torch device."""
     if args.network_old and not args.model_old:
         raise UserError("-old_net names the network of an old model, but there is no -m_old")
+    if any(preprocessing(args, "_old").values()) and not args.model_old:
+        raise UserError("--mean-old, --std-old and --channel-order-old are of an old model, but there is no -m_old")
     check_run_arguments(args)
 
 
@@ -63,6 +95,11 @@ def check_run_arguments(args: Namespace) -> None:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
     if not args.out.parent.is_dir() or (args.out.exists() and not args.out.is_dir()):
         raise UserError(f"--out {args.out}: its parent is no folder, or it is a file; name a folder to make or to use")
+    require_writable(args.out)
+    try:
+        require_cache(args.cache)
+    except UserError as error:
+        raise UserError(f"--cache: {error}") from error
     args.device = choose_device(args.device)
 
 
@@ -80,8 +117,12 @@ def choose_device(name: str) -> torch.device:
 
 def load_models(args: Namespace) -> tuple[Encoder, Encoder]:
     """Query and gallery model, one and the same object without -m_old; `UserError` if their sizes differ."""
-    query = load_encoder(args.model, args.network, args.device)
-    gallery = load_encoder(args.model_old, args.network_old, args.device) if args.model_old else query
+    query = load_encoder(args.model, args.network, args.device, **preprocessing(args))
+    gallery = query
+    if args.model_old:
+        gallery = load_encoder(
+            args.model_old, args.network_old, args.device, **preprocessing(args, "_old"), network_option="-old_net"
+        )
     if query.embedding_size != gallery.embedding_size:
         raise UserError(
             f"the models cannot be compared: {args.model} gives {query.embedding_size} numbers an embedding, "

@@ -35,6 +35,10 @@ TASKS = {
     "auc": "1:1",
 }
 """The protocol of each metric."""
+PER_MODEL = ("networks", "means", "stds", "channel_orders")
+"""The options that have a value for each model."""
+AUTO = "auto"
+"""Such a value: what the model knows by itself."""
 
 
 def main() -> None:
@@ -42,8 +46,7 @@ def main() -> None:
     set_up_logging()
     args = parse_arguments()
     require_meta(args.data_path, args.subset, one_to_n=True)
-    networks = args.networks or [None] * len(args.models)
-    encoders = [load_encoder(path, network, args.device) for path, network in zip(args.models, networks)]
+    encoders = load_encoders(args)
     pairs = {
         f"{q}/{g}": (q, g)
         for q, query in enumerate(encoders)
@@ -77,8 +80,14 @@ def parse_arguments() -> Namespace:
         help="run folders, .pt state dicts or .onnx files in the order of the upgrades, the oldest first",
     )  # fmt: skip
     parser.add_argument(
-        "--networks", nargs="+", metavar="NET", help="network of each model, where they are bare state dicts"
+        "--networks", nargs="+", metavar="NET", help="network of each bare state dict, auto for other models"
     )
+    for what in ("mean", "std"):
+        parser.add_argument(
+            f"--{what}s", nargs="+", metavar="X",
+            help=f"{what} of each model's input, 0 to 255: a number, three joined by commas, face, imagenet, or auto",
+        )  # fmt: skip
+    parser.add_argument("--channel-orders", nargs="+", metavar="ORDER", help="of each model's input: RGB, BGR or auto")
     parser.add_argument("--data-path", required=True, help="folder that contains IJBC/ or IJBB/, or that folder")
     parser.add_argument("--subset", choices=sorted(SUBSETS, reverse=True), default="IJBC", help="data set")
     parser.add_argument(
@@ -88,12 +97,27 @@ def parse_arguments() -> Namespace:
     args = parser.parse_args()
     if len(args.models) < 2:
         raise UserError("--models needs at least two models, the oldest first")
-    if args.networks and len(args.networks) != len(args.models):
-        raise UserError(
-            f"--networks names {len(args.networks)} networks for {len(args.models)} models: name one for each"
-        )
+    for option in PER_MODEL:
+        values = getattr(args, option)
+        if values and len(values) != len(args.models):
+            raise UserError(
+                f"--{option.replace('_', '-')} names {len(values)} for {len(args.models)} models: name one for each"
+            )
     check_run_arguments(args)
     return args
+
+
+def load_encoders(args: Namespace) -> list[Encoder]:
+    """The models, each with what the command line says of it."""
+    columns = [getattr(args, option) or [AUTO] * len(args.models) for option in PER_MODEL]
+    encoders = []
+    for path, *values in zip(args.models, *columns):
+        network, mean, std, order = (None if value == AUTO else value for value in values)
+        encoder = load_encoder(
+            path, network, args.device, mean=mean, std=std, channel_order=order, network_option="--networks"
+        )
+        encoders.append(encoder)
+    return encoders
 
 
 def name_models(encoders: Sequence[Encoder], paths: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from core.evaluation.model_pairs import PairResult, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.results import write_pairs
 from core.evaluation.tables import format_markdown, format_rate, format_table
-from core.files import ROOT, replaced_atomically
+from core.files import ROOT, replaced_atomically, require_writable
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.progress import format_seconds
@@ -68,6 +68,7 @@ def start_folder(out: Path, demo: dict[str, object]) -> None:
     """Make the folder; empty it of what a demo with another data set, seed or version of this code left there."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder with OUT= or --out")
+    require_writable(out)
     marker, text = out / "demo.json", json.dumps(demo) + "\n"
     if marker.exists() and marker.read_text() != text:
         print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")

@@ -6,9 +6,10 @@ python tools/export_onnx.py -m backbone.pt -net r18 -o r18.onnx
 
 import logging
 
-from command_line import ArgumentParser
+from command_line import ArgumentParser, add_preprocessing_arguments, preprocessing
 
 from core.errors import run_program
+from core.files import require_replaceable
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.models.export import export_onnx
@@ -21,10 +22,12 @@ def main() -> None:
     parser = ArgumentParser("Write a model as one ONNX file, checked against PyTorch before it gets its name.")
     parser.add_argument("-m", "--model", required=True, help="run folder, or .pt file of weights")
     parser.add_argument("-net", "--network", help="network of a .pt file, for example r50")
+    add_preprocessing_arguments(parser)
     parser.add_argument("-o", "--output", required=True, help="file to write; its folder must exist")
     args = parser.parse_args()
     set_up_logging()
-    encoder = load_encoder(args.model, args.network)
+    require_replaceable(args.output)
+    encoder = load_encoder(args.model, args.network, **preprocessing(args))
     difference = export_onnx(encoder, args.output)
     logger.info(
         "%s: %s, %d numbers an image of %dx%d, largest difference to PyTorch %.1e",

@@ -7,10 +7,10 @@ python tools/extract_features.py --model old.pt --network resnet18 --rec dataset
 
 from pathlib import Path
 
-from command_line import ArgumentParser
+from command_line import ArgumentParser, add_preprocessing_arguments, preprocessing
 
 from core.data.open_dataset import BAD_IMAGES, open_dataset
-from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.extraction import default_store_path, extract_embeddings, require_writable_store
 from core.errors import UserError, run_program
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
@@ -24,7 +24,8 @@ def main() -> None:
     )
     parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
-    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files, or an image list .txt")
+    add_preprocessing_arguments(parser)
+    parser.add_argument("--rec", required=True, help="records (prefix, .rec file or its folder), or an image list")
     parser.add_argument("--image-root", help="folder that the paths of a list start from; without it the list's own")
     parser.add_argument(
         "--bad-images", choices=BAD_IMAGES, default="error", help="missing or undecodable files of a list"
@@ -38,9 +39,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
+    if args.out is not None:
+        require_writable_store(args.out)
     set_up_logging()
     with process_group(args.device) as ranks:
-        encoder = load_encoder(args.model, args.network, ranks.device)
+        encoder = load_encoder(args.model, args.network, ranks.device, **preprocessing(args))
         data = open_dataset(args.rec, encoder.image_size, args.image_root, args.bad_images == "skip")
         path = args.out or default_store_path(encoder, data)
         store = extract_embeddings(encoder, data, path, ranks, args.batch_size, args.num_workers)

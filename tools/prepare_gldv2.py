@@ -4,7 +4,8 @@
 
 Writes train_clean.txt (a line `path label` for each image), gldv2_index.txt, gldv2_queries.txt (a path a line) and
 gldv2_ground_truth.json. The csv files are train_clean.csv, index.csv and retrieval_solution_v2.1.csv; the images lie
-in train/, index/ and test/ below --images. Where --out is another folder, training needs image_root=<images>.
+in train/, index/ and test/ below --images. Without train_clean.csv, train.txt is made of train.csv: GLDv2's own, which
+is not cleaned, or Kaggle's. Where --out is another folder, training needs image_root=<images>.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from command_line import ArgumentParser
 
 from core.builtin.gldv2_lists import PARTS, prepare_gldv2
 from core.errors import run_program
+from core.files import require_writable
 from core.logs import set_up_logging
 
 
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--missing", choices=("error", "skip"), default="error", help="what to do about missing files")
     args = parser.parse_args()
     set_up_logging()
+    require_writable(args.out)
     prepare_gldv2(args.csv, args.images, args.out, (args.only,) if args.only else PARTS, args.missing == "skip")
 
 

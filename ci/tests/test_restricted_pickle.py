@@ -79,10 +79,81 @@ def test_anything_else_is_refused_by_name_and_not_run(tmp_path, monkeypatch, con
     assert not (tmp_path / "harm.txt").exists()
 
 
-def test_arrays_of_objects_and_structures_are_refused(tmp_path):
-    for array in (np.array([{}, []], dtype=object), np.zeros(2, dtype=[("a", "i4"), ("b", "O")])):
+def objects(items, shape):
+    """An array of objects of that shape; the items may be lists."""
+    array = np.empty(len(items), object)
+    for i, item in enumerate(items):
+        array[i] = item
+    return array.reshape(shape)
+
+
+def described(value):
+    """A value to compare: arrays in it by type, shape and content."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind, value.shape, described(value.ravel().tolist())
+    return [described(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "array",
+    [
+        objects([1, 2.5, "text", b"bytes", None, (1, [2])], (2, 3)),
+        objects([[1, 2], [3, 4]], (2,)),  # two lists, not a matrix
+        objects([np.arange(3), np.array(["a"]), objects(["inner"], (1,))], (3, 1)),
+        objects(list(range(24)), (2, 3, 4)).transpose(2, 0, 1),
+        np.asfortranarray(objects(["a", "b", "c", "d"], (2, 2))),
+        objects([], (0, 2)),
+        np.array("alone", dtype=object),
+    ],
+    ids=range(7),
+)
+def test_arrays_of_plain_objects_are_read(tmp_path, protocol, array):
+    got = load_plain_pickle(write(tmp_path, array, protocol))
+    assert isinstance(got, np.ndarray) and got.dtype == object and got.shape == array.shape
+    assert described(got) == described(array)
+
+
+def test_structures_and_forged_arrays_of_objects_are_refused(tmp_path):
+    structure = np.zeros(2, dtype=[("a", "i4"), ("b", "O")])
+    with pytest.raises(UserError, match="not a readable pickle"):
+        load_plain_pickle(write(tmp_path, structure, 2))
+    whole = pickle.dumps(objects(["a", "b", "c"], (3,)), 2)
+    for shape in (b"K\x02\x85", b"K\x40\x85", b"J\xff\xff\xff\xff\x85"):
+        (tmp_path / "forged.pkl").write_bytes(whole.replace(b"K\x03\x85", shape, 1))
+        if shape[:1] == b"J":  # -1: as many as there are
+            assert load_plain_pickle(tmp_path / "forged.pkl").tolist() == ["a", "b", "c"]
+            continue
         with pytest.raises(UserError, match="not a readable pickle"):
-            load_plain_pickle(write(tmp_path, array, 2))
+            load_plain_pickle(tmp_path / "forged.pkl")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"cnumpy.core.multiarray\nscalar\n",  # scalar(dtype('O'), bytes): an address from the file
+        b"cnumpy.core.numeric\n_frombuffer\n",
+    ],
+)
+def test_bytes_are_never_taken_for_objects(tmp_path, call):
+    object_type = b"cnumpy\ndtype\nX\x02\x00\x00\x00O8K\x00K\x01\x87R"
+    data = b"C\x08\x00\x00\x00\x00\x00\x00\x00\x01"
+    if b"scalar" in call:
+        content = call + object_type + data + b"\x86R."
+    else:
+        content = call + b"(" + data + object_type + b"K\x01\x85X\x01\x00\x00\x00CtR."
+    (tmp_path / "forged.pkl").write_bytes(b"\x80\x03" + content)
+    with pytest.raises(UserError, match="without a plain type"):
+        load_plain_pickle(tmp_path / "forged.pkl")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_objects_in_an_array_are_no_way_round(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    for array in (objects([Shell()], (1,)), objects([[objects([Shell()], (1,))]], (1,))):
+        with pytest.raises(UserError, match=r"posix\.system"):
+            load_plain_pickle(write(tmp_path, array, protocol))
+    assert not (tmp_path / "harm.txt").exists()
 
 
 def test_forged_shape_and_damaged_pickles_are_refused_with_the_file_named(tmp_path):

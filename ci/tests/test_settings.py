@@ -145,7 +145,7 @@ def test_override_takes_the_type_of_the_key(write, text, key, value):
         ("image_size=big", "a whole number >= 1 or None"),
         ("image_size=1.5", "a whole number >= 1 or None"),
         ("image_size=0", "a whole number >= 1 or None"),
-        ("resume=1", "True or False"),
+        ("resume=2", "True or False"),
         ("network=50", "text"),
         ("rec=7", "text or None"),
         ("output=1", "text or None"),

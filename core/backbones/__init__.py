@@ -16,6 +16,12 @@ from core.errors import UserError
 __all__ = ["Layout", "build_backbone", "list_backbones", "read_layout", "require_backbone"]
 
 FAMILIES = (iresnet, mobilefacenet, vit, resnet)
+SYNONYMS = {
+    **{f"iresnet{depth}": f"r{depth}" for depth in (18, 34, 50, 100, 200)},
+    "mobilefacenet": "mbf",
+    "mobilefacenet_large": "mbf_large",
+}
+"""Of functions in arcface_torch's backbones."""
 _FAMILY_OF = {name: family for family in FAMILIES for name in family.NETWORKS}
 
 
@@ -24,12 +30,18 @@ def list_backbones() -> list[str]:
     return list(_FAMILY_OF)
 
 
-def require_backbone(name: str) -> None:
-    """Raise `UserError` with the known names if there is no network `name`."""
-    if name not in _FAMILY_OF:
-        near = get_close_matches(str(name), _FAMILY_OF, n=1)
+def require_backbone(name: str) -> str:
+    """The network's name as it is written here: upper case and InsightFace's other names are understood.
+
+    `UserError` with the known names if there is no such network.
+    """
+    written = str(name).lower().replace("-", "_")
+    known = SYNONYMS.get(written, written)
+    if known not in _FAMILY_OF:
+        near = get_close_matches(written, _FAMILY_OF, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"unknown network {name!r}: {hint}the known ones are {', '.join(_FAMILY_OF)}")
+    return known
 
 
 def build_backbone(name: str, embedding_size: int = 512, **options: Any) -> nn.Module:
@@ -37,10 +49,10 @@ def build_backbone(name: str, embedding_size: int = 512, **options: Any) -> nn.M
 
     Options: `image_size=112` (all; the landmark networks 224), for IResNet `width=64`, `depth` (blocks a stage: one
     number or four) and `dropout=0.0`, for the landmark networks `pooling="avg"` ("gem", "max"), `gem_p=3.0`,
-    `gem_p_learnable=False` and `pretrained=None` ("imagenet", or a file of torchvision's weights). `UserError` for an
-    unknown name, option or value; it lists the known ones.
+    `gem_p_learnable=False`, `head="linear"` ("whitening", "unit", "none") and `pretrained=None` ("imagenet", or a file
+    of torchvision's weights). `UserError` for an unknown name, option or value; it lists the known ones.
     """
-    require_backbone(name)
+    name = require_backbone(name)
     family = _FAMILY_OF[name]
     unknown = sorted(set(options) - set(family.OPTIONS))
     if unknown:

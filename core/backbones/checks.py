@@ -17,6 +17,8 @@ class Layout:
     options: dict[str, object] = field(default_factory=dict)
     normalization: str = "face"
     """Of the images (`core.images.transforms.NORMALIZATIONS`), used where no config or metadata states it."""
+    ends_in_pooling: bool = False
+    """True: the embedding is the pooled feature, and a linear layer beside the weights may be meant to follow it."""
 
 
 def require_positive(**values: object) -> None:

@@ -1,8 +1,10 @@
-"""IResNet: the improved residual network for faces, r18 to r200.
+"""IResNet: the improved residual network for faces, r18 to r200, and r2060.
 
 Deng et al., "ArcFace" (arXiv 1801.07698), section 3.1.2: a stem without pooling, blocks of the form
 BN - conv - BN - PReLU - conv - BN, and a BN - dropout - linear - BN head that keeps the spatial layout. State-dict keys
-and evaluation numbers are those of InsightFace's arcface_torch.
+and evaluation numbers are those of InsightFace's arcface_torch. r2060 is trained as there: its two long stages keep the
+activations between segments alone and compute the others again in the backward pass (Chen et al., arXiv 1604.06174), so
+their batch norms take each batch into the running statistics twice.
 """
 
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
 
 from core.backbones.checks import Layout, require_positive
 from core.errors import UserError
@@ -23,7 +26,10 @@ DEPTHS = {
     "r50": (3, 4, 14, 3),
     "r100": (3, 13, 30, 3),
     "r200": (6, 26, 60, 6),
+    "r2060": (3, 128, 896, 3),
 }
+SEGMENTS = {"r2060": (1, 20, 100, 1)}
+"""Of each stage in training, where activations are computed again; 1: all are kept."""
 STAGE_FACTORS = (1, 2, 4, 8)
 REDUCTION = 16
 """Four stages of stride 2 with padding: a side of n pixels leaves ceil(n / 16) cells."""
@@ -56,8 +62,9 @@ class Block(nn.Module):
 class IResNet(nn.Module):
     """Images (B, 3, image_size, image_size), normalised, to float32 embeddings (B, embedding_size).
 
-    The stages have `width` times 1, 2, 4 and 8 channels and `depth` blocks each (one number for all, or four). The head
-    runs in float32 under autocast too.
+    The stages have `width` times 1, 2, 4 and 8 channels and `depth` blocks each (one number for all, or four). In
+    training a stage of more than one of the `segments` computes the activations within a segment twice, to save memory.
+    The head runs in float32 under autocast too.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class IResNet(nn.Module):
         width: int = 64,
         depth: int | Sequence[int] = DEPTHS["r18"],
         dropout: float = 0.0,
+        segments: Sequence[int] = (1, 1, 1, 1),
     ):
         super().__init__()
         depths = (depth,) * 4 if isinstance(depth, int) else depth
@@ -77,6 +85,7 @@ class IResNet(nn.Module):
         require_positive(**{f"depth[{stage}]": blocks for stage, blocks in enumerate(depths)})
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise UserError(f"dropout must be in [0, 1), got {dropout!r}")
+        self.segments = tuple(min(parts, blocks) for parts, blocks in zip(segments, depths))
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.prelu = nn.PReLU(width)
@@ -90,13 +99,15 @@ class IResNet(nn.Module):
         self.features = nn.BatchNorm1d(embedding_size)
         self.features.weight.requires_grad_(False)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # where it would do nothing, slowly
                 nn.init.normal_(module.weight, 0.0, 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, image_size, image_size) to (B, embedding_size)."""
         x = self.prelu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage, segments in zip((self.layer1, self.layer2, self.layer3, self.layer4), self.segments):
+            recompute = segments > 1 and self.training and torch.is_grad_enabled()
+            x = checkpoint_sequential(stage, segments, x, use_reentrant=False) if recompute else stage(x)
         x = self.dropout(self.bn2(x).flatten(1))
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.fc(x.float()))
@@ -108,7 +119,9 @@ def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(first, *(Block(channels, channels, stride=1) for _ in range(blocks - 1)))
 
 
-NETWORKS = {name: partial(IResNet, depth=depth) for name, depth in DEPTHS.items()}
+NETWORKS = {
+    name: partial(IResNet, depth=depth, segments=SEGMENTS.get(name, (1, 1, 1, 1))) for name, depth in DEPTHS.items()
+}
 
 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:

@@ -1,8 +1,9 @@
-"""torchvision's residual networks with an embedding head, for landmarks: resnet18, resnet50 and resnet101.
+"""torchvision's residual networks as encoders, for landmarks: resnet18 to resnet152.
 
 He et al., "Deep Residual Learning" (arXiv 1512.03385), as torchvision builds them; in place of the classifier the
-pooled feature goes through a linear layer without bias and a batch norm (AdvBCT's benchmark, arXiv 2305.02610).
-Pooling: the mean, the maximum, or GeM (Radenović et al., arXiv 1711.02512, equation 3). Images of any size.
+pooled feature goes through a linear layer without bias and a batch norm (AdvBCT's benchmark, arXiv 2305.02610), or
+through the whitening of cnnimageretrieval-pytorch, or is the embedding itself. Pooling: the mean, the maximum, or GeM
+(Radenović et al., arXiv 1711.02512, equation 3). Images of any size.
 """
 
 import http.client
@@ -15,14 +16,22 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from core.backbones.checks import Layout, require_positive
-from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import resolve
 
 __all__ = ["NETWORKS", "OPTIONS", "GeM", "ResNet", "read_layout"]
 
-OPTIONS = ("image_size", "pooling", "gem_p", "gem_p_learnable", "pretrained")
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+OPTIONS = ("image_size", "pooling", "gem_p", "gem_p_learnable", "head", "pretrained")
+BLOCKS = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+"""Kind of the residual blocks, and their number by stage."""
+FEATURES = {"basic": 512, "bottleneck": 2048}
+HEADS = ("linear", "whitening", "unit", "none")
 DEFAULT_IMAGE_SIZE = 224
 WEIGHTS = "IMAGENET1K_V1"
 """torchvision's first ImageNet weights, trained with the same recipe for all depths."""
@@ -66,11 +75,25 @@ class MaxPool(nn.Module):
         return x.amax((2, 3), keepdim=True)
 
 
+class UnitLength(nn.Module):
+    """Vectors (B, D) divided by their length plus 1e-6, as cnnimageretrieval-pytorch does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("eps", torch.tensor(SMALLEST))  # marks the head in the state dict
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) to (B, D)."""
+        return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.eps)
+
+
 class ResNet(nn.Module):
     """Images (B, 3, H, W) of any size, normalised, to float32 embeddings (B, embedding_size).
 
-    `trunk` is torchvision's network `name` without its classifier; `embedding` and `bn` follow, in float32 under
-    autocast too. `image_size` is that of training; no weight depends on it.
+    `trunk` is torchvision's network `name` without its classifier. `image_size` is that of training; no weight depends
+    on it. The `head`, in float32 under autocast too, makes the embedding of the pooled feature: "linear" by a linear
+    layer and a batch norm, "whitening" by a linear layer between two normalisations to unit length, "unit" by one such
+    normalisation, "none" not at all; the last two leave its size as it is (512, or 2048 from resnet50 on).
 
     `pretrained`: None, "imagenet" (torchvision's weights, from its cache or else its download), or the path of a file
     with a state dict of torchvision's network, relative to the repository's root. `UserError` if they cannot
@@ -89,6 +112,7 @@ class ResNet(nn.Module):
         pooling: str = "avg",
         gem_p: float = 3.0,
         gem_p_learnable: bool = False,
+        head: str = "linear",
         pretrained: str | None = None,
     ):
         super().__init__()
@@ -97,25 +121,39 @@ class ResNet(nn.Module):
             raise UserError(f"unknown pooling {pooling!r}: choose {', '.join(map(repr, EXPONENT_SHAPES))}")
         if not isinstance(gem_p, (int, float)) or not 0 < gem_p < math.inf:
             raise UserError(f"gem_p must be a number above 0, got {gem_p!r}")
+        features = FEATURES[BLOCKS[name][0]]
+        if head not in HEADS:
+            raise UserError(f"unknown head {head!r}: choose {', '.join(map(repr, HEADS))}")
+        if head in ("unit", "none") and embedding_size != features:
+            raise UserError(f"with head={head!r} the embedding_size of {name} must be {features}, got {embedding_size}")
         self.trunk = get_model(name, weights=None)
         if pretrained is not None:
             _load_pretrained(self.trunk, name, pretrained)
-        classifier = self.trunk.fc
-        assert isinstance(classifier, nn.Linear), "torchvision's ResNet ends in a linear layer `fc`"
         self.trunk.fc = nn.Identity()
         if pooling != "avg":
             self.trunk.avgpool = GeM(gem_p, gem_p_learnable) if pooling == "gem" else MaxPool()
-        self.embedding = nn.Linear(classifier.in_features, embedding_size, bias=False)
-        self.bn = nn.BatchNorm1d(embedding_size)
+        self.head = head
+        if head == "linear":
+            self.embedding = nn.Linear(features, embedding_size, bias=False)
+            self.bn = nn.BatchNorm1d(embedding_size)
+        elif head != "none":
+            self.norm = UnitLength()
+            if head == "whitening":
+                self.whiten = nn.Linear(features, embedding_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, embedding_size)."""
         x = self.trunk(x)
         with torch.autocast(x.device.type, enabled=False):
-            return self.bn(self.embedding(x.float()))
+            x = x.float()
+            if self.head == "linear":
+                return self.bn(self.embedding(x))
+            if self.head == "whitening":
+                return self.norm(self.whiten(self.norm(x)))
+            return self.norm(x) if self.head == "unit" else x
 
 
-NETWORKS = {name: partial(ResNet, name=name) for name in DEPTHS}
+NETWORKS = {name: partial(ResNet, name=name) for name in BLOCKS}
 
 
 def _load_pretrained(trunk: nn.Module, name: str, pretrained: str) -> None:
@@ -123,8 +161,12 @@ def _load_pretrained(trunk: nn.Module, name: str, pretrained: str) -> None:
     if pretrained == "imagenet":
         source, state_dict = "torchvision's ImageNet weights", _imagenet_weights(name)
     else:
+        from core.backbones.state_dicts import read_state_dict  # which knows all networks, this one too
+
         source = resolve(pretrained)
-        state_dict = read_state_dict(source)
+        state_dict = read_state_dict(source, name)
+        trunk_only = {k.removeprefix("trunk."): v for k, v in state_dict.items() if k.startswith("trunk.")}
+        state_dict = trunk_only or state_dict
     expected, found = _shapes_without_classifier(trunk.state_dict()), _shapes_without_classifier(state_dict)
     if found != expected:
         different = next(key for key in [*expected, *found] if found.get(key) != expected.get(key))
@@ -138,7 +180,7 @@ def _load_pretrained(trunk: nn.Module, name: str, pretrained: str) -> None:
 
 def _shapes_without_classifier(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Shapes by name, without the counters of batch norms too: torchvision's files are older than those."""
-    left_out = ("fc.", "num_batches_tracked")
+    left_out = ("fc.", "avgpool.", "num_batches_tracked")
     return {k: tuple(v.shape) for k, v in state_dict.items() if not (k.startswith(left_out) or k.endswith(left_out))}
 
 
@@ -156,13 +198,21 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
 
 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:
-    """Depth, pooling and embedding size of a `ResNet`'s state dict. The input size is not in it: 224 is returned."""
-    if "trunk.conv1.weight" not in shapes or "embedding.weight" not in shapes:
+    """Depth, pooling, head and embedding size of a `ResNet`'s state dict. The input size is not in it: 224 is given."""
+    if shapes.get("trunk.conv1.weight") != (64, 3, 7, 7) or shapes["trunk.layer1.0.conv2.weight"] != (64, 64, 3, 3):
         return None
     depth = tuple(
         len({key.split(".")[2] for key in shapes if key.startswith(f"trunk.layer{stage}.")}) for stage in (1, 2, 3, 4)
     )
-    names = tuple(name for name, known in DEPTHS.items() if known == depth)
+    block = "bottleneck" if "trunk.layer1.0.conv3.weight" in shapes else "basic"
+    names = tuple(name for name, known in BLOCKS.items() if known == (block, depth))
     exponent = shapes.get("trunk.avgpool.p")
     pooling = next(name for name, shape in EXPONENT_SHAPES.items() if shape == exponent)
-    return Layout(names, shapes["embedding.weight"][0], DEFAULT_IMAGE_SIZE, {"pooling": pooling}, "imagenet")
+    layers = {"embedding.weight": "linear", "whiten.weight": "whitening", "norm.eps": "unit"}
+    layer, head = next(((layer, head) for layer, head in layers.items() if layer in shapes), ("", "none"))
+    ends_in_pooling = head in ("unit", "none")
+    embedding_size = FEATURES[block] if ends_in_pooling else shapes[layer][0]
+    options: dict[str, object] = {"pooling": pooling}
+    if head != "linear":
+        options["head"] = head
+    return Layout(names, embedding_size, DEFAULT_IMAGE_SIZE, options, "imagenet", ends_in_pooling)

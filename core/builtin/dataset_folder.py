@@ -11,7 +11,7 @@ from core.builtin.ijb_tree import SubjectImages, write_ijb_tree
 from core.builtin.roxford_tree import LandmarkImages, write_roxford_tree
 from core.data.records import write_image_records
 from core.errors import UserError
-from core.files import replaced_atomically
+from core.files import replaced_atomically, require_replaceable, writing
 from core.progress import track
 
 __all__ = ["DataSource", "check_replaceable", "write_dataset_folder"]
@@ -40,11 +40,13 @@ class DataSource:
 
 
 def check_replaceable(out: Path, kind: str) -> None:
-    """`UserError` unless `out` does not exist, is empty, or has nothing but a data set of this kind and its splits."""
+    """`UserError` unless `out` can be written, and does not exist, is empty, or has a data set of this kind alone.
+
+    The data set's splits may be there too.
+    """
+    require_replaceable(out, folder=True)
     if not out.exists():
         return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder for the data set")
     foreign = sorted(p.name for p in out.iterdir() if p.name not in MEMBERS and not p.name.startswith("train_part_"))
     if foreign:
         raise UserError(f"{out} has other files in it, such as {foreign[0]}; give another folder, or empty this one")
@@ -65,10 +67,8 @@ def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, 
     Written beside `out` and renamed at the end: `out` is complete or as it was before. Returns the description.
     """
     check_replaceable(out, source.kind)
-    try:
+    with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out.parent}: {error.strerror}; give another folder") from error
     num_images, num_classes = len(source.labels), int(source.labels[-1]) + 1
     with replaced_atomically(out) as folder:
         folder.mkdir()

@@ -1,8 +1,9 @@
 """Lists of the Google Landmarks Dataset v2 from its csv files: training classes, queries, index and ground truth.
 
-`train_clean.csv` has the columns landmark_id and images (ids separated by blanks), `index.csv` the column id,
-`retrieval_solution_v2.1.csv` id, images and Usage (Public, Private or Ignored). The image abc….jpg of a part lies in
-`train/a/b/c`, `test/a/b/c` (queries) or `index/a/b/c`.
+`train_clean.csv` has the columns landmark_id and images (ids separated by blanks), `train.csv` a line an image with id
+and landmark_id (and url, but for Kaggle's), `index.csv` the column id, `retrieval_solution_v2.1.csv` id, images and
+Usage (Public, Private or Ignored). The image abc….jpg of a part lies in `train/a/b/c`, `test/a/b/c` (queries) or
+`index/a/b/c`.
 """
 
 import json
@@ -29,7 +30,8 @@ def prepare_gldv2(
 ) -> None:
     """Write the lists of the given parts to the folder `out`, from the csv files in `csv`.
 
-    "train": `train_clean.txt`, lines `path label`, classes numbered in the order of their landmark_id. "test":
+    "train": `train_clean.txt`, lines `path label`, classes numbered in the order of their landmark_id, their images one
+    after another; `train.txt` if there is no train_clean.csv, of all images of train.csv. "test":
     `gldv2_index.txt` and `gldv2_queries.txt`, a path a line, and `gldv2_ground_truth.json`: {"usage": Public or Private
     for each query, "positives": rows of the index for each query}, without the ignored queries. Paths are relative to
     `images`, where all files are looked up: missing ones are named and counted in a `UserError`, or left out with
@@ -38,13 +40,14 @@ def prepare_gldv2(
     """
     if not out.is_dir():
         raise UserError(f"the output folder {out} does not exist: make it, or name another")
-    train = read_train(csv / "train_clean.csv") if "train" in parts else None
+    source = _training_file(csv) if "train" in parts else None
+    train = None if source is None else read_train(source)
     test = _read_test(csv) if "test" in parts else None
     outputs = {}
-    if train is not None:
+    if source is not None and train is not None:
         train = _with_paths(train, images, "train", skip_missing)
-        outputs["train_clean.txt"] = _lines(train.select("path", "label"))
-        logger.info("training: %d images of %d classes", len(train), train["label"].n_unique())
+        outputs[f"{source.stem}.txt"] = _lines(train.select("path", "label"))
+        logger.info("%s.txt: %d images of %d classes", source.stem, len(train), train["label"].n_unique())
     if test is not None:
         index = _with_paths(test[0], images, "index", skip_missing)
         solution = _with_paths(test[1], images, "test", skip_missing)
@@ -66,7 +69,18 @@ def _lines(table: pl.DataFrame) -> str:
 
 
 def read_train(path: Path) -> pl.DataFrame:
-    """Columns `id` and `label` of the training images: classes from 0 on by landmark_id, images in the file's order."""
+    """Columns `id` and `label` of the training images: classes from 0 on by landmark_id, each's images in file order.
+
+    `path` is a train_clean.csv, a line a class, or a train.csv, a line an image.
+    """
+    columns = _header(path)[0]
+    if "images" not in columns and {"id", "landmark_id"} <= set(columns):
+        table = _read(path, ("id", "landmark_id")).with_columns(pl.col("landmark_id").cast(pl.Int64, strict=False))
+        _require(path, table["landmark_id"].is_not_null(), "landmark_id is not a whole number")
+        _require(path, table["id"].str.contains(ID), "id is not an image id")
+        _require(path, table["id"].is_first_distinct(), "this id occurs twice")
+        table = table.sort("landmark_id", maintain_order=True)
+        return table.select("id", label=pl.col("landmark_id").rank("dense") - 1)
     table = _read(path, ("landmark_id", "images"))
     table = table.with_columns(pl.col("landmark_id").cast(pl.Int64, strict=False), _ids("images"))
     _require(path, table["landmark_id"].is_not_null(), "landmark_id is not a whole number")
@@ -75,6 +89,18 @@ def read_train(path: Path) -> pl.DataFrame:
     _require_ids(path, table["images"])
     table = table.sort("landmark_id").with_row_index("label")
     return table.select(pl.col("images").alias("id"), "label").explode("id")
+
+
+def _training_file(csv: Path) -> Path:
+    """train_clean.csv, or train.csv where that one is missing."""
+    clean, whole = csv / "train_clean.csv", csv / "train.csv"
+    if clean.is_file() or not whole.is_file():
+        return clean
+    logger.info(
+        "there is no %s: the list is made of all images of %s; GLDv2's is not cleaned, Kaggle's of 2020 and 2021 is",
+        clean, whole,
+    )  # fmt: skip
+    return whole
 
 
 def read_index(path: Path) -> pl.DataFrame:
@@ -129,15 +155,23 @@ def _with_paths(table: pl.DataFrame, images: Path, part: str, skip_missing: bool
 
 def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     """The columns of a csv file with a header, as text without missing values."""
-    require_file(path, "csv file of GLDv2")
+    separator = _header(path)[1]
     try:
-        table = pl.read_csv(path, columns=list(columns), infer_schema=False)
+        table = pl.read_csv(path, columns=list(columns), infer_schema=False, separator=separator)
     except pl.exceptions.PolarsError as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} cannot be read ({reason}); expected the columns {', '.join(columns)}") from error
     if not len(table):
         raise UserError(f"{path} has no lines below its header")
     return table.select(columns).fill_null("")
+
+
+def _header(path: Path) -> tuple[list[str], str]:
+    """The names in the first line of a csv file, and what separates them: Excel writes semicolons in some countries."""
+    with open(require_file(path, "csv file of GLDv2"), encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline()
+    separator = ";" if ";" in line and "," not in line else ","
+    return [name.strip().strip('"') for name in line.split(separator)], separator
 
 
 def _ids(column: str) -> pl.Expr:

@@ -6,39 +6,38 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
 
 from core.builtin.dataset_folder import DataSource
+from core.builtin.find_images import FoundImages, find_images
 from core.builtin.ijb_tree import Sample, SubjectImages, frames_to_media
 from core.errors import UserError
 from core.images.alignment import REFERENCE_POINTS, REFERENCE_SIZE
-from core.images.codec import resize_image
+from core.images.codec import decode_image, is_plain_jpeg, resize_image
 
 __all__ = ["folder_source"]
 
 logger = logging.getLogger(__name__)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
 TEST_SHARE = 0.2
 MIN_TEST, MIN_TRAIN = 3, 2
 JPEG_QUALITY = 95
 NUM_PAIRS = 500_000
+MOST_NAMES = 3
 
 
 def folder_source(folder: Path, seed: int, image_size: int) -> DataSource:
     """Identities are the sub-folders of `folder` in the order of their names; images are assumed to be aligned.
 
-    Images are cropped to their central square and resized; the bytes of a JPEG of the right size are kept. A fifth of
-    the identities, drawn from the seed among those with two images or more, is held out for the evaluation; all others
-    are for training. Folders without images are left out. `UserError` if there is no such folder, if it has too few
-    identities and, while images are read, naming a file that cannot be decoded.
+    Images are found as `find_images` says, cropped to their central square and resized; the bytes of a colour JPEG of
+    the right size without EXIF are kept. A fifth of the identities, drawn from the seed among those with two images or
+    more, is held out for the evaluation; all others are for training. What is left out is counted and named in the log.
+    `UserError` if there is no such folder, if it has too few identities and, naming them, for files that cannot be
+    decoded: those that hold no image at all are found at once, others when they are read.
     """
     if not folder.is_dir():
         raise UserError(f"image folder not found: {folder}; --src must name a folder with one sub-folder an identity")
-    found = {identity.name: _images_of(identity) for identity in sorted(folder.iterdir()) if identity.is_dir()}
-    empty = [name for name, files in found.items() if not files]
-    if empty:
-        logger.warning("%d folders have no images and are left out, such as %s", len(empty), empty[0])
-    identities = [files for files in found.values() if files]
+    found = find_images(folder)
+    _report(found)
+    names, identities = list(found.identities), list(found.identities.values())
     counts = np.array([len(files) for files in identities], dtype=np.int64)
     eligible = np.flatnonzero(counts >= 2)
     num_test = max(MIN_TEST, round(TEST_SHARE * len(counts)))
@@ -63,14 +62,32 @@ def folder_source(folder: Path, seed: int, image_size: int) -> DataSource:
         facts={
             "source": f"the image folder {folder.resolve().name}",
             "credit": "as the source of the images asks",
-            "train_identities": [identities[i][0].parent.name for i in train],
-            "test_identities": [identities[i][0].parent.name for i in test],
+            "train_identities": [names[i] for i in train],
+            "test_identities": [names[i] for i in test],
+            "left_out": {what: len(paths) for what, paths in found.left_out.items()},
         },
     )
 
 
-def _images_of(identity: Path) -> list[Path]:
-    return sorted(p for p in identity.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def _report(found: FoundImages) -> None:
+    """Log what is left out; `UserError` if files are damaged."""
+    for what, paths in found.left_out.items():
+        logger.warning("left out, %s (%d): %s", what, len(paths), _first_names(paths))
+    if found.nested:
+        logger.warning(
+            "images in deeper folders (%d) belong to the identity of the uppermost folder: %s",
+            len(found.nested),
+            _first_names(found.nested),
+        )
+    if found.damaged:
+        raise UserError(
+            f"files that are named as images but hold none ({len(found.damaged)}): {_first_names(found.damaged)}; "
+            "repair or remove them"
+        )
+
+
+def _first_names(paths: list[str]) -> str:
+    return ", ".join(paths[:MOST_NAMES]) + (" and others" if len(paths) > MOST_NAMES else "")
 
 
 def _samples(files: list[Path], image_size: int) -> Iterator[Sample]:
@@ -81,19 +98,13 @@ def _samples(files: list[Path], image_size: int) -> Iterator[Sample]:
 def _jpegs(files: list[Path], image_size: int) -> Iterator[bytes]:
     """The images as JPEG of the given side; `UserError` naming the file that cannot be decoded."""
     for file in files:
+        data = file.read_bytes()
         try:
-            with Image.open(file) as opened:
-                is_ready = (
-                    opened.format == "JPEG"
-                    and opened.mode == "RGB"
-                    and opened.size == (image_size, image_size)
-                    and not opened.getexif()
-                )
-                image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = decode_image(data)
+        except ValueError as error:
             raise UserError(f"{file} is not an image that can be decoded ({error}); repair or remove it") from None
-        if is_ready:
-            yield file.read_bytes()
+        if is_plain_jpeg(data, image_size):
+            yield data
             continue
         side = min(image.shape[:2])
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2

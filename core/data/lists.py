@@ -1,7 +1,8 @@
 """A training set in an image list: a text file with a line `path label` for each image, and the images below a folder.
 
 The path ends at the last blank before the label, so it may contain blanks itself; the label is a whole number. Empty
-lines are skipped. Paths are relative to a root folder, or absolute.
+lines are skipped. Paths are relative to a root folder, or absolute. Lists of other tools (`core.data.foreign_lists`)
+give the same rows.
 """
 
 import hashlib
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import simplejpeg
 
+from core.data.foreign_lists import plain_text, read_foreign_list
+from core.data.labels import report_empty_classes
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
-from core.images.codec import FOUR_COMPONENTS, JPEG_START, decode_image, resize_image
+from core.images.codec import decode_image, resize_image
 from core.progress import Progress
 
 __all__ = ["ImageList", "ListDataset", "file_sizes", "read_list", "write_list"]
@@ -78,8 +80,7 @@ class ListDataset:
 
     With `image_size` given, images are squashed to that square: JPEGs at least twice as large are shrunk while they are
     decoded, the rest is done by averaging over areas. Otherwise, as with records, all must have the size of the first,
-    a square. Rotations in a file's metadata are not applied. Raises `UserError` as said above, and naming file and line
-    for a line that is not `path label`.
+    a square. Raises `UserError` as said above, and naming file and line for a line that is not `path label`.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class ListDataset:
         self.root = Path(path).parent if root is None else Path(root)
         self._list = read_list(path)
         self.num_classes = int(self._list.labels.max()) + 1
-        sizes = file_sizes(self._file, len(self._list), f"looking for the files of {Path(path).name}")
+        report_empty_classes(self.prefix, self._list.labels)
+        sizes = self._find_files()
         present = np.flatnonzero(sizes >= 0)
         if len(present) < len(sizes):
             self._report_missing(np.flatnonzero(sizes < 0))
@@ -156,6 +158,22 @@ class ListDataset:
                 self._substitute(row, image)
         return images, self._list.labels[rows]
 
+    def _find_files(self) -> np.ndarray:
+        """Sizes of the files, -1 where there is none; paths are read as Windows's where that finds more of them."""
+        description = f"looking for the files of {Path(self.prefix).name}"
+        sizes = file_sizes(self._file, len(self._list), description)
+        as_written = self._list
+        windows = as_written.paths.str.replace_all("\\", "/", literal=True)
+        if (sizes >= 0).all() or windows.equals(as_written.paths):
+            return sizes
+        self._list = ImageList(windows, as_written.labels)
+        converted = file_sizes(self._file, len(self._list), description)
+        if (converted >= 0).sum() <= (sizes >= 0).sum():
+            self._list = as_written
+            return sizes
+        logger.info("%s: its paths are Windows's; each \\ is read as /", self.prefix)
+        return converted
+
     def _file(self, row: int) -> bytes:
         return os.path.join(os.fsencode(self.root), self._list.path(row))
 
@@ -168,13 +186,8 @@ class ListDataset:
 
     def _decode(self, row: int, out: np.ndarray) -> None:
         """Fill `out` (size, size, 3) with the image of a row; `OSError` or `ValueError` if that is impossible."""
-        data, size = self._read(row), len(out)
-        if self._size is not None and data[:2] == JPEG_START:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if min(int(height), int(width)) >= 2 * size and colours not in FOUR_COMPONENTS:
-                out[:] = resize_image(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size), size)
-                return
-        image = decode_image(data, out)
+        size = len(out)
+        image = decode_image(self._read(row), out, min_side=self._size)
         if image.shape == out.shape:
             return
         if self._size is None:
@@ -224,11 +237,15 @@ class ListDataset:
 
 
 def read_list(path: str | Path) -> ImageList:
-    """Parse a list; `UserError` naming file and line for a line that is not `path label`.
+    """Parse a list of lines `path label`, or of another tool.
 
+    `UserError` naming file and line for a line that is not `path label`, or not as the list's first line announces.
     Memory at the peak: some 6 times the text.
     """
-    text = require_file(path, "image list").read_bytes()
+    text = plain_text(require_file(path, "image list").read_bytes())
+    foreign = read_foreign_list(text, path)
+    if foreign is not None:
+        return ImageList(foreign["path"].rechunk(), foreign["label"].to_numpy())
     line, label = pl.col("line"), pl.col("line").str.strip_prefix(pl.col("path")).str.strip_chars(BLANKS)
     table = (
         _lines(text, path)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from core.data.lists import ListDataset
+from core.data.record_files import record_prefix
 from core.data.records import RecordDataset
 from core.errors import UserError
 from core.files import resolve
@@ -14,19 +15,25 @@ __all__ = ["BAD_IMAGES", "ImageDataset", "is_list", "open_dataset", "open_traini
 ImageDataset: TypeAlias = RecordDataset | ListDataset
 BAD_IMAGES = ("error", "skip")
 """What to do about missing and undecodable files of a list."""
+LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
 
 
 def is_list(rec: str | Path) -> bool:
-    """True for an image list (a `.txt`, or another file that is not a record file), False for a prefix of records."""
+    """True for an image list (by its suffix, or another file that is not a record file), False for records."""
     path = Path(rec)
-    return path.suffix == ".txt" or (path.is_file() and path.suffix not in (".rec", ".idx"))
+    return path.suffix.lower() in LIST_SUFFIXES or (path.is_file() and path.suffix not in (".rec", ".idx"))
 
 
 def open_dataset(
     rec: str | Path, image_size: int | None = None, root: str | Path | None = None, skip_bad: bool = False
 ) -> ImageDataset:
-    """The images that `rec` names; `root` and `skip_bad` are for lists. Raises `UserError` as they do."""
-    return ListDataset(rec, root, image_size, skip_bad) if is_list(rec) else RecordDataset(rec, image_size)
+    """The images that `rec` names: an image list, or records by their prefix, one of their files or their folder.
+
+    `root` and `skip_bad` are for lists. Raises `UserError` as `ListDataset`, `record_prefix` and `RecordDataset` do.
+    """
+    if is_list(rec):
+        return ListDataset(rec, root, image_size, skip_bad)
+    return RecordDataset(record_prefix(rec), image_size)
 
 
 def open_training_data(settings: Settings, image_size: int | None = None) -> ImageDataset:

@@ -21,7 +21,7 @@ import polars as pl
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
 
-__all__ = ["MAGIC", "RecordReader", "RecordWriter", "pack", "unpack"]
+__all__ = ["MAGIC", "RecordReader", "RecordWriter", "pack", "read_data", "unpack"]
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -70,7 +70,10 @@ class RecordReader:
     def __init__(self, prefix: str | Path):
         self.prefix = str(prefix)
         self.rec_path = require_file(f"{prefix}.rec", "record file")
-        self.keys, self.offsets = _read_index(require_file(f"{prefix}.idx", "index of the record file"))
+        index = Path(f"{prefix}.idx")
+        if not index.exists():
+            raise UserError(f"index of the record file not found: {index}; {_make_again(index)}")
+        self.keys, self.offsets = _read_index(require_file(index, "index of the record file"))
         self._view: memoryview | None = None
         self._closed = False
 
@@ -83,11 +86,22 @@ class RecordReader:
 
     def view(self, i: int) -> tuple[tuple[float, ...], bytes | memoryview]:
         """As `reader[i]`, but the payload is not copied: it lies in the mapped file unless the record is split."""
+        data = self._read(i)[0]
+        try:
+            return unpack(data)
+        except ValueError as error:
+            raise self.damaged(i, str(error)) from None
+
+    def end(self, i: int) -> int:
+        """The byte of the file at which record i ends and the next one begins."""
+        return self._read(i)[1]
+
+    def _read(self, i: int) -> tuple[memoryview | bytes, int]:
         if not 0 <= i < len(self.keys):
             raise IndexError(f"record {i} of {self.prefix}.rec, which has {len(self.keys)}")
         file = self.file
         try:
-            return unpack(_read_data(file, int(self.offsets[i])))
+            return read_data(file, int(self.offsets[i]))
         except ValueError as error:
             raise self.damaged(i, str(error)) from None
 
@@ -121,11 +135,13 @@ class RecordReader:
         return {**self.__dict__, "_view": None}
 
 
-def _read_data(file: memoryview, offset: int) -> memoryview | bytes:
-    """The data of the record at `offset`, parts joined by the magic words that split it; `ValueError` if damaged."""
+def read_data(file: memoryview, offset: int) -> tuple[memoryview | bytes, int]:
+    """The data of the record at `offset`, parts joined by the magic words that split it, and where the next record
+    begins; `ValueError` if it is damaged.
+    """
     flag, data, offset = _read_part(file, offset)
     if flag == WHOLE:
-        return data
+        return data, offset
     if flag != FIRST:
         raise ValueError(f"it begins with a part of kind {flag}, not 0 or 1")
     parts = [data]
@@ -134,7 +150,7 @@ def _read_data(file: memoryview, offset: int) -> memoryview | bytes:
         if flag not in (MIDDLE, LAST):
             raise ValueError(f"its part {len(parts)} is of kind {flag}, not 2 or 3")
         parts.append(data)
-    return MAGIC_BYTES.join(parts)
+    return MAGIC_BYTES.join(parts), offset
 
 
 def _read_part(file: memoryview, offset: int) -> tuple[int, memoryview, int]:
@@ -157,7 +173,11 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     try:
         table = pl.read_csv(
-            path, has_header=False, separator="\t", quote_char=None, schema={"key": pl.Int64, "offset": pl.Int64}
+            path.read_bytes(),
+            has_header=False,
+            separator="\t",
+            quote_char=None,
+            schema={"key": pl.Int64, "offset": pl.Int64},
         )
     except pl.exceptions.PolarsError:
         raise _malformed(path) from None
@@ -172,8 +192,12 @@ def _malformed(path: Path) -> UserError:
     number = next((n for n, line in enumerate(lines) if not re.fullmatch(rb"[0-9]{1,18}\t[0-9]{1,18}", line)), 0)
     return UserError(
         f"{path}: the line of record {number} is {lines[number][:60].decode('ascii', 'replace')!r}, not "
-        "key<TAB>offset; copy the file again or rebuild it"
+        f"key<TAB>offset; copy the file again, or {_make_again(path)}"
     )
+
+
+def _make_again(index: Path) -> str:
+    return f"make it from the .rec file: python tools/index_records.py {index.with_suffix('.rec')}"
 
 
 class RecordWriter:

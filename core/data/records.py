@@ -1,31 +1,37 @@
 """A training set in a record file: the image rows, their labels and decoded batches."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from core.data.labels import report_empty_classes
 from core.data.recordio import HEADER, LENGTH_BITS, LENGTH_MASK, MAGIC, RecordReader, RecordWriter
 from core.errors import UserError
 from core.images.codec import decode_image, resize_image
 
 __all__ = ["RecordDataset", "write_image_records"]
 
+logger = logging.getLogger(__name__)
 LABEL_BLOCK = 1 << 18
 FINGERPRINT_RECORDS = 64
 MOST_IMAGES = 1 << 31
+"""And most classes: a larger number in a header or a label is damage."""
 
 
 class RecordDataset:
     """The image rows of a record file, in the order of its index.
 
     InsightFace's files have a header record (key 0, no payload, labels (n + 1, x)): the rows are then the records with
-    keys 1 to n, and whatever follows (class ranges) is left out; x is the number of classes, or n + 1 + that number
-    where class ranges follow. Both are float32, inexact beyond 2^24: the exact number then comes from the keys. Without
-    a header, as `im2rec` writes them, every record is an image and the number of classes is the largest label + 1. The
-    label of an image is the first of its record.
+    keys 1 to n, and whatever follows (class ranges) is left out. x is the number of classes, or n + 1 + the number of
+    class ranges; both are float32, inexact beyond 2^24, and the exact number then comes from the keys. InsightFace's
+    tools begin a range wherever the label changes, so there are as many ranges as classes only if the images of a class
+    follow one another and no label is left out; elsewhere the number of classes is the largest label + 1, and a log
+    line says so. So it is without a header, as `im2rec` writes records: every record is then an image. The label of an
+    image is the first of its record.
 
     Memory: about 24 bytes an image, and 8 more after the first use of `labels()` or `fingerprint`; images stay on disk.
     Picklable, and safe with forked and spawned workers.
@@ -39,21 +45,36 @@ class RecordDataset:
         self.prefix = str(prefix)
         self._reader = RecordReader(prefix)
         self._labels: np.ndarray | None = None
-        if len(self._reader):
-            last = int(self._reader.offsets.argmax())
-            self._reader.view(last)  # reports a truncated file now, not hours into a run
-        self._records, self._header_classes = self._find_images()
+        self._check_end()
+        self._header_classes: int | None = None
+        self._records, promised = self._find_images()
         self.num_images = len(self._records)
         if not self.num_images:
             raise UserError(f"{self.prefix}.rec contains no images")
+        if promised is not None:
+            self._header_classes = self._count_classes(promised)
         self.num_classes = self._header_classes or int(self.labels().max()) + 1
         self._size = image_size
 
     def __len__(self) -> int:
         return self.num_images
 
+    def _check_end(self) -> None:
+        """Report a truncated file now, not hours into a run, and an index that ends before the file does."""
+        left = len(self._reader.file)
+        if len(self._reader):
+            last = int(self._reader.offsets.argmax())
+            self._reader.view(last)
+            left -= self._reader.end(last)
+        if left > 0:
+            logger.warning(
+                "%s.rec: its last %d bytes are not in %s.idx and are not read; if that index is of an interrupted "
+                "build, make it again: python tools/index_records.py %s.rec",
+                self.prefix, left, self.prefix, self.prefix,
+            )  # fmt: skip
+
     def _find_images(self) -> tuple[np.ndarray, int | None]:
-        """Positions of the image records in the index, and the number of classes if there is a header record."""
+        """Positions of the image records in the index, and the second label of the header record if there is one."""
         reader = self._reader
         everything = np.arange(len(reader))
         header = np.flatnonzero(reader.keys == 0)[:1]
@@ -67,17 +88,34 @@ class RecordDataset:
                 f"{self.prefix}.rec: its header, record {header[0]}, has {labels[0]:g} and {labels[1]:g}, not the "
                 "number of images + 1 and the number of classes; copy or make the files again"
             )
-        end, classes = self._end_of_images(labels[0]), int(labels[1])
+        end = self._end_of_images(labels[0])
         images = everything[(reader.keys > 0) & (reader.keys < end)]
         if len(images) != end - 1:
             raise UserError(
                 f"{self.prefix}.rec: its header, record {header[0]}, promises {end - 1} images, but {len(images)} are "
-                f"in {self.prefix}.idx; copy or make the files again"
+                f"in {self.prefix}.idx; make the index again (python tools/index_records.py {self.prefix}.rec), or "
+                "copy both files again"
             )
-        ranges = int(np.count_nonzero(reader.keys >= end))
-        if ranges and classes > end:
-            classes = ranges if np.float32(end + ranges) == labels[1] else classes - end
-        return images, classes
+        return images, int(labels[1])
+
+    def _count_classes(self, promised: int) -> int:
+        """The number of classes of a file whose header's second label is `promised`; reads the labels if it must."""
+        end = self.num_images + 1
+        if promised <= end:
+            return promised
+        ranges = int(np.count_nonzero(self._reader.keys >= end))
+        # One range a class: the last of `ranges` classes ends the file. Else labels are left out, or the images are in
+        # another order, and only the labels tell.
+        if np.float32(end + ranges) == promised and self._read_labels(self._records[-1:])[0] == ranges - 1:
+            return ranges
+        needed = int(self.labels().max()) + 1
+        if needed != promised and np.float32(end + needed) != promised:
+            logger.info(
+                "%s.rec: %d class ranges by its header, but %d classes by its labels, which count; a class has several "
+                "ranges where its images do not follow one another, and none if its label is left out",
+                self.prefix, promised - end, needed,
+            )  # fmt: skip
+        return needed
 
     def _end_of_images(self, stored: float) -> int:
         """The key after the last image's: of the keys that float32 rounds to `stored`, the first without an image."""
@@ -123,6 +161,7 @@ class RecordDataset:
                 records = self._records[start : start + LABEL_BLOCK]
                 labels[start : start + len(records)] = self._checked(self._read_labels(records), records)
             self._labels = labels
+            report_empty_classes(f"{self.prefix}.rec", labels, self._header_classes)
         return self._labels
 
     def _read_labels(self, records: np.ndarray) -> np.ndarray:
@@ -150,7 +189,7 @@ class RecordDataset:
 
     def _checked(self, labels: np.ndarray, records: np.ndarray) -> np.ndarray:
         """Labels as int64; `UserError` with the first record whose label is not a class."""
-        end = self._header_classes or np.inf
+        end = self._header_classes or MOST_IMAGES
         bad = np.flatnonzero(~((labels >= 0) & (labels < end) & (labels == np.floor(labels))))
         if len(bad):
             raise UserError(

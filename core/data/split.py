@@ -1,104 +1,171 @@
 """Splitting a training set (records or a list) into an old and a new side, by class or by image."""
 
+import logging
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from core.data.lists import read_list, write_list
+from core.data.record_files import record_prefix
 from core.data.records import RecordDataset, write_image_records
+from core.data.released_split import first_images, numbered_by_shuffle, shuffled_images
 from core.errors import UserError
 from core.progress import track
 
-__all__ = ["class_split", "data_split", "split_list", "split_records"]
+__all__ = ["RULES", "class_split", "data_split", "split_list", "split_records"]
+
+logger = logging.getLogger(__name__)
+RULES = ("bctlab", "released")
+"""Which images go to which side: as the functions here say, or as in `core.data.released_split`."""
+Sides = tuple[np.ndarray, np.ndarray]
+"""Old and new label of each image, int64 (N,) each, -1 where the image is not on that side."""
 
 
-def class_split(labels: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """Old and new label of each image (two arrays (N,)), -1 where the image is not on that side.
-
-    The first floor(ratio * C) of the C identities, in label order, go to the old side; both sides are numbered from 0.
+def class_split(labels: np.ndarray, ratio: float, rounded: bool = False) -> Sides:
+    """The first floor(ratio * C) of the C identities, in label order, go to the old side (`rounded`: to the nearest
+    number, of two the even one). Both sides are numbered from 0.
     """
     present, rank = np.unique(labels, return_inverse=True)
-    num_old = int(ratio * len(present) + 1e-9)
+    num_old = round(ratio * len(present)) if rounded else int(ratio * len(present) + 1e-9)
     return np.where(rank < num_old, rank, -1), np.where(rank < num_old, -1, rank - num_old)
 
 
-def data_split(labels: np.ndarray, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Old and new label of each image (two arrays (N,)), -1 where the image is not on that side; labels stay.
-
-    Of the k images of a class, max(1, round(ratio * k)) but never all go to the old side, drawn at random, and the
-    others to the new side; a single image goes to both.
+def data_split(labels: np.ndarray, ratio: float, seed: int) -> Sides:
+    """Of the k images of a class, max(1, round(ratio * k)) but never all go to the old side, drawn at random, and the
+    others to the new side; a single image goes to both. Labels stay.
     """
     rank, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
     num_old = np.minimum(np.maximum(1, np.rint(ratio * counts)), np.maximum(counts - 1, 1))
     order = np.lexsort((np.random.default_rng(seed).random(len(labels)), rank))
     place = np.empty(len(labels), np.int64)
     place[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    old = place < num_old[rank]
-    new = ~old | (counts[rank] == 1)
-    return np.where(old, labels, -1), np.where(new, labels, -1)
+    return _with_labels(labels, place < num_old[rank])
 
 
-def split_records(prefix: str | Path, mode: str, ratio: float, seed: int = 0) -> dict[str, tuple[int, int]]:
-    """Split `prefix`.rec by "class" or "data" into `prefix`_part_30_class and `prefix`_part_70_class (for ratio 0.3).
+def split_records(
+    rec: str | Path, mode: str, ratio: float, seed: int = 0, *, rule: str = "bctlab", out: str | Path | None = None
+) -> dict[str, tuple[int, int]]:
+    """Split the records X that `rec` names by "class" or "data" into X_part_30_class and X_part_70_class (ratio 0.3).
 
     Returns images and classes by output prefix. The outputs have InsightFace's header; payloads and further labels of
-    a record stay as they are. Images are copied one by one; memory is about 60 bytes an image.
+    a record stay as they are. They lie beside X, or in the folder `out`, which is made if its parent exists. Images are
+    copied one by one; memory is about 60 bytes an image.
     """
-    _require_options(ratio, seed)
+    _require_options(ratio, seed, rule)
+    prefix = record_prefix(rec)
     dataset = RecordDataset(prefix)
+    folder = _output_folder(prefix, out)
     labels = dataset.labels()
-    sides = class_split(labels, ratio) if mode == "class" else data_split(labels, ratio, seed)
+    if rule == "released" and (labels[1:] < labels[:-1]).any():
+        logger.info("%s.rec is not sorted by class, as the release expects; its rule is applied to each class", prefix)
+    if mode == "class":
+        sides = class_split(labels, ratio, rounded=rule == "released")
+    elif rule == "released":
+        sides = _with_labels(labels, first_images(labels, ratio))
+    else:
+        sides = data_split(labels, ratio, seed)
     _require_images(f"{prefix}.rec", ratio, sides)
+    outputs = [str(folder / f"{Path(prefix).name}_part_{100 * share:g}_{mode}") for share in (ratio, 1 - ratio)]
+    _require_room(f"{prefix}.rec", folder, outputs)
+    folder.mkdir(exist_ok=True)
     written = {}
-    for share, side in zip((ratio, 1 - ratio), sides):
+    for output, side in zip(outputs, sides):
         rows = np.flatnonzero(side >= 0)
         num_classes = int(side.max()) + 1 if mode == "class" else dataset.num_classes
-        output = f"{prefix}_part_{100 * share:g}_{mode}"
         images = track(_copies(dataset, rows, side[rows]), Path(output).name, len(rows), "images")
         write_image_records(output, len(rows), num_classes, images)
         written[output] = (len(rows), num_classes)
     return written
 
 
-def split_list(path: str | Path, mode: str, ratio: float, seed: int = 0) -> dict[str, tuple[int, int]]:
+def split_list(
+    path: str | Path, mode: str, ratio: float, seed: int = 0, *, rule: str = "bctlab", out: str | Path | None = None
+) -> dict[str, tuple[int, int]]:
     """Split the list X.txt by "class" or "data" into X_part_30_class.txt and X_part_70_class.txt (for ratio 0.3).
 
     For "class" the classes are shuffled by the seed and the first of them go to the old side. X_part_100_class.txt is
     then the whole list with the old classes numbered first, as on the old side. The new side is numbered from 0. For
-    "data" labels stay, and the whole list is X.txt itself. Lines keep their order. Returns images and classes by file.
-    Image files are not looked up. Memory: the list's text several times and some 60 bytes a line.
+    "data" labels stay, and the whole list is X.txt itself. Lines keep their order, but by the released rule, which
+    writes class after class. The outputs lie beside X.txt, or in the folder `out`, which is made if its parent exists.
+    Returns images and classes by file. Image files are not looked up. Memory: the list's text several times and some 60
+    bytes a line.
     """
-    _require_options(ratio, seed)
+    _require_options(ratio, seed, rule)
     images = read_list(path)
+    folder = _output_folder(path, out)
+    order = np.argsort(images.labels, kind="stable") if rule == "released" else np.arange(len(images))
+    whole = []
     if mode == "class":
-        present, rank = np.unique(images.labels, return_inverse=True)
-        numbers = np.random.default_rng(seed).permutation(len(present))[rank]
-        sides = class_split(numbers, ratio)
-        parts = [*zip((ratio, 1 - ratio), sides), (1, numbers)]
+        sides, numbers = _list_class_split(images.labels, ratio, seed, rule)
+        whole = [(1, numbers)]
+    elif rule == "released":
+        sides = _with_labels(images.labels, shuffled_images(images.labels, ratio))
     else:
         sides = data_split(images.labels, ratio, seed)
-        parts = list(zip((ratio, 1 - ratio), sides))
     _require_images(str(path), ratio, sides)
+    folder.mkdir(exist_ok=True)
     written = {}
-    for share, side in parts:
-        rows = np.flatnonzero(side >= 0)
-        output = Path(path).with_name(f"{Path(path).stem}_part_{100 * share:g}_{mode}.txt")
+    for share, side in [*zip((ratio, 1 - ratio), sides), *whole]:
+        rows = order[side[order] >= 0]
+        output = folder / f"{Path(path).stem}_part_{100 * share:g}_{mode}.txt"
         write_list(output, images, rows, side[rows])
         written[str(output)] = (len(rows), int(side.max()) + 1)
+    if folder != Path(path).parent:
+        logger.info("paths still start from the folder of %s: train with image_root=%s", path, Path(path).parent)
     return written
 
 
-def _require_options(ratio: float, seed: int) -> None:
+def _list_class_split(labels: np.ndarray, ratio: float, seed: int, rule: str) -> tuple[Sides, np.ndarray]:
+    """The sides, and the labels (N,) of the whole list, the old classes first."""
+    if rule == "released":
+        numbers, num_old = numbered_by_shuffle(labels, ratio)
+        return (np.where(numbers < num_old, numbers, -1), np.where(numbers < num_old, -1, numbers - num_old)), numbers
+    present, rank = np.unique(labels, return_inverse=True)
+    numbers = np.random.default_rng(seed).permutation(len(present))[rank]
+    return class_split(numbers, ratio), numbers
+
+
+def _with_labels(labels: np.ndarray, old: np.ndarray) -> Sides:
+    """Both sides with the labels (N,) that the images have, from those that are old, bool (N,)."""
+    rank, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    return np.where(old, labels, -1), np.where(~old | (counts[rank] == 1), labels, -1)
+
+
+def _output_folder(source: str | Path, out: str | Path | None) -> Path:
+    """Where the parts are written; `UserError` now if that is impossible."""
+    folder = Path(source).parent if out is None else Path(out)
+    place = folder if folder.exists() else folder.parent
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise UserError(f"the parts cannot be written to the folder {folder}: name another one with --out")
+    return folder
+
+
+def _require_room(source: str, folder: Path, outputs: list[str]) -> None:
+    """`UserError` if the disk has no room for as many bytes as the source has, with older parts out of the way."""
+    older = sum(os.path.getsize(f"{output}.rec") for output in outputs if os.path.isfile(f"{output}.rec"))
+    needed, free = os.path.getsize(source), shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    if free + older < needed:
+        raise UserError(
+            f"{folder} has {free >> 20} MB of room, but the parts take {needed >> 20} MB: make room, or name a folder "
+            "on another disk with --out"
+        )
+
+
+def _require_options(ratio: float, seed: int, rule: str) -> None:
     if not 0 < ratio < 1:
         raise UserError(f"the ratio {ratio} is not between 0 and 1: give the share of the old side, such as 0.3")
     if len({f"{100 * share:g}" for share in (ratio, 1 - ratio, 1)}) < 3:
         raise UserError(f"with a ratio of {ratio} two of the files would have the same name; choose another ratio")
     if seed < 0:
         raise UserError(f"the seed {seed} is negative: give a whole number from 0 on")
+    if rule == "released" and seed:
+        raise UserError(f"the seed {seed} has no effect on the released rule, which has its own: leave it out")
 
 
-def _require_images(source: str, ratio: float, sides: tuple[np.ndarray, np.ndarray]) -> None:
+def _require_images(source: str, ratio: float, sides: Sides) -> None:
     if min(side.max() for side in sides) < 0:
         raise UserError(f"{source}: a ratio of {ratio:g} leaves one side without images; choose another ratio")
 

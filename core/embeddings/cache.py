@@ -12,14 +12,25 @@ import torch
 from core.embeddings.extraction import Views, extract_embeddings
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
+from core.files import require_writable
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 from core.parallel import collectives
 from core.parallel.ranks import Ranks
 
-__all__ = ["cached_embeddings"]
+__all__ = ["cached_embeddings", "require_cache"]
 
 logger = logging.getLogger(__name__)
+
+
+def require_cache(folder: Path) -> None:
+    """`UserError` unless embeddings can be kept in `folder`, or embeddings of earlier tests are there to be read."""
+    try:
+        require_writable(folder)
+    except UserError as error:
+        if not (folder.is_dir() and any(folder.iterdir())):
+            raise
+        logger.info("%s: only embeddings that are already there can be used", error)
 
 
 def cached_embeddings(

@@ -19,7 +19,7 @@ from core.data.samplers import evaluation_rows
 from core.embeddings.claim import LOCK, claimed
 from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import ROOT
+from core.files import ROOT, require_replaceable
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
@@ -27,7 +27,7 @@ from core.parallel.collectives import barrier, broadcast_object
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
-__all__ = ["Views", "default_store_path", "extract_embeddings"]
+__all__ = ["Views", "default_store_path", "extract_embeddings", "require_writable_store"]
 
 logger = logging.getLogger(__name__)
 BLOCK = 4096
@@ -69,6 +69,8 @@ def extract_embeddings(
         return _open_finished(path, info)
     if ranks.is_first and path.exists() and not _is_finished(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is no embedding store: name an empty folder or a new one")
+    if ranks.is_first:
+        require_writable_store(path)
     partial = path.with_name(path.name + ".partial")
     with claimed(partial, wait) if ranks.is_first else nullcontext():
         finished = broadcast_object(_is_finished(path))  # by another run, before this one's claim
@@ -90,6 +92,12 @@ def extract_embeddings(
         return _open_finished(path, info)
     barrier()
     return EmbeddingStore.open(path)
+
+
+def require_writable_store(path: Path) -> None:
+    """`UserError` unless there is a finished store at `path`, which is only read, or one can be written."""
+    if not _is_finished(path):
+        require_replaceable(path, folder=True)
 
 
 def _is_finished(path: Path) -> bool:

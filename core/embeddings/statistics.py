@@ -12,7 +12,7 @@ import numpy as np
 
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import replaced_atomically
+from core.files import replaced_atomically, require_replaceable
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
@@ -125,13 +125,14 @@ def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndar
     """A statistic that is kept in the store; `UserError` if the file is damaged."""
     try:
         return np.load(path, mmap_mode=mmap_mode)
-    except (OSError, ValueError, EOFError) as error:
+    except (FileNotFoundError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged: {error}; delete it, it will be computed again") from error
 
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
     """Compute an array and save it at `path`, unless that file exists."""
     if not path.exists():
+        require_replaceable(path)
         array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array)

@@ -36,7 +36,7 @@ class StoreInfo:
     data_name: str
     model_name: str
     preprocessing: str = ""
-    """Input size and normalisation that the model was given."""
+    """Input size, normalisation and channel order that the model was given."""
     views: list[str] = field(default_factory=lambda: [FEATURES])
     labelled: bool = True
     settings: dict[str, object] = field(default_factory=dict)
@@ -75,13 +75,13 @@ class EmbeddingStore:
         path = Path(path)
         try:
             info = StoreInfo(**json.loads((path / "store.json").read_text()))
-        except (OSError, TypeError, ValueError) as error:
+        except (FileNotFoundError, NotADirectoryError, TypeError, ValueError) as error:
             raise UserError(
                 f"no embedding store in {path} (make one with tools/extract_features.py): {error}"
             ) from error
         try:
             return cls(path, info, open_arrays(path, info))
-        except (OSError, ValueError, EOFError) as error:
+        except (FileNotFoundError, ValueError, EOFError) as error:
             raise UserError(f"embedding store {path} is damaged: {error}; delete it, extract it again") from error
 
     def view(self, name: str) -> np.ndarray:
@@ -120,16 +120,17 @@ class EmbeddingStore:
             )
         if info.model_fingerprint != wanted.model_fingerprint:
             raise UserError(
-                f"embedding store {self.path} was made with another model ({info.model_name}, fingerprint "
-                f"{info.model_fingerprint[:12]}) than {wanted.model_name} (fingerprint "
-                f"{wanted.model_fingerprint[:12]}): extract the embeddings of that model"
+                f"embedding store {self.path} was made with another model or preprocessing ({info.model_name}, "
+                f"fingerprint {info.model_fingerprint[:12]}, {info.preprocessing or 'preprocessing unknown'}) than "
+                f"{wanted.model_name} (fingerprint {wanted.model_fingerprint[:12]}, {wanted.preprocessing}): "
+                "name another folder for the embeddings of that model, or delete this one"
             )
         for what in ("preprocessing", "views", "settings"):
             found, expected = getattr(info, what), getattr(wanted, what)
             if found != expected:
                 raise UserError(
                     f"embedding store {self.path} was made with the weights of {wanted.model_name}, but other {what} "
-                    f"({found or 'unknown'}; now {expected}): extract the embeddings again elsewhere"
+                    f"({found or 'unknown'}; now {expected}): name another folder, or delete this one"
                 )
 
 

@@ -8,6 +8,7 @@ ranks and devices that the saved run did not have are seeded from the config's s
 
 import json
 import logging
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 
 from core.engine.method import Method
 from core.errors import UserError
+from core.files import writing
 from core.parallel.ranks import Ranks
 
 __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position"]
@@ -55,7 +57,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The folders with a checkpoint's name in `folder`, by step. Anything else there is ignored."""
-    return sorted((path for path in folder.glob("step_*") if NAME.fullmatch(path.name)), key=_step)
+    names = os.listdir(folder) if folder.exists() else []  # unlike glob, an error where it may not be read
+    return sorted((folder / name for name in names if NAME.fullmatch(name)), key=_step)
 
 
 def _step(path: Path) -> int:
@@ -69,7 +72,7 @@ def read_position(path: Path) -> Position:
         if not isinstance(position.identity, dict):
             raise TypeError("its identity is not a JSON object")
         return position
-    except (OSError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise UserError(f"checkpoint {path} is damaged: delete it to resume from the one before ({error})") from error
 
 
@@ -85,21 +88,35 @@ class TrainingState:
         """Write `folder/step_<n>`, completely or not at all, and remove all but the last two. Collective."""
         path = folder / f"step_{position.step}"
         temporary = path.with_suffix(".tmp")
-        if self.ranks.is_first:
-            for unfinished in folder.glob("step_*.tmp"):
-                shutil.rmtree(unfinished)
-            temporary.mkdir(parents=True)
-        distributed.barrier()
-        state = self._tensors() | {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
-        dcp.save(state, checkpoint_id=temporary)  # writes with fsync
-        if self.ranks.is_first:
-            (temporary / "position.json").write_text(json.dumps(asdict(position), indent=2) + "\n")
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.rename(path)
-            for old in _checkpoints(folder)[:-KEPT]:
-                shutil.rmtree(old)
+        try:
+            with writing(path, temporary):
+                self._write(temporary, position)
+                if self.ranks.is_first:
+                    shutil.rmtree(path, ignore_errors=True)
+                    temporary.rename(path)
+                    for old in _checkpoints(folder)[:-KEPT]:
+                        shutil.rmtree(old)
+        except UserError:
+            if self.ranks.is_first:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
         distributed.barrier()
         return path
+
+    def _write(self, folder: Path, position: Position) -> None:
+        """Write all files of a checkpoint to a new folder. Collective. Errors are those of the disk."""
+        if self.ranks.is_first:
+            for unfinished in folder.parent.glob("step_*.tmp"):
+                shutil.rmtree(unfinished)
+            folder.mkdir(parents=True)
+        distributed.barrier()
+        state = self._tensors() | {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
+        try:
+            dcp.save(state, checkpoint_id=folder)  # writes with fsync
+        except dcp.CheckpointException as error:  # on every rank
+            raise _cause(error) from error
+        if self.ranks.is_first:
+            (folder / "position.json").write_text(json.dumps(asdict(position), indent=2) + "\n")
 
     def load(self, path: Path, position: Position, seed: int) -> None:
         """Read a checkpoint into the present tensors, shards for the present number of ranks. Collective."""
@@ -110,7 +127,9 @@ class TrainingState:
             random = {name: value for name, value in random.items() if name in saved}
             dcp.load(state | random, checkpoint_id=path)
         except (Exception, dcp.CheckpointException) as error:  # the latter is not an Exception; it holds tracebacks
-            cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
+            cause = _cause(error) if isinstance(error, dcp.CheckpointException) else error
+            if isinstance(cause, PermissionError):
+                raise cause from error
             raise UserError(
                 f"checkpoint {path} cannot be read ({type(cause).__name__} {cause}): delete it to resume from the one "
                 "before, or start over with resume=false"
@@ -142,6 +161,11 @@ class TrainingState:
         shape = torch.Size((num_rows, *tensor.shape[1:]))
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(tensor, self.mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def _cause(error: dcp.CheckpointException) -> BaseException:
+    """What failed on the first of the ranks on which something did."""
+    return next(iter(error.failures.values()))[0]
 
 
 def _random_state(ranks: Ranks) -> dict[str, Tensor]:

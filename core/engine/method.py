@@ -72,6 +72,13 @@ class Method(nn.Module, Generic[S]):
     classifier: PartialFC
     """The classifier over the data's classes; the run folder keeps it whole as `classifier.pt`."""
 
+    def needs(self, settings: S) -> tuple[str, ...]:
+        """What the settings ask of the old model besides embeddings: of `classifier`, `num_classes`.
+
+        Where it is missing, that is reported before the images are read.
+        """
+        return ()
+
     def setup(self, run: Run[S]) -> None:
         """Build what the loss needs, `classifier` among it. Called once on every rank."""
         raise NotImplementedError

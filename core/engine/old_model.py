@@ -6,6 +6,7 @@ trained with, and C as `num_classes`. Other model arguments (a `.pt` or `.onnx` 
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,19 +17,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from core.data.open_dataset import ImageDataset, open_training_data
-from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.extraction import default_store_path, extract_embeddings, require_writable_store
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import resolve
 from core.heads.build import build_margin
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import Margin
-from core.models.encoder import load_encoder
+from core.models.encoder import Encoder, load_encoder
 from core.models.run_config import read_run_config
 from core.parallel.ranks import Ranks
 from core.settings import Settings
 
-__all__ = ["OldModel", "open_old_model"]
+__all__ = ["OldModel", "load_old_model", "open_old_features"]
 
 logger = logging.getLogger(__name__)
 CHECKED_ROWS = 512
@@ -46,8 +47,22 @@ class OldModel:
     fingerprint: str
     """As `core.models.encoder.Encoder` has it."""
     embedding_size: int
-    features: EmbeddingStore
-    """Its embeddings of the training images, one row an image."""
+    preprocessing: str = ""
+    """What it is fed, as `core.models.encoder.Encoder` has it."""
+    stored_features: EmbeddingStore | None = None
+    """None before the training images are opened."""
+
+    @property
+    def features(self) -> EmbeddingStore:
+        """Its embeddings of the training images, one row an image."""
+        if self.stored_features is None:
+            raise RuntimeError("the old model has no embeddings yet: use them in Method.setup and later")
+        return self.stored_features
+
+    def require(self, names: Iterable[str]) -> None:
+        """`UserError` unless it has what `Method.needs` names: `classifier`, `num_classes`."""
+        for name in names:
+            getattr(self, name)
 
     @property
     def num_classes(self) -> int:
@@ -124,29 +139,41 @@ class OldModel:
         return build_margin(config["loss"], config["margin_scale"], config["margin"])
 
 
-def open_old_model(settings: Settings, data: ImageDataset, ranks: Ranks) -> OldModel:
-    """The model that the setting `old_model` names, with its embeddings of `data`, extracted if missing. Collective.
+def load_old_model(settings: Settings, ranks: Ranks) -> tuple[Encoder, OldModel]:
+    """The model that the setting `old_model` names, without embeddings of the training images, which are not needed.
 
-    `UserError` if none is named, it cannot be read, or its embeddings have another size than the new model's.
+    `UserError` if none is named, it cannot be read, its embeddings have another size than the new model's, or the place
+    that the setting `features` names for them cannot be written.
     """
     if settings.old_model is None:
         raise UserError("config key 'old_model' is not set: name the run folder, .pt or .onnx file of the old model")
     path = resolve(settings.old_model)
-    encoder = load_encoder(path, settings.old_network, ranks.device)
+    encoder = load_encoder(
+        path,
+        settings.old_network,
+        ranks.device,
+        mean=settings.old_mean,
+        std=settings.old_std,
+        channel_order=settings.old_channel_order,
+        network_option="old_network=",
+    )
     if encoder.embedding_size != settings.embedding_size:
         raise UserError(
             f"the old model {settings.old_model} has embeddings of size {encoder.embedding_size}, the new one "
             f"{settings.embedding_size}: set embedding_size={encoder.embedding_size}, they must be comparable"
         )
+    if settings.features is not None and ranks.is_first:
+        require_writable_store(resolve(settings.features))
+    logger.info("old model: %s (%s, fingerprint %s)", settings.old_model, encoder.network, encoder.fingerprint[:12])
+    old_model = OldModel(
+        path, encoder.name, encoder.network, encoder.fingerprint, encoder.embedding_size, encoder.preprocessing
+    )
+    return encoder, old_model
+
+
+def open_old_features(encoder: Encoder, settings: Settings, data: ImageDataset, ranks: Ranks) -> EmbeddingStore:
+    """The old model's embeddings of `data`, extracted if they are missing. Collective."""
     if encoder.image_size != data.image_size:
         data = open_training_data(settings, encoder.image_size)
-    logger.info("old model: %s (%s, fingerprint %s)", settings.old_model, encoder.network, encoder.fingerprint[:12])
     store = default_store_path(encoder, data) if settings.features is None else resolve(settings.features)
-    return OldModel(
-        path=path,
-        name=encoder.name,
-        network=encoder.network,
-        fingerprint=encoder.fingerprint,
-        embedding_size=encoder.embedding_size,
-        features=extract_embeddings(encoder, data, store, ranks, settings.batch_size, settings.num_workers),
-    )
+    return extract_embeddings(encoder, data, store, ranks, settings.batch_size, settings.num_workers)

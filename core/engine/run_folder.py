@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import subprocess
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 import core
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
-from core.files import ROOT, replaced_atomically
+from core.files import ROOT, replaced_atomically, require_writable, writing
 from core.models.weights import fingerprint
 from core.settings import Settings
 
@@ -48,13 +49,17 @@ class RunFolder:
             raise UserError(f"output {path} is a file: name a folder")
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+
+    def require_writable(self) -> None:
+        """`UserError` unless a run can write its files here. Makes nothing."""
+        for folder in (self.path, self.checkpoints, self.tensorboard):
+            require_writable(folder)
 
     def prepare(self, resume: bool) -> None:
         """Create the folder; unless `resume` is true, remove the files of an earlier run."""
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create the output folder {self.path}: {error.strerror}") from error
         if not resume:
             for name in CREATED_HERE:
                 target = self.path / name
@@ -68,16 +73,16 @@ class RunFolder:
     def changed_settings(self, settings: Settings) -> list[str]:
         """The settings that differ from those in `config.json`, as "key old -> new".
 
-        Keys missing in the file are ignored, and so is what a run derives from its data where the setting is None.
-        Empty if there is no such file or it is not readable.
+        Keys missing in the file are ignored, and so are the counts of the data, and what a run derives from its data
+        where the setting is None. Empty if there is no such file or it is not readable.
         """
         try:
             before = dict(json.loads((self.path / "config.json").read_text()))
         except (OSError, ValueError, TypeError):
             return []
         now = json.loads(json.dumps(asdict(settings), default=list))
-        derived = {"image_size"} if now.get("image_size") is None else set()
-        changed = [key for key in now if key not in derived and before.get(key, now[key]) != now[key]]
+        ignored = {"num_classes", "num_image", *(("image_size",) if now.get("image_size") is None else ())}
+        changed = [key for key in now if key not in ignored and before.get(key, now[key]) != now[key]]
         return [f"{key} {before[key]!r} -> {now[key]!r}" for key in changed]
 
     def write_model(self, backbone: nn.Module) -> None:
@@ -100,25 +105,38 @@ class MetricsLog:
     """Scalars by step, to `metrics.jsonl` and TensorBoard. A resumed run drops the lines after its checkpoint."""
 
     def __init__(self, folder: RunFolder, first_step: int):
-        path = folder.path / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= first_step]
-            with replaced_atomically(path) as temporary:
+        self.path, self.board_path = folder.path / "metrics.jsonl", folder.tensorboard
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= first_step]
+            with replaced_atomically(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
-        self.file = open(path, "a", buffering=1)
-        self.board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1)
+        with writing(self.path):
+            self.file = open(self.path, "a", buffering=1)
+        with writing(self.board_path):
+            self.board = SummaryWriter(str(self.board_path), purge_step=first_step + 1)
+        threading.excepthook = _report_thread
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log `values` under their names. JSON gets null for values that are not finite (a gradient norm with fp16)."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        with writing(self.path):
+            self.file.write(json.dumps({"step": step, **finite}) + "\n")
+        with writing(self.board_path):
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close both files."""
-        self.file.close()
-        self.board.close()
+        with writing(self.path):
+            self.file.close()
+        with writing(self.board_path):
+            self.board.close()
+
+
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+    """Report an error that ended a thread, unless it is TensorBoard's: its next call raises the error again."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)
 
 
 def _step_of(line: str) -> float:

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from core.backbones import build_backbone
+from core.backbones import build_backbone, require_backbone
 from core.backbones.onednn import avoid_unsafe_kernels
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
 from core.engine.method import Batch, Method, Run
-from core.engine.old_model import open_old_model
+from core.engine.old_model import load_old_model, open_old_features
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
 from core.engine.run_folder import MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve
+from core.heads.build import build_margin
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
@@ -35,17 +36,19 @@ from core.settings import Settings
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
+USUAL_SIZE = 112
+"""Side in pixels of the input that a network is tried with before the images are known."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Validation(Protocol):
-    """Tests during training; made from the settings, the side of the network's input and the ranks."""
+    """Tests during training; made from the settings and the ranks."""
 
     @property
     def sets(self) -> Mapping[str, object]:
         """The test sets by name; without any, `accuracies` is never asked for."""
 
-    def accuracies(self, backbone: nn.Module) -> dict[str, float]:
+    def accuracies(self, backbone: nn.Module, image_size: int) -> dict[str, float]:
         """Accuracy of each set, the same on every rank. Collective. Leaves the backbone in training mode."""
 
 
@@ -55,6 +58,9 @@ class Trainer:
     Exchanged per step: DDP's gradient buckets and buffers, what the method's loss gathers, the gradients of its small
     parameters, and at log steps the logged terms. Checkpoints hold everything that a resumed run needs to end with the
     weights of an uninterrupted one.
+
+    Mistakes are reported before the first step, and in an order that lets nobody wait for one: those in the settings,
+    in the run folder, in the old model and the verification sets, and then those in the images.
     """
 
     def __init__(
@@ -63,10 +69,25 @@ class Trainer:
         method: Method,
         method_name: str,
         ranks: Ranks,
-        make_validation: Callable[[Settings, int, Ranks], Validation] | None = None,
+        make_validation: Callable[[Settings, Ranks], Validation] | None = None,
     ):
+        settings = replace(settings, network=require_backbone(settings.network))
         self.settings, self.method, self.method_name, self.ranks = settings, method, method_name, ranks
+        self.transform = TrainTransform(settings.normalization, settings.augment)
+        self.autocast_type = _autocast_type(settings.precision, ranks.device)
+        self._check_settings()
+        self.folder = RunFolder(settings.run_folder)
+        self.checkpoint = self._find_checkpoint()
+        if ranks.is_first:
+            self.folder.require_writable()
+        encoder = self.old_model = None
+        if method.uses_old_model:
+            encoder, self.old_model = load_old_model(settings, ranks)
+            self.old_model.require(method.needs(settings))
+        self.validation = make_validation(settings, ranks) if make_validation is not None else None
         self.data = open_training_data(settings)
+        self._compare_counts()
+        logger.info("data: %s, %d images of %d classes", settings.rec, self.data.num_images, self.data.num_classes)
         self.sampler = TrainSampler(
             self.data.num_images,
             settings.batch_size * settings.gradient_acc,
@@ -74,19 +95,42 @@ class Trainer:
             ranks.world_size,
             settings.seed,
         )
-        self.transform = TrainTransform(settings.normalization, settings.augment)
-        self.autocast_type = _autocast_type(settings.precision, ranks.device)
-        self.validation = None
-        if make_validation is not None:
-            self.validation = make_validation(settings, self.data.image_size, ranks)
-        self.folder = RunFolder(settings.run_folder)
-        if settings.old_model is not None and resolve(settings.old_model) == self.folder.path:
-            raise UserError(f"output {self.folder.path} is the old model's own run folder: name another one")
-        self.checkpoint = self._find_checkpoint()
-        logger.info("data: %s, %d images of %d classes", settings.rec, self.data.num_images, self.data.num_classes)
         self._build_backbone()
-        self.old_model = open_old_model(settings, self.data, ranks) if method.uses_old_model else None
+        if encoder is not None and self.old_model is not None:
+            features = open_old_features(encoder, settings, self.data, ranks)
+            self.old_model = replace(self.old_model, stored_features=features)
         self._build(Run(settings, self.data, ranks, self.old_model))
+
+    def _check_settings(self) -> None:
+        """`UserError` for settings that exclude each other, or a network that cannot be built: no file is read."""
+        settings = self.settings
+        build_margin(settings.loss, settings.margin_scale, settings.margin)
+        if settings.old_model is not None and resolve(settings.old_model) == settings.run_folder:
+            raise UserError(f"output {settings.run_folder} is the old model's own run folder: name another one")
+        if "image_size" in settings.network_options:
+            raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
+        options = {key: value for key, value in settings.network_options.items() if key != "pretrained"}
+        options["image_size"] = settings.image_size or USUAL_SIZE
+        with torch.device("meta"):  # names and shapes alone
+            network = build_backbone(settings.network, settings.embedding_size, **options)
+        if settings.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+            raise UserError(
+                f"batch_size is 1: {settings.network} normalises its embeddings over a batch; set 2 or more"
+            )
+
+    def _compare_counts(self) -> None:
+        """`UserError` unless the images have the numbers that the settings expect, if they do."""
+        settings, data = self.settings, self.data
+        counts = {
+            "num_classes": (settings.num_classes, data.num_classes),
+            "num_image": (settings.num_image, data.num_images),
+        }
+        for name, (expected, found) in counts.items():
+            if expected not in (None, found):
+                raise UserError(
+                    f"config key {name!r} is {expected}, but {settings.rec} has {found}: name the images that are "
+                    "meant, or leave the key out: the number is read from them"
+                )
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint to resume from, if any."""
@@ -102,8 +146,6 @@ class Trainer:
 
     def _build_backbone(self) -> None:
         settings = self.settings
-        if "image_size" in settings.network_options:
-            raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
         options = dict(settings.network_options)
         if self.checkpoint is not None:  # it has the weights; the initial ones may no longer exist
             options.pop("pretrained", None)
@@ -114,10 +156,6 @@ class Trainer:
         self.backbone.to(self.ranks.device).to(memory_format=torch.channels_last)
         if self.ranks.device.type == "cpu":
             avoid_unsafe_kernels(self.backbone)
-        if settings.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in self.backbone.modules()):
-            raise UserError(
-                f"batch_size is 1: {settings.network} normalises its embeddings over a batch; set 2 or more"
-            )
 
     def _build(self, run: Run) -> None:
         settings, ranks = self.settings, self.ranks
@@ -246,6 +284,7 @@ class Trainer:
             "num_classes": self.data.num_classes,
             "data_fingerprint": self.data.fingerprint,
             "old_model_fingerprint": self.old_model.fingerprint if self.old_model else None,
+            "old_model_preprocessing": self.old_model.preprocessing if self.old_model else None,
             "world_size": self.ranks.world_size,
             "version": code_version(),
             "torch_version": torch.__version__,
@@ -363,7 +402,7 @@ class Trainer:
 
     def _validate(self, validation: Validation, metrics: MetricsLog | None) -> None:
         share_buffers(self.backbone)
-        accuracies = validation.accuracies(self.backbone)
+        accuracies = validation.accuracies(self.backbone, self.data.image_size)
         for name, accuracy in accuracies.items():
             logger.info("step %d: %s accuracy %.4f", self.step, name, accuracy)
         if metrics is not None:

@@ -22,7 +22,7 @@ from core.models.encoder import Encoder
 __all__ = ["CACHE", "Whitening", "describe_images", "expand_queries", "image_sides"]
 
 CACHE = ROOT / "features" / "retrieval"
-READING_VERSION = 1
+READING_VERSION = 2
 """To be raised when cropping, resizing or decoding changes, so that older descriptors are not used any more."""
 BLOCK = 1 << 14
 ALPHA = 3.0

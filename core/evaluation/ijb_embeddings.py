@@ -18,7 +18,7 @@ from core.models.encoder import Encoder
 __all__ = ["CACHE", "AlignedImages", "ImageEmbeddings", "embed_images"]
 
 CACHE = ROOT / "features" / "ijb"
-ALIGNMENT_VERSION = 1
+ALIGNMENT_VERSION = 2
 """To be raised when alignment or decoding changes, so that older embeddings are not used any more."""
 
 

@@ -1,5 +1,7 @@
 """The meta files of IJB-B and IJB-C in InsightFace's layout: images, templates, pairs, galleries and probes."""
 
+import codecs
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -178,50 +180,72 @@ def _meta_path(root: Path, subset: str, file: str) -> Path:
 
 
 def _read_table(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    """A file of lines with the fields of `schema`, separated by single blanks; empty lines are skipped."""
-    require_file(path, "meta file")
-    try:
-        table = pl.read_csv(path, has_header=False, separator=" ", quote_char=None, schema=schema)
-    except pl.exceptions.PolarsError as error:
-        raise _bad_line(path, schema) or UserError(f"{path} cannot be read as a table: {error}") from error
-    if any(table.null_count().row(0)):
-        table = table.filter(~pl.all_horizontal(pl.all().is_null()))
-        if any(table.null_count().row(0)):
-            raise _bad_line(path, schema) or UserError(f"{path}: a field is empty")
+    """A file of lines with the fields of `schema`, separated by blanks or tabs; empty lines are skipped.
+
+    A file that another program has saved again, with tabs, several blanks or blanks at the end of a line, is read in a
+    second try, which takes the text's size three times.
+    """
+    table = _parse(require_file(path, "meta file"), schema)
+    if table is None:
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        lines = re.sub(rb"[ \t]+", b" ", lines)
+        table = _parse(re.sub(rb"(?m)^ | (?=\r?$)", b"", lines), schema)
+    if table is None:
+        raise _bad_line(path, schema)
     if not len(table):
         raise UserError(f"{path} is empty")
     return table
 
 
-def _bad_line(path: Path, schema: dict[str, type[pl.DataType]]) -> UserError | None:
+def _parse(source: Path | bytes, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame | None:
+    """The table, without empty lines; None if a line does not fit the schema."""
+    if not source:
+        return pl.DataFrame(schema=schema)
+    try:
+        table = pl.read_csv(source, has_header=False, separator=" ", quote_char=None, schema=schema)
+    except pl.exceptions.NoDataError:
+        return pl.DataFrame(schema=schema)
+    except pl.exceptions.PolarsError:
+        return None
+    if any(table.null_count().row(0)):
+        table = table.filter(~pl.all_horizontal(pl.all().is_null()))
+    return None if any(table.null_count().row(0)) else table
+
+
+def _bad_line(path: Path, schema: dict[str, type[pl.DataType]]) -> UserError:
     """The error of the first line that does not fit the schema. Slow: only for a file that could not be read."""
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
-            fields = line.rstrip("\r\n").split(" ")
-            if fields == [""]:
+            fields = line.split()
+            if not fields:
                 continue
             if len(fields) != len(schema):
                 return UserError(
-                    f"{path}, line {number}: {len(fields)} fields, expected {len(schema)} separated by single blanks"
+                    f"{path}, line {number}: {len(fields)} fields, expected {len(schema)} separated by blanks or tabs"
                 )
             for field, kind in zip(fields, schema.values()):
-                if not field or pl.Series([field]).cast(kind, strict=False).null_count():
+                if pl.Series([field]).cast(kind, strict=False).null_count():
                     return UserError(f"{path}, line {number}: {field!r} is not a value of type {kind}")
-    return None
+    return UserError(f"{path} cannot be read as a table of {len(schema)} columns")
 
 
 def _read_subjects(images: IjbImages, file: str) -> Subjects:
     path = _meta_path(images.root, images.subset, file)
+    with open(path, "rb") as lines:
+        header = lines.readline()
+    separator = next((mark for mark in ",;\t" if mark.encode() in header), ",")
     try:
-        table = pl.read_csv(path, columns=[0, 1], infer_schema=False, truncate_ragged_lines=True)
+        table = pl.read_csv(path, columns=[0, 1], infer_schema=False, truncate_ragged_lines=True, separator=separator)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path} cannot be read: {error}; expected a header and lines template,subject") from error
     table.columns = ["template", "subject"]
-    table = table.select(pl.all().str.strip_chars().cast(pl.Int64, strict=False))
-    bad = table.select(pl.any_horizontal(pl.all().is_null())).to_series().arg_true()
+    fields = pl.col("template", "subject")
+    table = table.select(fields.str.strip_chars().replace("", None)).with_row_index("line", 2)
+    table = table.filter(~pl.all_horizontal(fields.is_null())).with_columns(fields.cast(pl.Int64, strict=False))
+    bad = table.filter(pl.any_horizontal(fields.is_null()))["line"]
     if len(bad):
-        raise UserError(f"{path}, line {int(bad[0]) + 2}: expected two whole numbers, template and subject")
-    table = table.unique()
+        raise UserError(f"{path}, line {bad[0]}: expected two whole numbers, template and subject")
+    table = table.select(fields).unique()
     if not len(table):
         raise UserError(f"{path} lists no template")
     table = table.sort("template")

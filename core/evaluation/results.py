@@ -4,9 +4,10 @@ An evaluation is one query model against the gallery of the same or another one,
 
     {"task": "ijbc-1:N", "models": {"query": MODEL, "gallery": MODEL}, "metrics": {...}, "settings": {...}}
 
-with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds"}. A matrix is a list of them under
-"evaluations", with "compatible" beside it. The demo's file has only the metrics, by pair "query/gallery" of its models'
-names and by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve one.
+with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing"}. A matrix is a list
+of them under "evaluations", with "compatible" beside it. The demo's file has only the metrics, by pair "query/gallery"
+of its models' names and by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve
+one.
 """
 
 import json
@@ -46,12 +47,20 @@ class Model:
     embedding_size: int = 0
     embeds: str = ""
     """What it embeds in this evaluation, in words."""
+    preprocessing: str = ""
+    """What it is fed: input size, mean and standard deviation, and BGR if it is that."""
 
     @classmethod
     def of(cls, encoder: Encoder, path: str | Path, embeds: str, name: str | None = None) -> "Model":
         """Of an encoder that was loaded from the model argument `path`."""
         return cls(
-            name or encoder.name, encoder.fingerprint, str(path), encoder.network, encoder.embedding_size, embeds
+            name or encoder.name,
+            encoder.fingerprint,
+            str(path),
+            encoder.network,
+            encoder.embedding_size,
+            embeds,
+            encoder.preprocessing,
         )
 
 
@@ -135,7 +144,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
         if not found:
             raise ValueError("it is empty")
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no results file of an evaluation ({type(error).__name__}: {error}): give the results.json that "
             "tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py or the demo writes"
@@ -149,7 +158,9 @@ def _evaluation(content: Mapping[str, dict], path: Path) -> Evaluation:
 
 
 def _model(content: Mapping[str, object]) -> Model:
-    known = {key: content[key] for key in ("path", "network", "embedding_size", "embeds") if key in content}
+    known = {
+        key: content[key] for key in ("path", "network", "embedding_size", "embeds", "preprocessing") if key in content
+    }
     return Model(str(content["name"]), str(content["fingerprint"]), **known)  # pyrefly: ignore[bad-argument-type]
 
 

@@ -19,7 +19,8 @@ __all__ = ["ResizedImages", "RetrievalImages", "read_image_list"]
 class RetrievalImages:
     """N images: the files `root`/`names[i]`, listed in the file `listed_in`, cropped to `boxes` (N, 4).
 
-    A box is left, top, right, bottom in pixels, right and bottom exclusive; without boxes the whole images are used.
+    A box is left, top, right, bottom in pixels of the upright image, right and bottom exclusive; without boxes whole
+    images are used.
     """
 
     root: Path

@@ -53,12 +53,13 @@ def read_revisited(data_path: str | Path, dataset: str) -> RevisitedTest:
     image_folder = next((one for one in image_folders if one.is_dir()), None)
     if image_folder is None:
         raise UserError(f"folder of images not found: {image_folders[0]} (or {image_folders[1]})")
-    content = _as_text(load_plain_pickle(path))
+    content = load_plain_pickle(path)
     try:
-        names, query_names = ([str(name) for name in content[key]] for key in ("imlist", "qimlist"))
+        content = _as_text(content)
+        names, query_names = (_names(content[key], key) for key in ("imlist", "qimlist"))
         boxes = np.array([one["bbx"] for one in content["gnd"]], dtype=np.float64).reshape(-1, 4)
         annotations = [{label: _indices(one[label]) for label in LABELS} for one in content["gnd"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise UserError(
             f"{path} is no ground truth of this benchmark ({error!r}): expected imlist, qimlist and gnd, with bbx, "
             "easy, hard and junk for each query"
@@ -76,12 +77,20 @@ def read_revisited(data_path: str | Path, dataset: str) -> RevisitedTest:
 
 
 def _as_text(value: Any) -> Any:
-    """Containers with the byte strings of a Python 2 pickle as text."""
+    """Containers with byte strings, of Python 2 or of NumPy, as text, and arrays of strings or objects as lists."""
     if isinstance(value, bytes):
         return value.decode("latin-1")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "SUO":
+        return _as_text(value.tolist())
     if isinstance(value, Mapping):
         return {_as_text(key): _as_text(item) for key, item in value.items()}
     return [_as_text(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _names(values: object, key: str) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{key} is no list of names")
+    return [str(name) for name in values]
 
 
 def _indices(values: object) -> np.ndarray:

@@ -19,12 +19,13 @@ __all__ = ["Validation"]
 class Validation:
     """The sets `settings.val_targets` below `settings.rec_val`, shared out over the ranks. All are opened at once.
 
-    Images of another size than the network's `image_size` are resized.
+    A set may be named with its `.bin`.
     """
 
-    def __init__(self, settings: Settings, image_size: int, ranks: Ranks):
-        self.sets = {name: _file_of(name, settings.rec_val) for name in settings.val_targets}
-        self.ranks, self.batch_size, self.image_size = ranks, settings.batch_size, image_size
+    def __init__(self, settings: Settings, ranks: Ranks):
+        names = [name.removesuffix(".bin") for name in settings.val_targets]
+        self.sets = {name: _file_of(name, settings.rec_val) for name in names}
+        self.ranks, self.batch_size = ranks, settings.batch_size
         for path in self._own_sets().values():
             read_verification_set(path)  # a damaged file is reported now, not at the first test
         self.mean, self.std = NORMALIZATIONS[settings.normalization]
@@ -33,13 +34,16 @@ class Validation:
         """The sets that this rank tests, by their number."""
         return dict(list(enumerate(self.sets.values()))[self.ranks.rank :: self.ranks.world_size])
 
-    def accuracies(self, backbone: nn.Module) -> dict[str, float]:
-        """Accuracy of each set, the same on every rank. Collective. Leaves the backbone in training mode."""
+    def accuracies(self, backbone: nn.Module, image_size: int) -> dict[str, float]:
+        """Accuracy of each set, the same on every rank. Collective. Leaves the backbone in training mode.
+
+        Images of another size than the network's `image_size` are resized.
+        """
         backbone.eval()
         results = torch.zeros(len(self.sets), dtype=torch.float64, device=self.ranks.device)
         for number, path in self._own_sets().items():
             embed = partial(self._embed, backbone)
-            results[number] = verification_accuracy(embed, path, self.batch_size, self.image_size).accuracy
+            results[number] = verification_accuracy(embed, path, self.batch_size, image_size).accuracy
         distributed.all_reduce(results)
         backbone.train()
         return dict(zip(self.sets, results.tolist()))

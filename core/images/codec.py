@@ -1,40 +1,160 @@
-"""The one image codec: encoded images to uint8 RGB arrays, and arrays of one size to another."""
+"""The one image codec: encoded images to uint8 RGB arrays, and arrays of one size to another.
 
+Every program reads pixels by one rule, whatever the format:
+
+- Images are turned upright as the orientation tag of their EXIF data says.
+- Grey and palette images become RGB. Alpha is dropped: the colours are those that are stored. Of an animation or a file
+  of several pictures the first one is read.
+- 16 bits become 8 by their high byte. Other values (signed, 32 bits, floating point) are refused: what is white in them
+  is not known.
+
+JPEGs are decoded by libjpeg-turbo (simplejpeg; with four colours by OpenCV), all other formats by Pillow.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import simplejpeg
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from core.errors import UserError
+from core.images.formats import START, format_of
 
-__all__ = ["FOUR_COMPONENTS", "JPEG_START", "decode_image", "read_image", "resize_image"]
+__all__ = ["decode_image", "is_plain_jpeg", "read_image", "resize_image"]
 
-JPEG_START = b"\xff\xd8"
 FOUR_COMPONENTS = ("CMYK", "YCCK")
 """JPEG colour spaces that libjpeg does not convert to RGB; OpenCV does."""
+SEGMENT, APP1, START_OF_SCAN, EXIF = 0xFF, 0xE1, 0xDA, b"Exif\0\0"
+"""The parts of a JPEG before its picture."""
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, UNSIGNED = 0, 1
+"""Tags of a TIFF, and values of theirs."""
 
 
-def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """Decode JPEG, PNG or another format that OpenCV reads to uint8 (H, W, 3) RGB; `ValueError` if that is impossible.
+def decode_image(data: bytes | memoryview, out: np.ndarray | None = None, min_side: int | None = None) -> np.ndarray:
+    """Decode an image to uint8 (H, W, 3) RGB by the rule above; `ValueError` saying why if that is impossible.
 
-    If `out` has the image's shape, the pixels are written there and the result shares its memory; otherwise it is a
-    new array. A truncated JPEG counts as undecodable.
+    If `out` has the image's shape, the pixels are written there. With `min_side`, a JPEG at least twice as large may be
+    shrunk while it is decoded, to sides that are not below `min_side`. A truncated image counts as undecodable.
     """
-    if data[:2] == JPEG_START:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in FOUR_COMPONENTS:
-            fits = out is not None and out.shape == (height, width, 3)
-            return simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if len(data) else None
-    except cv2.error:  # a header with more pixels than OpenCV allows
-        image = None
-    if image is None:
+    found = format_of(bytes(data[:START]))
+    if not len(data):
+        raise ValueError("the file is empty")
+    if found is None:
         raise ValueError("unknown format or damaged")
-    if out is not None and out.shape == image.shape:
+    if not found.is_read:
+        raise ValueError(f"{found.name} is not read: convert it to JPEG or PNG")
+    if found.name == "JPEG":
+        image = _decode_jpeg(data, out, min_side)
+    else:
+        image = _decode_by_pillow(data, found.name)
+    if out is not None and image is not out and out.shape == image.shape:
         out[:] = image
     return image
+
+
+def is_plain_jpeg(data: bytes, size: int) -> bool:
+    """True for a JPEG of `size` x `size` pixels in colour without EXIF: its bytes can be used as they are."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    return (height, width) == (size, size) and colours in ("YCbCr", "RGB") and not _jpeg_exif(data)
+
+
+def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int | None) -> np.ndarray:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    exif = _jpeg_exif(data)
+    if colours in FOUR_COMPONENTS:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is None:
+            raise ValueError("damaged")
+        return _upright(image, exif)
+    if min_side is not None and min(int(height), int(width)) >= 2 * min_side:
+        return _upright(simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side), exif)
+    fits = out is not None and out.shape == (height, width, 3) and not exif
+    return _upright(simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None), exif)
+
+
+def _jpeg_exif(data: bytes | memoryview) -> Image.Exif:
+    """The EXIF tags of a JPEG, empty without them."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == SEGMENT and data[at + 1] != START_OF_SCAN:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == APP1 and data[at + 4 : at + 10] == EXIF:
+            exif = Image.Exif()
+            with _quiet(), contextlib.suppress(Exception):  # damaged: Pillow raises errors of any kind
+                exif.load(bytes(data[at + 4 : end]))
+            return exif
+        at = end
+    return Image.Exif()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings of damaged metadata: an image is read, or the error says what is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _upright(image: np.ndarray, exif: Image.Exif) -> np.ndarray:
+    """An image (H, W, C) as it is to be seen: mirrored or turned as the orientation tag says."""
+    orientation = 1
+    with contextlib.suppress(Exception):  # values are parsed when they are asked for
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _decode_by_pillow(data: bytes | memoryview, name: str) -> np.ndarray:
+    try:
+        with _quiet(), Image.open(io.BytesIO(data), formats=(name,)) as image:
+            _remove_xmp(image)
+            image.load()  # of a TIFF: turns it upright as well, and removes the tag
+            _remove_xmp(image)
+            exif = Image.Exif()
+            with contextlib.suppress(Exception):  # damaged metadata leave the picture whole
+                exif = image.getexif()
+            return _upright(_to_rgb(image), exif)
+    except UnidentifiedImageError:
+        raise ValueError(f"damaged, or a kind of {name} that is not read: save it as JPEG or PNG") from None
+    except ValueError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise errors of any kind
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _remove_xmp(image: Image.Image) -> None:
+    """Without EXIF, Pillow would take the orientation from there; viewers and browsers do not."""
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(key, None)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an opened image, uint8 (H, W, 3); `ValueError` for values that have no known white."""
+    tags = getattr(image, "tag_v2", {})
+    is_grey16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    is_unsigned = set(tags.get(SAMPLE_FORMAT, (UNSIGNED,))) == {UNSIGNED}
+    if image.mode == "F" or (image.mode == "I" and not is_grey16) or not is_unsigned:
+        raise ValueError("its values are signed, of 32 bits or floating point; scale them to 8 or 16 bits from 0 on")
+    if not is_grey16:
+        image.info.pop("transparency", None)
+        return np.array(image.convert("RGB"))
+    (bits,) = tags.get(BITS_PER_SAMPLE, (16,))
+    grey = (np.asarray(image) >> bits - 8).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:

@@ -27,13 +27,13 @@ class _Batches(Dataset):
     def __init__(self, source: ImageSource, columns: Mapping[str, Column]):
         self.source, self.columns = source, columns
 
-    def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor] | UserError:
+    def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor] | UserError | OSError:
         rows = np.asarray(index, dtype=np.int64)
         try:
             arrays = self.source.read(rows)
-        except UserError as error:
+            entries = {name: np.array(column[rows]) for name, column in self.columns.items()}
+        except (UserError, OSError) as error:
             return error  # raised in the main process: torch would bury its line in a worker's traceback
-        entries = {name: np.array(column[rows]) for name, column in self.columns.items()}
         return {name: torch.from_numpy(array) for name, array in {**arrays, "row": rows, **entries}.items()}
 
 
@@ -62,7 +62,7 @@ def load_batches(
         generator=torch.Generator(),  # a loader draws a seed when it starts: not from the stream that a resume restores
     )
     for batch in batches:
-        if isinstance(batch, UserError):
+        if isinstance(batch, UserError | OSError):
             raise batch
         yield batch
 

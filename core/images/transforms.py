@@ -24,8 +24,12 @@ NORMALIZATIONS: dict[str, tuple[Triple, Triple]] = {
 """Mean and standard deviation by channel (R, G, B) in units of 0 to 255."""
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in channels_last layout: (images - mean) / std by channel."""
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], channel_order: str = "RGB") -> Tensor:
+    """uint8 (B, H, W, 3) RGB to float32 (B, 3, H, W) in channels_last layout: (images - mean) / std by channel.
+
+    `channel_order` is that of the result, and of `mean` and `std`: RGB or BGR.
+    """
+    images = images.flip(3) if channel_order == "BGR" else images
     mean_3 = torch.tensor(mean, dtype=torch.float32, device=images.device)
     std_3 = torch.tensor(std, dtype=torch.float32, device=images.device)
     return images.float().sub_(mean_3).div_(std_3).permute(0, 3, 1, 2)

@@ -4,7 +4,8 @@ A model argument is a run folder (`model.pt` and `config.json`), a file with a p
 """
 
 import hashlib
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from core.backbones import require_backbone
+from core.backbones.file_kinds import require_onnx
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
+from core.images.preprocessing import RAW, Numbers, Preprocessing
 from core.images.transforms import NORMALIZATIONS, Triple, normalize
-from core.models.onnx_model import load_onnx_network, onnx_normalization
+from core.models.onnx_file import read_onnx_file
+from core.models.onnx_model import OnnxNetwork, load_onnx_network
+from core.models.onnx_preprocessing import Choice, choose_preprocessing, usual_image_size
 from core.models.run_config import read_run_config
 from core.models.weights import build_with_weights, fingerprint, layout_of
 
 __all__ = ["Encoder", "load_encoder"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +41,10 @@ class Encoder:
     """Side of the images in pixels."""
     mean: Triple
     std: Triple
-    """By channel (R, G, B), in units of 0 to 255."""
+    """By channel of the network's input, in units of 0 to 255."""
     fingerprint: str
-    """SHA-256 (hex) of the backbone's state dict (`core.models.weights.fingerprint`), or of the `.onnx` file."""
+    """SHA-256 (hex) of what decides its embeddings: of the backbone's state dict (`core.models.weights.fingerprint`) or
+    of the `.onnx` file and its external data; and of the preprocessing, where the caller changed it."""
     device: torch.device
     module: nn.Module
     """From normalised images (B, 3, H, W) to embeddings (B, D)."""
@@ -44,11 +52,14 @@ class Encoder:
     """Of the model whose gallery it was made compatible with, if any."""
     any_size: bool = False
     """True: images of any height and width may be given; `image_size` is that of the training."""
+    channel_order: str = "RGB"
+    """Of the network's input: RGB or BGR. Images are given as RGB to all encoders."""
 
     @property
     def preprocessing(self) -> str:
-        """What decides embeddings besides the weights: input size, mean and standard deviation."""
-        return f"{self.image_size} pixels, mean {tuple(self.mean)}, std {tuple(self.std)}"
+        """What decides embeddings besides the weights: input size, mean, standard deviation, and BGR if it is that."""
+        order = "" if self.channel_order == "RGB" else f", {self.channel_order}"
+        return f"{self.image_size} pixels, mean {tuple(self.mean)}, std {tuple(self.std)}{order}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
@@ -65,28 +76,82 @@ class Encoder:
                 "give images of its size"
             )
         with torch.autocast(self.device.type, enabled=False):
-            return self.module(normalize(images, self.mean, self.std))
+            return self.module(normalize(images, self.mean, self.std, self.channel_order))
 
 
-def load_encoder(path: str | Path, network: str | None = None, device: torch.device | str = "cpu") -> Encoder:
+def load_encoder(
+    path: str | Path,
+    network: str | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    channel_order: str | None = None,
+    network_option: str = "-net",
+) -> Encoder:
     """The model argument `path` as an `Encoder` on `device`.
 
     A run folder and an ONNX file know their network; if `network` is given too it must agree. A state dict needs it;
     everything else is read from the weights. Several input sizes can fit the same weights: `model.pt` of a run folder
     keeps the folder's, another file gets the usual one (`core.backbones`). Foreign ONNX files may name input and output
-    as they like; without our metadata they get the face networks' normalisation, or none if they begin with it.
-    `UserError` for anything missing, damaged or contradictory.
+    as they like. What they are fed is read from their metadata or their graph (`core.models.onnx_preprocessing`); one
+    log line says what was found, a warning if it is a guess.
+
+    `mean`, `std` and `channel_order` ("RGB", "BGR") say what the model takes where that is not known, or known wrongly.
+    Mean and std are given together: one number or three by channel of the input, in units of 0 to 255, or a name of
+    `NORMALIZATIONS`. The fingerprint of a model that is fed otherwise than by itself is another one. `network_option`
+    is where the caller's user names the network: the error that asks for it says so. `UserError` for
+    anything missing, damaged or contradictory.
     """
     path, device = Path(path), torch.device(device)
     if network is not None:
-        require_backbone(network)
+        network = require_backbone(network)
     if not path.exists():
         raise UserError(f"model not found: {path} (a run folder, a .pt file of weights or an .onnx file)")
-    if path.is_dir():
-        return _load_run(path, network, device)
-    if path.suffix == ".onnx":
-        return _load_onnx(path, network, device)
-    return _load_weights(path, network, device)
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        encoder, choice = _load_onnx(path, network, device)
+    else:
+        choice = None
+        if path.is_dir():
+            encoder = _load_run(path, network, device)
+        else:
+            encoder = _load_weights(path, network, device, network_option)
+    return _fed_as_told(encoder, choice, mean, std, channel_order)
+
+
+def _fed_as_told(
+    encoder: Encoder, choice: Choice | None, mean: Numbers | None, std: Numbers | None, channel_order: str | None
+) -> Encoder:
+    """The encoder with the preprocessing that the caller names, if any, and a log line that says what it is.
+
+    `choice` is how an ONNX file's own was found; other models know theirs.
+    """
+    own = Preprocessing(encoder.mean, encoder.std, encoder.channel_order)
+    used = own.replaced(mean, std, channel_order)
+    pixels_alone = isinstance(encoder.module, OnnxNetwork) and encoder.module.takes_pixels
+    if pixels_alone and (used.mean, used.std) != (RAW.mean, RAW.std):
+        raise UserError(f"model {encoder.name} takes pixels of type uint8 as they are: leave out mean and std")
+    if used != own:
+        encoder = replace(encoder, mean=used.mean, std=used.std, channel_order=used.channel_order)
+        digest = hashlib.sha256(f"{encoder.fingerprint} {encoder.preprocessing}".encode())
+        encoder = replace(encoder, fingerprint=digest.hexdigest())
+    if choice is not None or used != own:
+        _log_what_is_fed(encoder, choice if mean is None else None, channel_order is not None)
+    return encoder
+
+
+def _log_what_is_fed(encoder: Encoder, choice: Choice | None, order_is_told: bool) -> None:
+    """One line: the input of a model, and how it was decided; without a `choice` the user did."""
+    reason = "as told" if choice is None else choice.reason + ("; the channel order as told" if order_is_told else "")
+    size = encoder.image_size
+    line = f"model {encoder.name} is fed {size}x{size} {encoder.channel_order}, mean {encoder.mean}, std {encoder.std}"
+    if choice is None or choice.certain:
+        logger.info("%s (%s)", line, reason)
+    else:
+        logger.warning(
+            "%s (%s): if it takes others, name them with --mean, --std and --channel-order, of -m_old with --mean-old "
+            "and so on, in a config with old_mean and so on", line, reason,
+        )  # fmt: skip
 
 
 def _load_run(folder: Path, network: str | None, device: torch.device) -> Encoder:
@@ -112,10 +177,10 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
     )
 
 
-def _load_weights(path: Path, network: str | None, device: torch.device) -> Encoder:
-    state_dict = read_state_dict(path)
+def _load_weights(path: Path, network: str | None, device: torch.device, network_option: str) -> Encoder:
+    state_dict = read_state_dict(path, network)
     if network is None:
-        raise UserError(f"{path} is a bare state dict, which does not know its network: name it with -net")
+        raise UserError(f"{path} is a bare state dict, which does not know its network: name it with {network_option}")
     if path.name == "model.pt" and (path.parent / "config.json").is_file():
         return _load_run(path.parent, network, device)
     layout = layout_of(state_dict, network, path)
@@ -136,25 +201,33 @@ def _load_weights(path: Path, network: str | None, device: torch.device) -> Enco
     )
 
 
-def _load_onnx(path: Path, network: str | None, device: torch.device) -> Encoder:
-    module, embedding_size = load_onnx_network(path, device)
+def _load_onnx(path: Path, network: str | None, device: torch.device) -> tuple[Encoder, Choice]:
+    require_onnx(path)
+    model, fingerprint = read_onnx_file(path)
+    module, embedding_size = load_onnx_network(path, device, usual_image_size(model))
     known = module.metadata.get("network")
     if known is not None and network not in (None, known):
         raise UserError(f"{path} holds network {known}, not {network}: leave the network out")
-    content = path.read_bytes()
-    mean, std = onnx_normalization(path, content, module.metadata)
-    return Encoder(
+    if module.size_is_open:
+        logger.warning(
+            "%s leaves height and width open: it is fed images of %d pixels; export it with fixed ones to have others",
+            path, module.image_size,
+        )  # fmt: skip
+    choice = choose_preprocessing(path, model, module)
+    encoder = Encoder(
         name=path.stem,
         network=known or network or "onnx",
         embedding_size=embedding_size,
         image_size=module.image_size,
-        mean=mean,
-        std=std,
-        fingerprint=hashlib.sha256(content).hexdigest(),
+        mean=choice.preprocessing.mean,
+        std=choice.preprocessing.std,
+        fingerprint=fingerprint,
         device=device,
         module=module,
         old_model_fingerprint=module.metadata.get("old_model_fingerprint"),
+        channel_order=choice.preprocessing.channel_order,
     )
+    return encoder, choice
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:

@@ -1,9 +1,10 @@
 """A trained encoder as one ONNX file that any runtime, and the `insightface` package, can load.
 
-The file has one input `input`, float32 (batch, 3, H, W) RGB, already normalised, with a dynamic batch and fixed H and
-W, and one output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`,
-`input_size` (side in pixels), `mean` and `std` (JSON lists by channel, in units of 0 to 255), `channel_order` (RGB),
-`fingerprint` (of the backbone's weights) and, for a model trained to be compatible, `old_model_fingerprint`.
+The file has one input `input`, float32 (batch, 3, H, W), already normalised, with a dynamic batch and fixed H and W,
+and one output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`, `input_size`
+(side in pixels), `mean` and `std` (JSON lists by channel of the input, in units of 0 to 255), `channel_order` (RGB, or
+BGR of an encoder that was told so), `fingerprint` (the encoder's) and, for a model trained to be compatible,
+`old_model_fingerprint`.
 """
 
 import json
@@ -85,7 +86,7 @@ def to_onnx(encoder: Encoder) -> onnx.ModelProto:
         "input_size": encoder.image_size,
         "mean": json.dumps(encoder.mean),
         "std": json.dumps(encoder.std),
-        "channel_order": "RGB",
+        "channel_order": encoder.channel_order,
         "fingerprint": encoder.fingerprint,
     }
     if encoder.old_model_fingerprint is not None:
@@ -106,9 +107,9 @@ def worst_difference(encoder: Encoder, path: str | Path) -> float:
     for batch in CHECKED_BATCHES:
         images = rng.integers(0, 256, (batch, encoder.image_size, encoder.image_size, 3), np.uint8)
         wanted = encoder(images).double().cpu().numpy()
-        inputs = (images.astype(np.float32) - np.asarray(encoder.mean, np.float32)) / np.asarray(
-            encoder.std, np.float32
-        )
+        pixels = images[..., ::-1] if encoder.channel_order == "BGR" else images
+        mean, std = (np.asarray(numbers, np.float32) for numbers in (encoder.mean, encoder.std))
+        inputs = (pixels.astype(np.float32) - mean) / std
         got = network(torch.from_numpy(inputs.transpose(0, 3, 1, 2))).double().numpy()
         with np.errstate(all="ignore"):
             length = np.linalg.norm(wanted, axis=1)

@@ -6,7 +6,6 @@ from pathlib import Path
 from easydict import EasyDict
 
 from core.errors import UserError
-from core.files import require_file
 from core.images.transforms import NORMALIZATIONS
 
 __all__ = ["read_run_config"]
@@ -20,6 +19,8 @@ TYPES = {
     "num_classes": int,
 }
 """The keys that are read, all but the first three optional."""
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx", ".tar")
+"""Of files in folders of other programs, which people give in place of the file."""
 REQUIRED = ("embedding_size", "image_size", "network")
 
 
@@ -28,14 +29,18 @@ def read_run_config(folder: Path) -> EasyDict:
 
     `UserError` if the file is missing or damaged, lacks a required key, or names an unknown normalization.
     """
-    file = require_file(folder / "config.json", "config of the run folder")
+    file = folder / "config.json"
+    weights = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES and path.name != "model.pt")
+    hint = f"; if {weights[0]} is the model, give that file and name its network" if weights else ""
+    if not file.is_file():
+        raise UserError(f"config of the run folder not found: {file}{hint}")
     try:
         config = EasyDict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is no JSON object ({error}): the run folder is damaged") from error
     missing = [key for key in REQUIRED if key not in config]
     if missing:
-        raise UserError(f"{file} has no {missing[0]!r}: it is not the config of a run")
+        raise UserError(f"{file} has no {missing[0]!r}: it is not the config of a run{hint}")
     for key, kind in TYPES.items():
         if key in config and not isinstance(config[key], kind):
             found = type(config[key]).__name__

@@ -83,7 +83,9 @@ def _mismatch(found: Shapes, expected: Shapes, network: str, source: str | Path)
     more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
     layout = read_layout(found)
     if layout is None:
-        hint = f"the known networks are {', '.join(list_backbones())}"
+        hint = f"the known networks are {', '.join(list_backbones())}; export any other to ONNX and give the .onnx file"
     else:
         hint = f"they look like those of {' or '.join(layout.names)} (embedding size {layout.embedding_size})"
+        if expected.keys() < found.keys():
+            hint += "; if the rest is a part of the model export it to ONNX, else save the weights without it"
     return f"the weights in {source} are not those of network {network}: {', '.join(differences[:2])}{more}; {hint}"

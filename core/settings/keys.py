@@ -4,11 +4,14 @@
 
 is a field of a dataclass, which gives the key's name, type, default, range and line of help at once. The annotation may
 be `bool`, `int`, `float`, `str`, a `Literal` of the choices, `tuple[...]` of one type, `dict[str, Any]`, or one of
-these or None.
+these or None. A value that can be understood in one way alone is taken so: `SGD` for the choice `sgd`, `lfw,cfp_fp` for
+a list, `10%` for a number, `yes` for True.
 """
 
 import operator
+import re
 import textwrap
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
@@ -30,6 +33,7 @@ ONE = {
     NoneType: "None",
 }
 MANY = {int: "whole numbers", float: "numbers", int | float: "numbers", str: "names"}
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 HELP_COLUMN, HELP_WIDTH = 30, 120
 
 
@@ -42,14 +46,20 @@ def key(
     maximum: float | None = None,
     below: float | None = None,
     heading: str = "",
+    path: Literal["", "input", "output"] = "",
+    synonyms: Mapping[str, Any] | None = None,
+    advice: str = "",
 ) -> T:
     """A field of a settings class. `above` and `below` are the bounds that a value must not reach.
 
-    Bounds are for numbers, also those in a tuple. `heading`: of the group of keys that this one begins.
+    Bounds are for numbers, also those in a tuple. `heading`: of the group of keys that this one begins. `path`: it
+    names a file or folder that is read, or one that may be made. `synonyms`: values that stand for another, by their
+    text in small letters without blanks, hyphens and underscores. `advice`: added to the error for a wrong value.
     """
     bounds = {">=": minimum, ">": above, "<=": maximum, "<": below}
     bounds = {sign: bound for sign, bound in bounds.items() if bound is not None}
-    metadata = {"help": help, "bounds": bounds, "heading": heading}
+    metadata = {"help": help, "bounds": bounds, "heading": heading, "path": path}
+    metadata |= {"synonyms": dict(synonyms or {}), "advice": advice}
     if isinstance(default, dict):
         return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -65,6 +75,9 @@ class Key:
     help: str
     bounds: dict[str, float]
     heading: str
+    path: str
+    synonyms: dict[str, Any]
+    advice: str
 
     @property
     def requirement(self) -> str:
@@ -74,7 +87,7 @@ class Key:
     def checked(self, value: Any, source: str) -> Any:
         """`value` as the key's type. `UserError` that names `source` if it has another type or is out of range."""
         try:
-            typed = _converted(value, self.type)
+            typed = _converted(self.synonyms.get(_folded(value), value), self.type)
         except TypeError as error:
             raise self._error(value, source) from error
         numbers = typed if isinstance(typed, tuple) else () if typed is None else (typed,)
@@ -83,7 +96,8 @@ class Key:
         return typed
 
     def _error(self, value: Any, source: str) -> UserError:
-        return UserError(f"config key {self.name!r} in {source} must be {self.requirement}, got {value!r}")
+        advice = f"; {self.advice}" if self.advice else ""
+        return UserError(f"config key {self.name!r} in {source} must be {self.requirement}, got {value!r}{advice}")
 
 
 def keys_of(settings_type: type) -> dict[str, Key]:
@@ -110,9 +124,7 @@ def describe(settings_type: type) -> str:
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """`value` as an instance of the annotation `kind`: a whole number may stand for a float, a list or a single name
-    for a tuple. `TypeError` if it is none.
-    """
+    """`value` as an instance of the annotation `kind`; `TypeError` if it cannot be understood as one."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         for part in parts:
@@ -120,20 +132,40 @@ def _converted(value: Any, kind: Any) -> Any:
                 return _converted(value, part)
             except TypeError:
                 continue
-    elif origin is Literal and value in parts:
-        return value
-    elif origin is tuple and isinstance(value, str | list | tuple):
-        values = [value] if isinstance(value, str) else list(value)
+    elif origin is Literal:
+        choices = {_folded(part): part for part in parts}
+        if isinstance(value, str) and _folded(value) in choices:
+            return choices[_folded(value)]
+    elif origin is tuple and isinstance(value, str | int | float | list | tuple):
+        values = _listed(value)
         kinds = parts[:1] * len(values) if parts[-1] is Ellipsis else parts
         if len(kinds) == len(values):
             return tuple(map(_converted, values, kinds))
     elif origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return dict(value)
+    elif kind is bool and _folded(value) in BOOLEANS:
+        return BOOLEANS[_folded(value)]
     elif kind is float and type(value) is int:
         return float(value)
-    elif type(value) is kind:
+    elif kind is float and isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+ ?%", value):
+        return float(value.rstrip(" %")) / 100
+    elif kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    elif type(value) is kind and not (kind is str and "\0" in value):
         return value
     raise TypeError(f"{value!r} is not of type {kind}")
+
+
+def _folded(value: Any) -> str:
+    """The text of a value in small letters, without the blanks, hyphens and underscores in it."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", str(value).strip()).lower()
+
+
+def _listed(value: str | float | list | tuple) -> list:
+    """The entries of a list; of a text such as "lfw,cfp_fp" or "[lfw, cfp_fp]" the names in it."""
+    if isinstance(value, str):
+        return re.findall(r"[^\s,()\[\]'\"]+", value)
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _in_words(kind: Any, bounds: str) -> str:

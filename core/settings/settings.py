@@ -18,9 +18,16 @@ class Settings:
     """
 
     rec: str | None = key(
-        None, "training images: the common prefix of a .rec and an .idx file, or an image list .txt", heading="Data"
+        None,
+        "training images: the common prefix of a .rec and an .idx file, or an image list .txt",
+        heading="Data",
+        path="input",
     )
-    image_root: str | None = key(None, "folder that the paths of an image list start from; None: the list's own")
+    num_classes: int | None = key(None, "read from the images; where it is set, they must have so many", minimum=1)
+    num_image: int | None = key(None, "the same for the number of images", minimum=1)
+    image_root: str | None = key(
+        None, "folder that the paths of an image list start from; None: the list's own", path="input"
+    )
     bad_images: Literal["error", "skip"] = key(
         "error", "what to do about missing or undecodable files of a list; skip: left out, or replaced"
     )
@@ -40,7 +47,9 @@ class Settings:
         1.0, "share of the class weights that take part in a step (Partial FC)", above=0, maximum=1
     )
     loss: Literal["arcface", "cosface", "softmax"] = key(
-        "arcface", "of the head; softmax: a linear classifier on the plain embedding"
+        "arcface",
+        "of the head; softmax: a linear classifier on the plain embedding",
+        synonyms={"crossentropy": "softmax", "ce": "softmax"},
     )
     margin_scale: float = key(64.0, "s of ArcFace and CosFace")
     margin: float = key(0.5, "m of ArcFace, radians, or of CosFace")
@@ -50,9 +59,17 @@ class Settings:
         None,
         "run folder, .pt or .onnx",
         heading="The old model that the new one must stay compatible with (methods only)",
+        path="input",
     )
     old_network: str | None = key(None, "its network, when old_model is a bare .pt")
-    features: str | None = key(None, "folder of its embeddings of the training images; None: made under features/")
+    old_mean: str | float | tuple[float, ...] | None = key(
+        None, "mean of its input, 0 to 255: one number, three by channel, or face, imagenet; None: the model's own"
+    )
+    old_std: str | float | tuple[float, ...] | None = key(None, "the same for the standard deviation")
+    old_channel_order: Literal["RGB", "BGR"] | None = key(None, "of its input; None: the model's own")
+    features: str | None = key(
+        None, "folder of its embeddings of the training images; None: made under features/", path="output"
+    )
 
     optimizer: Literal["sgd", "adamw"] = key("sgd", "of backbone, head and method", heading="Optimisation")
     lr: float = key(0.1, "for the batch of all ranks as it is: never scaled by itself", minimum=0)
@@ -61,8 +78,10 @@ class Settings:
     batch_size: int = key(128, "images a rank and micro-batch", minimum=1)
     gradient_acc: int = key(1, "micro-batches a step; their gradients are averaged", minimum=1)
     num_epoch: int = key(35, "epochs of the whole training", minimum=1)
-    warmup_epoch: int = key(0, "epochs of linear warm-up", minimum=0)
-    schedule: Literal["polynomial", "step", "cosine"] = key("polynomial", "of lr, evaluated at every step")
+    warmup_epoch: int = key(0, "epochs of linear warm-up", minimum=0, synonyms={"-1": 0})
+    schedule: Literal["polynomial", "step", "cosine"] = key(
+        "polynomial", "of lr, evaluated at every step", synonyms={"poly": "polynomial", "multistep": "step"}
+    )
     schedule_power: float = key(2.0, "polynomial: lr * (1 - progress) ** power", minimum=0)
     schedule_epochs: tuple[int | float, ...] = key(
         (5, 10, 20), "step: the epochs at which lr is multiplied by schedule_gamma"
@@ -70,25 +89,38 @@ class Settings:
     schedule_gamma: float = key(0.1, "step: the factor of lr", minimum=0)
     clip_norm: float = key(5.0, "largest gradient norm of the backbone; 0: any", minimum=0)
 
-    device: Literal["auto", "cuda", "cpu"] = key("auto", "auto: cuda if there is one", heading="Execution")
+    device: Literal["auto", "cuda", "cpu"] = key(
+        "auto",
+        "auto: cuda if there is one",
+        heading="Execution",
+        synonyms={"gpu": "cuda"},
+        advice="GPUs are chosen with CUDA_VISIBLE_DEVICES",
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key(
-        "auto", "fp16: loss scaled; auto: bf16 or else fp16 on CUDA, fp32 on the CPU"
+        "auto",
+        "fp16: loss scaled; auto: bf16 or else fp16 on CUDA, fp32 on the CPU",
+        synonyms={"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "16": "fp16", "float32": "fp32", "32": "fp32"},
     )
     compile: bool = key(False, "torch.compile the backbone")
     seed: int = key(666, "of weights, order of images, augmentation and draws", minimum=0, maximum=2**32 - 1)
 
     output: str | None = key(
-        None, "run folder; None: work_dirs/<name of the config>", heading="Run folder, logs, checkpoints"
+        None,
+        "run folder; None: work_dirs/<name of the config>",
+        heading="Run folder, logs, checkpoints",
+        path="output",
     )
     resume: bool = key(
-        True, "go on from the last checkpoint in the run folder if there is one; False: empty it, start over"
+        True,
+        "go on from the last checkpoint in the run folder if there is one; False: empty it, start over",
+        advice="to go on with a run, name its folder as output; to begin a new one from its model, set weights",
     )
     checkpoint_steps: int = key(
         2000, "steps between checkpoints; one is also written at the end of every epoch", minimum=1
     )
     frequent: int = key(20, "steps between log lines", minimum=1)
     verbose: int = key(2000, "steps between verification tests", minimum=1)
-    rec_val: str | None = key(None, "folder with the verification sets <name>.bin")
+    rec_val: str | None = key(None, "folder with the verification sets <name>.bin", path="input")
     val_targets: tuple[str, ...] = key((), 'their names, for example ("lfw", "cfp_fp", "agedb_30")')
 
     @property

@@ -97,6 +97,10 @@ class AdvBCT(Method[AdvBCTSettings]):
 
     settings_type = AdvBCTSettings
 
+    def needs(self, settings: AdvBCTSettings) -> tuple[str, ...]:
+        """The classes of the old run, if the others are left out."""
+        return ("num_classes",) if settings.old_classes_only else ()
+
     def setup(self, run: Run[AdvBCTSettings]) -> None:
         """Build classifier and discriminator; compute the old centres and radii, or find them beside the store."""
         settings = run.settings

@@ -58,6 +58,10 @@ class BCT(Method[BCTSettings]):
 
     settings_type = BCTSettings
 
+    def needs(self, settings: BCTSettings) -> tuple[str, ...]:
+        """The old run's classifier, if that is to be used."""
+        return ("classifier",) if settings.old_classifier == "own" else ()
+
     def setup(self, run: Run[BCTSettings]) -> None:
         """Build the classifier, and the old classifier: from the means of the old features, or the old run's own."""
         settings = run.settings

@@ -89,6 +89,10 @@ class LCE(Method[LCESettings]):
 
     settings_type = LCESettings
 
+    def needs(self, settings: LCESettings) -> tuple[str, ...]:
+        """The classes of the old run, if the others are left out."""
+        return ("num_classes",) if settings.old_classes_only else ()
+
     def setup(self, run: Run[LCESettings]) -> None:
         """Build the classifier; compute the old centres and boundaries, or find them beside the store."""
         settings = run.settings

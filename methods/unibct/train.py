@@ -99,6 +99,10 @@ class UniBCT(Method[UniBCTSettings]):
 
     settings_type = UniBCTSettings
 
+    def needs(self, settings: UniBCTSettings) -> tuple[str, ...]:
+        """The classes of the old run, if the others are left out."""
+        return ("num_classes",) if settings.old_classes_only else ()
+
     def setup(self, run: Run[UniBCTSettings]) -> None:
         """Build classifier and prototypes: class means, or zeros until the first epoch that refines them."""
         settings = run.settings

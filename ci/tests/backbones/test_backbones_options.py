@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.backbones import build_backbone, list_backbones, vit
+from core.backbones import build_backbone, iresnet, list_backbones, vit
 from core.errors import UserError
 
 SMALL = {"r18": {"width": 8, "depth": 1}, "mbf": {}, "vit_t": {}}
@@ -99,6 +99,24 @@ def test_vit_recomputation_gives_the_same_gradients():
         module(torch.randn(4, 3, 27, 27)).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
     assert torch.equal(*gradients)
+
+
+def test_iresnet_recomputation_gives_the_same_embeddings_and_gradients():
+    found = []
+    for segments in ((1, 1, 1, 1), (1, 2, 3, 1)):
+        torch.manual_seed(1)
+        module = iresnet.IResNet(8, width=4, depth=(1, 3, 4, 1), image_size=16, segments=segments).train()
+        embeddings = module(torch.randn(4, 3, 16, 16))
+        embeddings.square().sum().backward()
+        gradients = [p.grad.flatten() for p in module.parameters() if p.requires_grad]
+        found.append(torch.cat([embeddings.flatten(), *gradients]))
+    assert torch.equal(*found)
+
+
+def test_r2060_recomputes_its_two_long_stages():
+    module = iresnet.NETWORKS["r2060"](8, width=2, depth=(1, 30, 2, 1), image_size=16)
+    assert module.segments == (1, 20, 2, 1)
+    assert iresnet.NETWORKS["r200"](8, width=2, depth=1, image_size=16).segments == (1, 1, 1, 1)
 
 
 def test_stochastic_depth_drops_the_branch_of_whole_samples_and_scales_the_others():

@@ -3,11 +3,10 @@
 import json
 import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import Launch
 
 from core.builtin.gldv2_lists import ground_truth, prepare_gldv2, read_index, read_solution, read_train
 from core.data.lists import read_list
@@ -150,18 +149,83 @@ def test_damaged_csv_file_is_reported_with_its_line_and_nothing_is_written(data,
     assert file in str(caught.value) and list((data / "out").iterdir()) == []
 
 
+def as_train_csv(data, header, line, name="train.csv"):
+    """In place of train_clean.csv a line an image, classes mixed."""
+    rows = [(image, landmark) for landmark, images in TRAIN.items() for image in images]
+    rows = [rows[i] for i in (3, 1, 2, 0)]
+    (data / "csv" / "train_clean.csv").unlink()
+    text = header + "\n" + "".join(line.format(image=image, landmark=landmark) + "\n" for image, landmark in rows)
+    (data / "csv" / name).write_bytes(text.encode())
+    return [("c000000000000003", 0), ("b000000000000002", 1), ("aa00000000000001", 1), ("0d00000000000004", 2)]
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("id,url,landmark_id", '{image},"http://example.org/a,b.jpg",{landmark}'),
+        ("id,landmark_id", "{image},{landmark}"),
+        ("landmark_id,id,url", "{landmark},{image},"),
+        ("\ufeffid;landmark_id\r", "{image};{landmark}\r"),
+    ],
+)
+def test_train_csv_with_a_line_an_image_gives_a_list_of_its_own_name(data, caplog, header, line):
+    expected = as_train_csv(data, header, line)
+    with caplog.at_level(logging.INFO):
+        out = prepare(data)
+    assert sorted(path.name for path in out.iterdir()) == [*OUTPUTS[:3], "train.txt"]
+    lines = (out / "train.txt").read_text().splitlines()
+    assert lines == [f"{place_of('train', image)} {label}" for image, label in expected]
+    assert "train_clean.csv: the list is made of all images of" in caplog.text
+    assert "train.txt: 4 images of 3 classes" in caplog.text
+
+
+def test_train_clean_csv_is_preferred_to_train_csv(data):
+    (data / "csv" / "train.csv").write_text("id,landmark_id\nabc,1\n")
+    assert [path.name for path in prepare(data, parts=("train",)).iterdir()] == ["train_clean.txt"]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_files_that_went_through_excel_give_the_same_lists(data, end, separator, quote):
+    before = {path.name: path.read_bytes() for path in prepare(data).iterdir()}
+    for path in (data / "csv").iterdir():
+        rows = [line.split(",") for line in path.read_text().splitlines()]
+        text = "".join(separator.join(f"{quote}{field}{quote}" for field in row) + end for row in rows)
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert {path.name: path.read_bytes() for path in prepare(data).iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,landmark_id\nabc,1\nabd,x\n", "line 3: landmark_id is not a whole number"),
+        ("id,url,landmark_id\nabc,,1\nabc,,2\n", "line 3: this id occurs twice"),
+        ("id,landmark_id\n../etc/passwd,1\n", "line 2: id is not an image id"),
+        ("id,url\nabc,x\n", "cannot be read .*expected the columns landmark_id, images"),
+    ],
+)
+def test_damaged_train_csv_is_reported_with_its_line(data, text, message):
+    (data / "csv" / "train_clean.csv").unlink()
+    (data / "csv" / "train.csv").write_text(text)
+    with pytest.raises(UserError, match=rf"train\.csv.*{message}"):
+        prepare(data)
+    assert list((data / "out").iterdir()) == []
+
+
 def test_tool_writes_the_lists_or_ends_with_one_error_line(data):
-    def run(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "tools/prepare_gldv2.py", "--csv", data / "csv", "--images", data / "images"]
-        return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    def run(*arguments: object) -> tuple[int, str]:
+        common = ["--csv", data / "csv", "--images", data / "images"]
+        (status,), (output,) = Launch(ROOT / "tools/prepare_gldv2.py", [*common, *arguments], data / "logs").wait()
+        return status, output
 
     (data / "images" / place_of("test", "e300000000000000")).unlink()
     for out, message in (("nowhere", "the output folder"), ("out", "1 of the 3 files of test are missing")):
-        done = run("--out", data / out)
-        lines = done.stderr.splitlines()
-        assert done.returncode == 2 and [line for line in lines if line.startswith("error: ")] == lines[-1:]
-        assert message in lines[-1] and "Traceback" not in done.stderr and list((data / "out").iterdir()) == []
-    assert run("--out", data / "out", "--only", "train").returncode == 0
+        status, output = run("--out", data / out)
+        lines = output.splitlines()
+        assert status == 2 and [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        assert message in lines[-1] and "Traceback" not in output and list((data / "out").iterdir()) == []
+    assert run("--out", data / "out", "--only", "train")[0] == 0
     assert [path.name for path in (data / "out").iterdir()] == ["train_clean.txt"]
-    assert run("--out", data / "out", "--missing", "skip").returncode == 0
+    assert run("--out", data / "out", "--missing", "skip")[0] == 0
     assert sorted(path.name for path in (data / "out").iterdir()) == OUTPUTS

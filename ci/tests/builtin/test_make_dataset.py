@@ -250,7 +250,7 @@ def test_wrong_command_lines_end_with_one_line(tmp_path, arguments, part):
 
 def test_folder_that_cannot_be_made_ends_with_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
-    assert_is_error(make("orl", "--out", tmp_path / "file" / "out"), f"cannot make the folder {tmp_path / 'file'}")
+    assert_is_error(make("orl", "--out", tmp_path / "file" / "out"), f"{tmp_path / 'file'} is no folder")
 
 
 def test_folder_with_other_content_is_not_replaced(glyphs, tmp_path):

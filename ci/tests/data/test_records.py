@@ -129,6 +129,8 @@ def test_header_without_numbers_of_images_and_classes_is_refused(tmp_path, heade
 class ManyRecords:
     """In place of a reader: a header, `images` records with an image and `ranges` of a class, none of them on disk."""
 
+    file = b""
+
     def __init__(self, images, ranges, end, classes):
         self.images, self.header = images, (float(np.float32(end)), float(np.float32(classes)))
         self.keys = self.offsets = np.arange(images + ranges + 1, dtype=np.int32)
@@ -137,7 +139,10 @@ class ManyRecords:
         return len(self.keys)
 
     def view(self, i):
-        return (self.header, b"") if i == 0 else ((0.0,), b"image" if i <= self.images else b"")
+        return (self.header, b"") if i == 0 else ((4.0,), b"image" if i <= self.images else b"")
+
+    def end(self, i):
+        return 0
 
 
 @pytest.mark.parametrize("images", [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**24 + 3])

@@ -1,11 +1,14 @@
 """Class and data splits on hand-worked labels, as functions, as records, as lists and through the tool."""
 
+import logging
+import os
 import re
-import subprocess
-import sys
+import shutil
+from collections import namedtuple
 
 import numpy as np
 import pytest
+from launching import Launch
 
 from core.data.recordio import MAGIC_BYTES, RecordReader, RecordWriter
 from core.data.records import RecordDataset
@@ -176,32 +179,34 @@ def test_negative_seed_is_refused(tmp_path, mode):
             split(source, mode, 0.3, -1)
 
 
-def run_tool(*arguments):
-    command = [sys.executable, "tools/split_dataset.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def run_tool(*arguments, logs):
+    (status,), (output,) = Launch(ROOT / "tools" / "split_dataset.py", [*arguments], logs).wait()
+    return status, output
 
 
-def test_tool_writes_both_sides_and_replaces_them(tmp_path):
+def test_tool_writes_both_sides_and_replaces_them(tmp_path, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
     make(tmp_path / "train")
     for ratio in (0.4, 0.2, 0.4):
-        assert run_tool("--rec", tmp_path / "train", "--mode", "data", "--ratio", ratio).returncode == 0
+        assert run_tool("--rec", tmp_path / "train", "--mode", "data", "--ratio", ratio, logs=logs)[0] == 0
     parts = {f"train_part_{share}_data{suffix}" for share in (20, 40, 60, 80) for suffix in (".rec", ".idx")}
     assert {p.name for p in tmp_path.iterdir()} == parts | {"train.rec", "train.idx"}
 
 
-def test_tool_splits_a_list_and_reports_a_malformed_line(tmp_path):
+def test_tool_splits_a_list_and_reports_a_malformed_line(tmp_path, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
     make_list(tmp_path / "x.txt")
-    done = run_tool("--rec", tmp_path / "x.txt", "--mode", "class", "--seed", 3)
-    assert done.returncode == 0 and "x_part_100_class.txt: 40 images of 10 classes" in done.stderr
+    status, output = run_tool("--rec", tmp_path / "x.txt", "--mode", "class", "--seed", 3, logs=logs)
+    assert status == 0 and "x_part_100_class.txt: 40 images of 10 classes" in output
     assert {p.name for p in tmp_path.iterdir()} == {"x.txt", *(f"x_part_{share}_class.txt" for share in (30, 70, 100))}
     (tmp_path / "y.txt").write_text("a.jpg 1\nb.jpg\n")
-    done = run_tool("--rec", tmp_path / "y.txt", "--mode", "class")
-    assert done.returncode == 2 and re.match(r"error: .*y\.txt, line 2: 'b\.jpg' is not", done.stderr.splitlines()[-1])
-    assert not list(tmp_path.glob("y_part*")) and "Traceback" not in done.stderr
+    status, output = run_tool("--rec", tmp_path / "y.txt", "--mode", "class", logs=logs)
+    assert status == 2 and re.match(r"error: .*y\.txt, line 2: 'b\.jpg' is not", output.splitlines()[-1])
+    assert not list(tmp_path.glob("y_part*")) and "Traceback" not in output
 
 
 @pytest.mark.parametrize("damage", ["record", "index", "missing"])
-def test_tool_names_damage_in_one_line_and_leaves_nothing(tmp_path, damage):
+def test_tool_names_damage_in_one_line_and_leaves_nothing(tmp_path, tmp_path_factory, damage):
     make(tmp_path / "train")
     rec, idx = tmp_path / "train.rec", tmp_path / "train.idx"
     if damage == "record":
@@ -214,8 +219,78 @@ def test_tool_names_damage_in_one_line_and_leaves_nothing(tmp_path, damage):
         idx.unlink()
         what = ("train.idx",)
     before = sorted(tmp_path.iterdir())
-    done = run_tool("--rec", tmp_path / "train", "--mode", "class")
-    lines = done.stderr.splitlines()
-    assert done.returncode == 2 and sum(line.startswith("error: ") for line in lines) == 1
+    status, output = run_tool("--rec", tmp_path / "train", "--mode", "class", logs=tmp_path_factory.mktemp("logs"))
+    lines = output.splitlines()
+    assert status == 2 and sum(line.startswith("error: ") for line in lines) == 1
     assert lines[-1].startswith("error: ") and all(part in lines[-1] for part in what)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["train", "train.rec", ""])
+def test_parts_of_records_in_another_folder_are_those_beside_the_data(tmp_path, name):
+    data, out = tmp_path / "data", tmp_path / "parts"
+    data.mkdir()
+    make(data / "train")
+    split_records(data / "train", "data", 0.4, 3)
+    expected = {path.name: path.read_bytes() for path in data.glob("train_part*")}
+    for path in data.glob("train_part*"):
+        path.unlink()
+    written = split_records(data / name, "data", 0.4, 3, out=out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected and len(list(data.iterdir())) == 2
+    assert set(written) == {f"{out}/train_part_40_data", f"{out}/train_part_60_data"}
+
+
+def test_parts_of_a_list_in_another_folder_say_where_the_images_are(tmp_path, caplog):
+    make_list(tmp_path / "x.txt")
+    split_list(tmp_path / "x.txt", "class", 0.3)
+    expected = {path.name: path.read_bytes() for path in tmp_path.glob("x_part*")}
+    with caplog.at_level(logging.INFO):
+        split_list(tmp_path / "x.txt", "class", 0.3, out=tmp_path / "parts")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == expected
+    assert f"train with image_root={tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["records", "list"])
+def test_folder_that_cannot_be_written_to_is_one_line_before_the_work(tmp_path, monkeypatch, kind):
+    """Root may write anywhere, so what the system says of the folder is replaced."""
+    data = tmp_path / "data"
+    data.mkdir()
+    source, split = (data / "train", split_records) if kind == "records" else (data / "x.txt", split_list)
+    (make if kind == "records" else make_list)(source)
+    before = sorted(data.iterdir())
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(data) and access(path, mode))
+    with pytest.raises(UserError, match=rf"cannot be written to the folder {data}: name another one with --out"):
+        split(source, "class", 0.3)
+    with pytest.raises(UserError, match="nowhere/parts: name another one with --out"):
+        split(source, "class", 0.3, out=tmp_path / "nowhere" / "parts")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: name another one"):
+        split(source, "class", 0.3, out=tmp_path / "file")
+    assert sorted(data.iterdir()) == before
+    assert split(source, "class", 0.3, out=tmp_path / "parts")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder; the test above replaces the answer")
+def test_read_only_folder_is_one_line_before_the_work(tmp_path):
+    make(tmp_path / "train")
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(UserError, match="name another one with --out"):
+            split_records(tmp_path / "train", "class", 0.3)
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_disk_without_room_is_one_line_before_the_work(tmp_path, monkeypatch):
+    make(tmp_path / "train")
+    size = (tmp_path / "train.rec").stat().st_size
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(size - 1))
+    with pytest.raises(UserError, match="MB of room, but the parts take"):
+        split_records(tmp_path / "train", "class", 0.3)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(size))
+    split_records(tmp_path / "train", "class", 0.3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1))
+    split_records(tmp_path / "train", "class", 0.3)  # the parts that are there make room

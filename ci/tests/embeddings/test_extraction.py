@@ -328,6 +328,19 @@ def test_default_path_depends_on_names_and_contents(data, tmp_path):
     )
 
 
+@pytest.mark.parametrize("told", [{"channel_order": "BGR"}, {"mean": "imagenet", "std": "imagenet"}])
+def test_store_of_a_model_that_was_fed_otherwise_is_refused_and_has_another_name(told, data, ranks, tmp_path):
+    path = write_run_folder(tmp_path / "old")
+    own, other = load_encoder(path), load_encoder(path, **told)
+    store = extract_embeddings(own, data, tmp_path / "store", ranks)
+    assert extract_embeddings(load_encoder(path), data, tmp_path / "store", ranks).info == store.info
+    with pytest.raises(UserError) as error:
+        extract_embeddings(other, data, tmp_path / "store", ranks)
+    for part in ("another model or preprocessing", own.preprocessing, other.preprocessing):
+        assert part in str(error.value)
+    assert default_store_path(own, data) != default_store_path(other, data)
+
+
 @pytest.mark.parametrize("wrong", [["--batch-size", "0"], ["--num-workers", "-1"]])
 def test_tool_refuses_impossible_sizes_at_the_start(records, tmp_path, monkeypatch, wrong):
     tool = load_program(ROOT / "tools" / "extract_features.py")

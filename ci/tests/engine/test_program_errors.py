@@ -105,7 +105,7 @@ MIXBCT_MISTAKES = {
     "no old model": ("old_model=none", "config key 'old_model' is not set"),
     "missing old model": ("old_model={place}/nowhere", "model not found: .*nowhere"),
     "pickle in place of weights": ("old_model={place}/pickle.pt old_network=r18", "cannot read weights from .*pickle"),
-    "state dict without its network": ("old_model={place}/old.pt", "name it with -net"),
+    "state dict without its network": ("old_model={place}/old.pt", "name it with old_network=$"),
     "weights of another network": ("old_model={place}/old.pt old_network=mbf", "are not those of network mbf: "),
     "run folder of another network": ("old_network=r50", "holds network r18, not r50"),
     "other embedding size": ("old_model={place}/wide", "size 16, the new one 8: set embedding_size=16"),
@@ -165,7 +165,7 @@ def test_store_of_other_data_or_of_another_old_model_is_reported_and_left_as_it_
     state = torch.load(tmp_path / "another" / "model.pt", weights_only=True)
     torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "another" / "model.pt")
     line = fail(MIXBCT, f"old_model={tmp_path / 'another'}")
-    assert "made with another model (old, " in line and "than another (" in line
+    assert "made with another model or preprocessing (old, " in line and "than another (" in line
     assert (tmp_path / "features" / "features.npy").stat().st_mtime_ns == kept.st_mtime_ns
     assert not (tmp_path / "run").exists()
 

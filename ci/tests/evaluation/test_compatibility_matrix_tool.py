@@ -100,6 +100,15 @@ def test_matrix_holds_what_the_single_tests_find_and_each_model_embeds_once(run_
     assert cv2.imread(str(tmp_path / "out" / "matrix.png")).shape[0] > 200
 
 
+def test_models_are_fed_what_the_options_say_of_each(run_tool, models):
+    told = ["--means", "auto", "120,110,100", "--stds", "auto", "60", "--channel-orders", "auto", "BGR"]
+    found = run_tool(TOOL, "--models", models / "old", models / "old", *told, "--networks", "auto", "r18")
+    fed = [one["models"]["query"]["preprocessing"] for one in found["evaluations"]]
+    face = "24 pixels, mean (127.5, 127.5, 127.5), std (127.5, 127.5, 127.5)"
+    assert set(fed) == {face, "24 pixels, mean (120.0, 110.0, 100.0), std (60.0, 60.0, 60.0), BGR"}
+    assert len({one["models"]["query"]["fingerprint"] for one in found["evaluations"]}) == 2
+
+
 def test_program_prints_rank_1_and_tar_of_models_with_equal_names(models, tree, tmp_path):
     arguments = ["--models", models / "old", models / "again" / "old", "--data-path", tree, "--num-workers", 0]
     arguments += ["--cache", tmp_path / "cache", "--out", tmp_path / "out", "--device", "cpu"]
@@ -118,7 +127,9 @@ def test_program_prints_rank_1_and_tar_of_models_with_equal_names(models, tree, 
     ("arguments", "message"),
     [
         (["--models", "old"], "at least two models"),
-        (["--models", "old", "new", "--networks", "r18"], "1 networks for 2 models"),
+        (["--models", "old", "new", "--networks", "r18"], "--networks names 1 for 2 models"),
+        (["--models", "old", "new", "--channel-orders", "RGB"], "--channel-orders names 1 for 2 models"),
+        (["--models", "old", "new", "--means", "face", "auto"], "mean and std of a model's input belong together"),
         (["--models", "old", "missing"], "missing"),
         (["--models", "old", "new", "--metric", "top3"], "top3"),
         (["--models", "old", "new", "--out", "no/where"], "parent"),

@@ -126,3 +126,54 @@ def test_fingerprint_sees_a_changed_image_and_names_a_missing_one(tree):
     image.unlink()
     with pytest.raises(UserError, match="loose_crop/5.jpg"):
         _ = open_tree(tree).fingerprint
+
+
+def everything(tree):
+    images = open_tree(tree)
+    pairs, lists = read_pairs(images), read_identification(images)
+    subjects = [*lists.galleries.values(), lists.probes]
+    arrays = [images.landmarks, images.detector_scores, images.member_image, images.member_template, images.media_size]
+    arrays += [images.template_ids, pairs.first, pairs.second, pairs.same]
+    return images.names, [*arrays, *(one.templates for one in subjects), *(one.subjects for one in subjects)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b" ", b"\t"),
+        lambda text: text.replace(b" ", b"  "),
+        lambda text: text.replace(b"\n", b" \n"),
+        lambda text: text.replace(b"\n", b" \t\r\n"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n").replace(b" ", b"\t") + b"\r\n \t\r\n",
+        lambda text: b"  " + text.replace(b"\n", b"\n\t"),
+        lambda text: text.rstrip(b"\n"),
+    ],
+)
+def test_files_that_another_program_saved_again_give_the_same_numbers(tree, change):
+    names, expected = everything(tree)
+    for path in (tree / "IJBC" / "meta").glob("*.txt"):
+        path.write_bytes(change(path.read_bytes()))
+    after, arrays = everything(tree)
+    assert after == names
+    for got, wanted in zip(arrays, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("separator", [b",", b";", b"\t"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_csv_files_that_excel_saved_again_give_the_same_subjects(tree, separator, mark):
+    names, expected = everything(tree)
+    for path in (tree / "IJBC" / "meta").glob("*.csv"):
+        path.write_bytes(mark + path.read_bytes().replace(b",", separator).replace(b"\n", b"\r\n") + b"\r\n")
+    for got, wanted in zip(everything(tree)[1], expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_damage_in_a_file_with_tabs_is_named_with_its_line(tree):
+    path = meta(tree, "face_tid_mid.txt")
+    lines = path.read_text().replace(" ", "\t").splitlines()
+    for line, message in (("3.jpg\t10", "line 3: 2 fields, expected 3"), ("3.jpg\tten\t1", "line 3: 'ten' is not")):
+        path.write_text("\r\n".join([*lines[:2], line, *lines[3:]]))
+        with pytest.raises(UserError, match=message):
+            open_tree(tree)

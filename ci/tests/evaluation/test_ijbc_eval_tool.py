@@ -122,6 +122,21 @@ def test_switch_changes_the_result_without_embedding_again(evaluate, models, cap
     assert switched["metrics"] != plain["metrics"] and switched["settings"] != plain["settings"]
 
 
+def test_what_the_models_are_fed_is_told_kept_and_decides_which_embeddings_are_used(evaluate, models, caplog):
+    own = evaluate("-m", models / "old")
+    caplog.set_level(logging.INFO)
+    fed = ["--mean-old", 120, 110, 100, "--std-old", 60, "--channel-order-old", "BGR"]
+    told = evaluate("-m", models / "old", "-m_old", models / "old", *fed)
+    assert caplog.text.count("embeddings from the store") == 1, "those of the model as it is"
+    query, gallery = told["models"]["query"], told["models"]["gallery"]
+    assert query == own["models"]["query"] and query["fingerprint"] != gallery["fingerprint"]
+    assert query["preprocessing"] == "24 pixels, mean (127.5, 127.5, 127.5), std (127.5, 127.5, 127.5)"
+    assert gallery["preprocessing"] == "24 pixels, mean (120.0, 110.0, 100.0), std (60.0, 60.0, 60.0), BGR"
+    assert told["metrics"] != own["metrics"]
+    same = evaluate("-m", models / "old", "--mean", "face", "--std", "face")
+    assert (same["models"], same["metrics"]) == (own["models"], own["metrics"])
+
+
 def test_state_dict_needs_and_takes_its_network_and_ijbb_is_another_task(evaluate, models, tmp_path, tree_writer):
     torch.manual_seed(0)
     torch.save(build_backbone("mbf", 16).state_dict(), models / "bare.pt")
@@ -139,6 +154,10 @@ def test_state_dict_needs_and_takes_its_network_and_ijbb_is_another_task(evaluat
         (["-m", "small", "-m_old", "old"], "small gives 8 numbers an embedding, .*old 16"),
         (["-m", "missing"], "missing"),
         (["-m", "old", "-old_net", "r18"], "no -m_old"),
+        (["-m", "old", "--channel-order-old", "BGR"], "no -m_old"),
+        (["-m", "old", "--mean", "127.5"], "mean and std of a model's input belong together"),
+        (["-m", "old", "--mean", "0.5", "--std", "0.5"], "look like those for pixels from 0 to 1"),
+        (["-m", "old", "--channel-order", "GBR"], "--channel-order: invalid choice: 'GBR'"),
         (["-m", "old", "--out", "no/where"], "parent"),
         (["-m", "old", "--subset", "IJBA"], "IJBA"),
         (["-m", "old", "--batch-size", "0"], "--batch-size"),

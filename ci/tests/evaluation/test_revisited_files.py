@@ -50,6 +50,59 @@ def test_arrays_and_byte_strings_of_python_2_are_read(tree):
     assert test.database.names[0] == "database_000.jpg" and test.annotations[2]["easy"].tolist() == [12, 13, 14]
 
 
+NAMES = {
+    "bytes of NumPy": lambda names: np.array(names, "S"),
+    "text of NumPy": np.array,
+    "objects": lambda names: np.array(names, object),
+    "objects that are bytes": lambda names: np.array([name.encode() for name in names], object),
+    "NumPy's scalars": lambda names: [np.bytes_(name) for name in names],
+    "tuple": tuple,
+}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_and_boxes_in_arrays_are_read_as_text_and_numbers(tmp_path, kind, protocol):
+    tree = write_revisited_tree(tmp_path / "roxford5k")
+    plain = read_revisited(tree, "roxford5k")
+
+    def in_arrays(content):
+        for key in ("imlist", "qimlist"):
+            content[key] = NAMES[kind](content[key])
+        for one in content["gnd"]:
+            one["bbx"], one["hard"] = np.array(one["bbx"], object), np.array(one["hard"], object)
+        content["gnd"] = np.array(content["gnd"], object)
+
+    path = tree / "gnd_roxford5k.pkl"
+    content = pickle.loads(path.read_bytes())
+    in_arrays(content)
+    path.write_bytes(pickle.dumps(content, protocol))
+    test = read_revisited(tree, "roxford5k")
+    assert list(test.database.names) == list(plain.database.names)
+    assert list(test.queries.names) == list(plain.queries.names)
+    np.testing.assert_array_equal(test.queries.boxes, plain.queries.boxes)
+    for got, expected in zip(test.annotations, plain.annotations, strict=True):
+        assert {label: rows.tolist() for label, rows in got.items()} == {
+            label: rows.tolist() for label, rows in expected.items()
+        }
+
+
+@pytest.mark.parametrize("names", [np.array([["a"], ["b"]]), [["a"], ["b"]], [1, 2], "abc", {"a": 1}, [None]])
+def test_what_is_no_list_of_names_is_refused(tree, names):
+    change(tree, lambda content: content.update(imlist=names))
+    with pytest.raises(UserError, match=r"gnd_roxford5k\.pkl is no ground truth .*imlist is no list of names"):
+        read_revisited(tree, "roxford5k")
+
+
+def test_list_that_holds_itself_is_refused(tree):
+    def nest(content):
+        content["imlist"].append(content["imlist"])
+
+    change(tree, nest)
+    with pytest.raises(UserError, match="no ground truth"):
+        read_revisited(tree, "roxford5k")
+
+
 def test_ranking_the_positives_first_is_perfect(tree):
     test = read_revisited(tree, "roxford5k")
     rows = [np.concatenate([one["junk"], one["easy"], one["hard"]]) for one in test.annotations]

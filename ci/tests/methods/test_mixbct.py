@@ -129,6 +129,7 @@ def test_old_model_and_then_mixbct_under_torchrun_leave_the_files_of_the_contrac
     assert set(weights(tmp_path / "new")) == set(old.module.state_dict())
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     expected = {"network": "r18", "embedding_size": 8, "image_size": 16, "old_model_fingerprint": old.fingerprint,
+                "old_model_preprocessing": old.preprocessing,
                 "mix_ratio": 0.3, "world_size": 2, "method": "mixbct"}  # fmt: skip
     assert expected.items() <= config.items() and config["version"]
     assert network.old_model_fingerprint == old.fingerprint != network.fingerprint

@@ -153,6 +153,52 @@ def test_normalization_of_the_run_is_applied(run, module):
     torch.testing.assert_close(encoder(batch), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["run", "model.pt of it", "bare.pt", "onnx"])
+def test_model_is_fed_what_the_caller_says(kind, run, module, tmp_path, caplog):
+    torch.save(module.state_dict(), tmp_path / "bare.pt")
+    path = {"run": run, "model.pt of it": run / "model.pt", "bare.pt": tmp_path / "bare.pt"}.get(kind)
+    path = path or write_onnx(tmp_path / "other.onnx")
+    network = "r18" if path.suffix == ".pt" else None
+    own = load_encoder(path, network)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        told = load_encoder(path, network, mean=(100, 110, 120), std=60, channel_order="BGR")
+    batch = images(2, own.image_size)
+    fed = (batch[..., ::-1].astype(np.float32) - np.float32([100, 110, 120])) / 60
+    wanted = own.module(torch.from_numpy(fed).permute(0, 3, 1, 2))
+    torch.testing.assert_close(told(batch), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(told(batch), own(batch), rtol=1e-2)
+    side, line = own.image_size, "BGR, mean (100.0, 110.0, 120.0), std (60.0, 60.0, 60.0) (as told)"
+    assert caplog.messages == [f"model {own.name} is fed {side}x{side} {line}"]
+    assert told.preprocessing == f"{side} pixels, mean (100.0, 110.0, 120.0), std (60.0, 60.0, 60.0), BGR"
+
+
+def test_fingerprint_covers_what_the_caller_says_and_stays_where_that_changes_nothing(run):
+    own = load_encoder(run).fingerprint
+    assert load_encoder(run, mean="face", std=127.5, channel_order="RGB").fingerprint == own
+    told = [
+        {"mean": "face", "std": 128},
+        {"mean": 128, "std": "face"},
+        {"channel_order": "BGR"},
+        {"mean": "imagenet", "std": "imagenet"},
+        {"mean": "imagenet", "std": "imagenet", "channel_order": "BGR"},
+    ]
+    found = [load_encoder(run, **one).fingerprint for one in told]
+    assert len({own, *found}) == 1 + len(told)
+    assert load_encoder(run, **told[0]).fingerprint == found[0] and all(len(one) == 64 for one in found)
+
+
+def test_a_guess_that_the_caller_replaces_is_no_warning(tmp_path, caplog):
+    path = write_onnx(tmp_path / "m.onnx")
+    with caplog.at_level("INFO"):
+        load_encoder(path, mean="face", std="face")
+        load_encoder(path, channel_order="BGR")
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert (
+        "(as told)" in caplog.messages[0] and "nothing in the file says so; the channel order as told)" in caplog.text
+    )
+
+
 @pytest.mark.parametrize("kind", ["run", "onnx"])
 def test_images_of_another_size_or_type_are_refused(kind, run, tmp_path):
     encoder = load_encoder(run if kind == "run" else write_onnx(tmp_path / "m.onnx", side=40))
@@ -192,7 +238,7 @@ def test_onnx_metadata_sets_the_normalisation(tmp_path):
         load_encoder(path, "r18")
     helper.set_model_props(model, {"mean": "[1, 2]", "std": "[4, 5, 6]"})
     onnx.save(model, path)
-    with pytest.raises(UserError, match="mean and std must be lists of three numbers"):
+    with pytest.raises(UserError, match=r"m.onnx has metadata that make no sense: the mean .*, got '\[1, 2\]'"):
         load_encoder(path)
 
 

@@ -90,28 +90,30 @@ def run_tool(*arguments):
     return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
-def test_tool_writes_a_run_folder_s_model_with_its_metadata_and_one_log_line(tmp_path):
+def test_tool_writes_a_model_with_its_metadata_and_what_the_command_line_says_of_its_input(tmp_path):
     module = build_backbone("r18", 8, image_size=24, **TINY)
     torch.save(module.state_dict(), tmp_path / "model.pt")
     config = {"network": "r18", "network_options": TINY, "embedding_size": 8, "image_size": 24}
     config |= {"normalization": "imagenet", "old_model_fingerprint": "0ld"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    result = run_tool("-m", tmp_path, "-o", tmp_path / "m.onnx")
+    result = run_tool("-m", tmp_path, "--channel-order", "BGR", "-o", tmp_path / "m.onnx")
     assert (result.returncode, result.stdout) == (0, "")
-    assert len(result.stderr.splitlines()) == 1 and "m.onnx: r18" in result.stderr
+    fed, written = result.stderr.splitlines()
+    assert "is fed 24x24 BGR" in fed and fed.endswith("(as told)") and "m.onnx: r18" in written
+    told = load_encoder(tmp_path, channel_order="BGR")
     assert {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props} == {
         "network": "r18",
         "embedding_size": "8",
         "input_size": "24",
-        "mean": "[123.675, 116.28, 103.53]",
-        "std": "[58.395, 57.12, 57.375]",
-        "channel_order": "RGB",
-        "fingerprint": fingerprint(module.state_dict()),
+        "mean": "[103.53, 116.28, 123.675]",
+        "std": "[57.375, 57.12, 58.395]",
+        "channel_order": "BGR",
+        "fingerprint": told.fingerprint,
         "old_model_fingerprint": "0ld",
     }
     loaded = load_encoder(tmp_path / "m.onnx")
     assert loaded.old_model_fingerprint == "0ld"
-    torch.testing.assert_close(loaded(images(2, 24)), load_encoder(tmp_path)(images(2, 24)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded(images(2, 24)), told(images(2, 24)), rtol=1e-4, atol=1e-4)
 
 
 def test_tool_ends_with_one_error_line_for_a_state_dict_without_a_network(tmp_path):

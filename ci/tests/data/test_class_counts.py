@@ -1,0 +1,81 @@
+"""How many classes records have, by whatever tool they were written, and what their splits make of it."""
+
+import logging
+
+import pytest
+from record_writers import face2rec2, im2rec, rec_builder, seq_rec_builder, shuffle_rec, with_header
+
+from core.data.records import RecordDataset
+from core.data.split import split_records
+
+UNGROUPED = [0, 1, 2, 2, 0, 1, 1, 2]
+IMAGES = [b"image %d" % i for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("writer", "labels", "classes"),
+    [
+        (face2rec2, UNGROUPED, 3),  # 7 ranges
+        (face2rec2, [2, 2, 0, 0, 1, 1, 1, 1], 3),  # grouped, but not ascending: the last label is not the largest
+        (face2rec2, [0, 1, 0, 1, 0, 1, 0, 7], 8),  # as many ranges as classes, most of them without an image
+        (face2rec2, [0, 0, 1, 1, 2, 2, 2, 3], 4),
+        (face2rec2, [5, 4, 3, 2, 1, 0, 5, 5], 6),
+        (rec_builder, [0, 0, 3, 3, 3, 9, 9, 9], 10),  # gaps: 3 ranges
+        (rec_builder, [0, 0, 1, 1, 1, 2, 2, 2], 3),
+        (seq_rec_builder, UNGROUPED, 3),
+        (im2rec, [9, 0, 0, 0, 0, 0, 0, 0], 10),
+        (shuffle_rec, UNGROUPED, 3),
+        (with_header, UNGROUPED, 3),
+    ],
+)
+def test_classes_are_those_of_the_labels_whatever_the_index_ranges(tmp_path, writer, labels, classes):
+    data = RecordDataset(writer(tmp_path / "train", labels, IMAGES))
+    assert (data.num_images, data.num_classes) == (8, classes)
+    assert sorted(data.labels()) == sorted(labels)
+
+
+def test_header_that_counts_ranges_which_the_index_lacks_is_not_a_number_of_classes(tmp_path):
+    for labels, classes in (([0, 0, 1, 1, 1, 2, 2, 2], 3), (UNGROUPED, 3)):
+        prefix = face2rec2(tmp_path / "train", labels, IMAGES)
+        index = tmp_path / "train.idx"
+        index.write_text("".join(index.read_text().splitlines(keepends=True)[:9]))
+        assert RecordDataset(prefix).num_classes == classes
+
+
+def test_grouped_files_are_opened_without_reading_their_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(RecordDataset, "labels", lambda self: pytest.fail("all labels are read"))
+    labels = [0, 0, 1, 1, 1, 2, 2, 2]
+    for writer in (face2rec2, rec_builder, with_header):
+        assert RecordDataset(writer(tmp_path / "train", labels, IMAGES)).num_classes == 3
+
+
+def test_one_line_says_that_header_and_labels_disagree(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for writer, labels, counts in (
+        (face2rec2, UNGROUPED, ["6 class ranges by its header, but 3 classes by its labels"]),
+        (rec_builder, [0, 0, 3, 3, 3, 9, 9, 9], ["3 class ranges by its header, but 10 classes by its labels"]),
+        (rec_builder, [0, 0, 1, 1, 1, 2, 2, 2], []),
+        (with_header, UNGROUPED, []),
+    ):
+        caplog.clear()
+        RecordDataset(writer(tmp_path / "train", labels, IMAGES)).labels()
+        lines = [record.message for record in caplog.records if "ranges" in record.message]
+        assert [line.split(", which")[0].split(".rec: ")[1] for line in lines] == counts
+    caplog.clear()
+    RecordDataset(with_header(tmp_path / "train", UNGROUPED, IMAGES, num_classes=5)).labels()
+    assert [r.message for r in caplog.records] == [
+        f"{tmp_path}/train.rec: 3 of its 5 classes have images; the others get a class weight too"
+    ]
+
+
+@pytest.mark.parametrize("writer", [face2rec2, im2rec, with_header])
+@pytest.mark.parametrize("mode", ["class", "data"])
+def test_splits_have_the_right_number_of_classes_in_their_headers(tmp_path, writer, mode):
+    prefix = writer(tmp_path / "train", UNGROUPED, IMAGES)
+    written = split_records(prefix, mode, 0.4)
+    expected = {"class": [(2, 1), (6, 2)], "data": [(3, 3), (5, 3)]}[mode]
+    assert list(written.values()) == expected
+    for part, (images, classes) in written.items():
+        data = RecordDataset(part)
+        assert (data.num_images, data.num_classes) == (images, classes)
+        assert data._reader[0] == ((images + 1, classes), b"")

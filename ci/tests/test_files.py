@@ -1,0 +1,187 @@
+"""Checking outputs before the work, and errors of the disk while they are written."""
+
+import os
+import resource
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.data.recordio import RecordWriter
+from core.errors import UserError
+from core.files import replaced_atomically, require_file, require_replaceable, require_writable, resolve, writing
+
+LONG = "a" * 300
+
+
+@contextmanager
+def full_disk(room: int = 5000) -> Iterator[None]:
+    """No file of this process can grow beyond `room` bytes: writes fail as on a full disk, with another number."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder that this process may neither write nor search for the length of the test, also when root runs it."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    (folder / "locked").mkdir()
+    (folder / "locked" / "file").write_text("x")
+    (folder / "locked").chmod(0)
+    folder.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield folder / "locked"
+    os.seteuid(user)
+    (folder / "locked").chmod(0o700)
+    (folder / "locked" / "file").unlink()
+    (folder / "locked").rmdir()
+    folder.rmdir()
+
+
+def test_folders_that_can_be_written_pass_and_stay_as_they_are(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path, tmp_path / "full", tmp_path / "new", tmp_path / "new" / "deep", Path("new")):
+        require_writable(folder)
+        require_replaceable(folder, folder=True)
+    require_replaceable(tmp_path / "full" / "file")
+    require_replaceable(tmp_path / "full" / "new.onnx")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("check", [require_writable, lambda path: require_replaceable(path, folder=True)])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/proc/run", "No such file or directory; check the path and its disk"),
+        ("/sys/kernel/run", "(Permission denied|Read-only file system|Operation not permitted); "),
+        ("{}/file/run", "{}/file is no folder; name another path"),
+        ("{}/link/run", "{}/link is no folder; name another path"),
+        ("{}/new/" + LONG, "File name too long; give a shorter name"),
+        ("{}/" + LONG + "/run", "File name too long; give a shorter name"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line_before_the_work(tmp_path, path, reason, check):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    path, reason = path.format(tmp_path), reason.format(tmp_path)
+    with pytest.raises(UserError, match=f"^cannot write {path}: {reason}"):
+        check(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_folder_without_permission_is_told_as_that(locked):
+    advice = "Permission denied; change its permissions, run as a user who has them, or name another path"
+    for check in (require_writable, lambda path: require_replaceable(path, folder=True)):
+        for folder in (locked / "new", locked / "new" / "deep"):
+            with pytest.raises(UserError, match=f"^cannot write {folder}: {advice}$"):
+                check(folder)
+    with (
+        pytest.raises(UserError, match=f"^cannot write {locked / 'model.pt'}: {advice}$"),
+        replaced_atomically(locked / "model.pt"),
+    ):
+        pass
+    with pytest.raises(UserError, match=f"^weights cannot be read: {locked / 'file'}: {advice}$"):
+        require_file(locked / "file", "weights")
+
+
+def test_what_cannot_be_replaced_by_a_file_or_a_folder_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path, folder, message in (
+        (tmp_path, False, f"^{tmp_path} is a folder: name a file$"),
+        (tmp_path / "file", True, f"^{tmp_path / 'file'} is a file: name a folder$"),
+        ("/proc", True, "^/proc is the root of a disk, which cannot be replaced: name a folder in it$"),
+        ("/dev/full", False, "^cannot write /dev/full: it is a device or a pipe; name a file$"),
+        (tmp_path / "new" / "x.onnx", False, f"^the folder {tmp_path / 'new'} of the output x.onnx does not exist"),
+        (tmp_path / ("a" * 250), False, "File name too long; give a shorter name$"),  # with its temporary ending
+    ):
+        with pytest.raises(UserError, match=message):
+            require_replaceable(path, folder=folder)
+
+
+def test_link_as_output_stays_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for target in ("disk/file", "disk/new"):
+        (tmp_path / target).write_text("old") if target.endswith("file") else None
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / target)
+        require_replaceable(tmp_path / "link")
+        with replaced_atomically(tmp_path / "link") as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / "link").is_symlink() and (tmp_path / target).read_text() == "new"
+    with pytest.raises(UserError, match="it is a device or a pipe"), replaced_atomically("/dev/null"):
+        pass
+
+
+def write_text(path: Path) -> None:
+    path.write_text("x" * 100_000)
+
+
+def write_array(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+def write_tensors(path: Path) -> None:
+    torch.save({"weight": torch.zeros(100_000)}, path)
+
+
+def write_folder(path: Path) -> None:
+    path.mkdir()
+    write_text(path / "part")
+
+
+@pytest.mark.parametrize("write", [write_text, write_array, write_tensors, write_folder])
+def test_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, write):
+    (tmp_path / "output").write_text("old")
+    with full_disk(), pytest.raises(UserError, match=f"^cannot write {tmp_path / 'output'}: .*; "):
+        with replaced_atomically(tmp_path / "output") as temporary:
+            write(temporary)
+    assert [path.name for path in tmp_path.iterdir()] == ["output"] and (tmp_path / "output").read_text() == "old"
+
+
+def test_records_on_a_full_disk_are_one_line_and_leave_no_files(tmp_path):
+    with full_disk(), pytest.raises(UserError, match=f"^cannot write {tmp_path / 'train'}.rec: File too large; raise"):
+        with RecordWriter(tmp_path / "train") as writer:
+            writer.write(0, 1.0, bytes(2_000_000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_other_files_and_of_the_program_stay_as_they_are(tmp_path):
+    for error in (
+        FileNotFoundError(2, "No such file or directory", "/images/1.jpg"),
+        OSError("no number"),
+        RuntimeError("shapes differ"),
+        KeyError("name"),
+    ):
+        with pytest.raises(type(error)) as caught, writing(tmp_path / "output"):
+            raise error
+        assert caught.value is error
+
+
+def test_missing_input_is_told_by_what_is_there_instead(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, message in (
+        (tmp_path / "nothing", f"^records not found: {tmp_path}/nothing$"),
+        (tmp_path / "file" / "x", f"^records not found: {tmp_path}/file/x$"),
+        (tmp_path, f"^records not found: {tmp_path} is a folder$"),
+        (tmp_path / "loop", f"^records cannot be read: {tmp_path}/loop: Too many levels of symbolic links; correct"),
+        (tmp_path / LONG, f"^records cannot be read: {tmp_path}/{LONG}: File name too long; give a shorter name$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            require_file(path, "records")
+    assert require_file(tmp_path / "file", "records") == tmp_path / "file"
+    with pytest.raises(UserError, match="~nobody_here/x is in the home of a user who is not known here"):
+        resolve("~nobody_here/x")

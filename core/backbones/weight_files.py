@@ -1,0 +1,151 @@
+"""The tensors in a file of weights, as they lie in its dicts and lists. Nothing that the file asks for is run.
+
+torch.save's two formats are read with `weights_only=True`, safetensors by its library. Checkpoints of training programs
+hold more than tensors: options, paths, numbers of NumPy. Where they do, each class or function that the file names is
+replaced by a stand-in that drops what it is given, so that the tensors beside it can be read.
+"""
+
+import logging
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.backbones.file_kinds import AGAIN, EXPORT, SAFETENSORS, SAVE, TORCH_OLD, TORCH_ZIP, kind_of_file
+from core.errors import UserError
+
+__all__ = ["PICKLED_NETWORK", "holds_pickled_network", "read_weight_file"]
+
+logger = logging.getLogger(__name__)
+
+OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Modules of Python 2 by their present names."""
+PICKLES_OF_OLD_FORMAT = 5
+"""Magic number, version, machine, content, and keys of the tensors' memory."""
+PICKLED_NETWORK = "a pickled network, which needs its program to be loaded"
+PROTOCOL = 2
+"""Of pickles that `weights_only=True` reads; torch.save's own."""
+
+
+def read_weight_file(path: str | Path) -> Any:
+    """What was saved: dicts, lists, numbers, strings and tensors on the CPU, memory-mapped where the format allows it.
+
+    Other objects are empty dicts or of no use (`_Made`). `UserError` if the file cannot be opened, is damaged, is of a
+    format that is not read (which is named), or holds what cannot be read without running it.
+    """
+    path = Path(path)
+    kind = kind_of_file(path)
+    if kind == SAFETENSORS:
+        return _read_safetensors(path)
+    if kind not in (TORCH_ZIP, TORCH_OLD):
+        raise UserError(f"cannot read weights from {path}: it is {kind.what}; {kind.advice}")
+    try:
+        content = _read_pickled(path, mapped=kind == TORCH_ZIP)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"cannot read weights from {path}: it holds {_objection(path, str(error))}; {SAVE}, or {EXPORT}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # a damaged file can fail in any way
+        logger.debug("reading %s failed", path, exc_info=True)
+        raise UserError(f"cannot read weights from {path}: it is damaged ({type(error).__name__}); {AGAIN}") from error
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"cannot read weights from {path}: it is damaged ({error}); {AGAIN}") from error
+
+
+def _read_pickled(path: Path, mapped: bool) -> Any:
+    """Plainly; if that fails because of the classes in it, with stand-ins for them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.load about files that it then refuses
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError:
+            stand_ins = [(_stand_in(name), name) for name in _opcodes(path)[0]]
+        with torch.serialization.safe_globals([*stand_ins, (_Made, "core.backbones.weight_files._Made")]):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            except (TypeError, ValueError, AttributeError) as error:  # a stand-in was given what it does not take
+                raise pickle.UnpicklingError(str(error)) from error
+
+
+class _Made:
+    """In place of what a function of the file would have made."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _StandIn(type):
+    """A class of the file, by name only. Called as a function it gives a `_Made`.
+
+    Made without a call, as pickle makes most objects, it is a dict of its items; attributes lie in the dict's own, so
+    that `vars` shows them. `torch.load` lets no other class take items.
+    """
+
+    def __call__(cls, *args: object) -> _Made:
+        return _Made()
+
+
+def _stand_in(name: str) -> Any:
+    if name == "collections.deque":
+        return lambda *args: []
+    if name == "collections.defaultdict":
+        return lambda *args: OrderedDict()
+    return _StandIn(name, (), {"__new__": lambda cls, *args: OrderedDict()})
+
+
+def _opcodes(path: Path) -> tuple[set[str], int]:
+    """Names of the classes and functions that the pickles in the file ask for, and their protocol."""
+    names, protocol = set(), 0
+    with ExitStack() as stack:
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            pickles = [stack.enter_context(archive.open(n)) for n in archive.namelist() if n.endswith("data.pkl")]
+        else:
+            pickles = [stack.enter_context(open(path, "rb"))] * PICKLES_OF_OLD_FORMAT
+        for stream in pickles:
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL":
+                    module, name = str(argument).split(" ", 1)
+                    names.add(f"{OLD_NAMES.get(module, module)}.{name}")
+                elif opcode.name == "PROTO":
+                    protocol = max(protocol, int(str(argument)))
+    return names, protocol
+
+
+def holds_pickled_network(content: Any) -> bool:
+    """Whether what `read_weight_file` gave is a pickled `torch.nn.Module`, or a dict with one in it."""
+    parts = (content, *content.values()) if isinstance(content, dict) else (content,)
+    return any(isinstance(part, OrderedDict) and "_modules" in vars(part) for part in parts)
+
+
+def _objection(path: Path, message: str) -> str:
+    """Why `weights_only=True` refused the file though its classes had stand-ins."""
+    names, protocol = _opcodes(path)
+    if protocol > PROTOCOL:
+        return f"a pickle of protocol {protocol}, which cannot be read safely"
+    if "is blocked" in message:
+        blocked = [name for name in sorted(names) if name.split(".")[0] in ("sys", "os", "posix", "nt")]
+        return f"a call of {', '.join(blocked)}, which no weights need and which is not run"
+    if "persistent_load" in message:
+        return PICKLED_NETWORK
+    foreign = [name for name in sorted(names) if not re.match(r"(torch|collections|builtins)\.", name)]
+    return f"objects that cannot be read safely ({', '.join(foreign) or message.splitlines()[-1]})"

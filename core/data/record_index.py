@@ -1,0 +1,97 @@
+"""The index of a record file, made again from that file alone, with the keys that its writer gave."""
+
+import logging
+import mmap
+from array import array
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from core.data.recordio import HEADER, read_data, unpack
+from core.errors import UserError
+from core.files import replaced_atomically, require_file
+from core.progress import Progress
+
+__all__ = ["write_index"]
+
+logger = logging.getLogger(__name__)
+MEGABYTE = 20
+"""The power of 2."""
+LARGEST_KEY = 2**63 - 1
+
+
+def write_index(prefix: str | Path) -> int:
+    """Write `prefix`.idx, a line `key<TAB>offset` for each record of `prefix`.rec in the file's order; their number.
+
+    The keys are the ids in the records' headers, as InsightFace's tools and `im2rec` number them; where these are no
+    numbering of their own, the records are counted from 0 (see `record_keys`). An index that is there is replaced, when
+    the new one is whole. Log lines say what was found. `UserError` naming file, record and byte of the first damage.
+    The file is read in one pass; memory is 40 bytes a record.
+    """
+    rec = require_file(f"{prefix}.rec", "record file")
+    with open(rec, "rb") as handle:
+        empty = not handle.seek(0, 2)
+        file = memoryview(b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+    offsets, ids = _scan(file, rec)
+    if not len(ids):
+        raise UserError(f"{rec} contains no records")
+    keys = record_keys(ids)
+    if not np.array_equal(keys, ids):
+        logger.info("%s: the ids in its records are no numbering of the file; the records are counted from 0", rec)
+    with replaced_atomically(f"{prefix}.idx") as temporary:
+        pl.DataFrame({"key": keys, "offset": offsets}).write_csv(temporary, include_header=False, separator="\t")
+    _report(file, keys, offsets, rec)
+    return len(keys)
+
+
+def _scan(file: memoryview, rec: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Offset (int64) and id (uint64) of each record."""
+    offsets, ids = array("q"), array("Q")
+    offset = 0
+    with Progress(f"reading {rec.name}", len(file) >> MEGABYTE, "MB") as progress:
+        while offset < len(file):
+            try:
+                data, end = read_data(file, offset)
+                if len(data) < HEADER.size:
+                    raise ValueError(f"its {len(data)} bytes are fewer than the header of an image record has")
+            except ValueError as error:
+                raise UserError(
+                    f"{rec}: record {len(ids)}, at byte {offset}, is damaged: {error}; copy or make the file again, or "
+                    f"keep the {len(ids)} records before it with: truncate -s {offset} {rec}"
+                ) from None
+            offsets.append(offset)
+            ids.append(HEADER.unpack_from(data)[2])
+            if megabytes := (end >> MEGABYTE) - (offset >> MEGABYTE):
+                progress.update(megabytes)
+            offset = end
+    return np.array(offsets, np.int64), np.array(ids, np.uint64)
+
+
+def record_keys(ids: np.ndarray) -> np.ndarray:
+    """The keys (N,), int64, of records with the ids (N,), uint64, as their writer gave them.
+
+    All writers take the id for the key, but for InsightFace's `shuffle_rec.py`, which keeps the ids 1 to N of a file
+    with a header, leaves the header out, and counts from 0. Ids that occur twice are no keys: counted from 0, as
+    MXNet's rec2idx does with all files.
+    """
+    ordered = np.sort(ids)
+    repeated = (ordered[1:] == ordered[:-1]).any() or ordered[-1] > LARGEST_KEY
+    shuffled = ordered[0] == 1 and ordered[-1] == len(ids) and not np.array_equal(ordered, ids)
+    return np.arange(len(ids)) if repeated or shuffled else ids.astype(np.int64)
+
+
+def _report(file: memoryview, keys: np.ndarray, offsets: np.ndarray, rec: Path) -> None:
+    """Log what the records are, and a header that promises other images than there are."""
+    first = np.flatnonzero(keys == 0)[:1]
+    labels, payload = unpack(read_data(file, int(offsets[first[0]]))[0]) if len(first) else ((), b"image")
+    if len(labels) != 2 or len(payload):
+        logger.info("%s.idx: %d records, no header record", rec.with_suffix(""), len(keys))
+        return
+    images = int(np.count_nonzero((keys > 0) & (keys < labels[0])))
+    logger.info(
+        "%s.idx: %d records: a header, %d images, %d class ranges",
+        rec.with_suffix(""), len(keys), images, len(keys) - 1 - images,
+    )  # fmt: skip
+    if abs(images + 1 - labels[0]) > np.spacing(np.float32(labels[0])):  # exact to 2^24 images, then to the rounding
+        logger.warning("%s: its header promises %.0f images: the file is not whole", rec, labels[0] - 1)
