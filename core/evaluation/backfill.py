@@ -24,10 +24,9 @@ from core.evaluation.identification import GallerySearch, Search, evaluate_1_n, 
 from core.evaluation.ijb_meta import IdentificationLists, Subjects
 from core.evaluation.revisited import mean_average_precision, setup_truth
 
-__all__ = ["RAW", "ROADS", "SCALES", "Curve", "Features", "Priorities", "identification_curves",
-           "random_priorities", "retrieval_curves", "steps"]  # fmt: skip
+__all__ = ["RAW", "SCALES", "Calibrations", "Curve", "Features", "Priorities", "identification_curves",
+           "retrieval_curves", "steps"]  # fmt: skip
 
-ROADS = ("direct", "gallery_map", "query_map", "side_by_side")
 RAW = "raw"
 SCALES = (RAW, *CALIBRATIONS)
 MEDIUM = "medium"
@@ -85,11 +84,6 @@ class Curve:
 def steps(count: int) -> np.ndarray:
     """Shares of the gallery that are refreshed at `count` steps, from 0 to 1."""
     return np.linspace(0.0, 1.0, count)
-
-
-def random_priorities(count: int, repeats: int, seed: int) -> np.ndarray:
-    """Priorities (repeats, count) of random orders."""
-    return np.random.default_rng(seed).random((repeats, count))
 
 
 def identification_curves(

@@ -5,10 +5,10 @@ from core.evaluation import backfill, identification
 from core.evaluation.backfill import (
     Features,
     identification_curves,
-    random_priorities,
     retrieval_curves,
     steps,
 )
+from core.evaluation.backfill_orders import random_order
 from core.evaluation.calibration import fit_calibration
 from core.evaluation.identification import evaluate_1_n
 from core.evaluation.ijb_meta import IdentificationLists, Subjects
@@ -72,7 +72,7 @@ def test_identification_equals_a_loop_over_probes(faces, scale, monkeypatch):
     monkeypatch.setattr(identification, "PROBE_BLOCK", 64)
     lists, old, new = faces
     features = Features(old, old, new, new)  # side by side
-    orders = {"random": random_priorities(len(old), 1, 0), "by_row": -np.arange(len(old), dtype=float)[None]}
+    orders = {"random": random_order(len(old), 1, 0), "by_row": -np.arange(len(old), dtype=float)[None]}
     shares = steps(5)
     curves = identification_curves(features, old, lists, orders, shares)[scale]
     calibrations = {}
@@ -122,7 +122,7 @@ def test_retrieval_begins_and_ends_with_the_test_of_the_whole_database():
     features = Features(old[0], old[1], new[0], new[1])
     calibrations = tuple(fit_calibration((v[1] @ v[1].T)[landmark[:, None] != landmark]) for v in (old, new))
     curves = retrieval_curves(
-        features, tuple(old), annotations, {"random": random_priorities(80, 3, 0)}, steps(4), calibrations
+        features, tuple(old), annotations, {"random": random_order(80, 3, 0)}, steps(4), calibrations
     )
     assert set(curves) == {"raw", "z-score", "far"}
     for curve in (curves[scale]["random"] for scale in curves):
