@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Parse the command line, export, and log what was written."""
     parser = ArgumentParser("Write the images of a record file as files, one sub-folder a class, with an image list.")
-    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files")
+    parser.add_argument("--rec", required=True, help="records: prefix, .rec file or its folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the images; made if it is not there")
     args = parser.parse_args()
     set_up_logging()

@@ -18,9 +18,8 @@ class Settings:
     """
 
     rec: str | None = key(
-<<<<<<< HEAD
         None,
-        "training images: the common prefix of a .rec and an .idx file, or an image list .txt",
+        "training images: records (their prefix, .rec file or folder), or an image list",
         heading="Data",
         path="input",
     )
@@ -28,9 +27,6 @@ class Settings:
     num_image: int | None = key(None, "the same for the number of images", minimum=1)
     image_root: str | None = key(
         None, "folder that the paths of an image list start from; None: the list's own", path="input"
-=======
-        None, "training images: records (their prefix, .rec file or folder), or an image list", heading="Data"
->>>>>>> 69a6551 (Verification sets found beside the records; documentation of records, lists and splits)
     )
     bad_images: Literal["error", "skip"] = key(
         "error", "what to do about missing or undecodable files of a list; skip: left out, or replaced"
