@@ -30,7 +30,10 @@ def write_index(prefix: str | Path) -> int:
     The file is read in one pass; memory is 40 bytes a record.
     """
     rec = require_file(f"{prefix}.rec", "record file")
-    require_replaceable(f"{prefix}.idx")
+    try:
+        require_replaceable(f"{prefix}.idx")
+    except UserError as error:
+        raise UserError(f"{error} (a folder with a link to the .rec will do)") from error
     with open(rec, "rb") as handle:
         empty = not handle.seek(0, 2)
         file = memoryview(b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
