@@ -54,6 +54,7 @@ TWO = ("--models", "/nowhere/a", "/nowhere/b", "--data-path", "/nowhere/data")
         (("make_dataset", "orl", "--out", "/proc"), "/proc is the root of a disk, which cannot be replaced"),
         (("make_dataset", "folder", "--src", "/nowhere", "--out", "{}/file/x"), "{}/file is no folder"),
         (("prepare_gldv2", "--csv", "/nowhere", "--images", "/nowhere", "--out", "/proc/o"), "cannot write /proc/o: "),
+        (("export_images", "--rec", "/nowhere", "--out", "/proc/out"), "cannot write /proc/out: No such file"),
         (("benchmark", "--out", "/proc/out"), "cannot write /proc/out: No such file"),
         (("demo", "--out", "/proc/out"), "cannot write /proc/out: No such file"),
     ],
