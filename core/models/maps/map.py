@@ -1,6 +1,6 @@
 """A fitted map between the spaces of two models, and its run folder.
 
-The run folder has `map.pt` (the state dict of the map's network) and `config.json`, whose entry `map` describes the map.
+The run folder has `map.pt` (the state dict of the map's network) and `config.json`, whose entry `map` describes it.
 """
 
 import json
@@ -61,11 +61,13 @@ class Map:
         buffer = torch.empty(min(BLOCK_ROWS, len(rows)), self.source.size)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+            result = torch.from_numpy(out)
             for block in row_blocks(len(rows)):
                 mapped = self.module(_unit_tensor(rows, block, buffer))
                 if normalized:
-                    mapped.mul_(1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]))
-                out[block] = mapped.numpy()
+                    torch.mul(mapped, 1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]), out=result[block])
+                else:
+                    result[block] = mapped
         return out
 
     def require_source(self, space: Space) -> None:

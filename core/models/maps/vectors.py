@@ -122,7 +122,7 @@ def row_blocks(count: int) -> Iterator[slice]:
 
 
 def unit_rows(vectors: np.ndarray, rows: slice, what: str, out: np.ndarray) -> np.ndarray:
-    """The rows of `vectors` (N, D) divided by their lengths: the first rows of `out` (at least n, D), float32 or float64.
+    """The rows of `vectors` (N, D) divided by their lengths, in the first rows of `out` (at least n, D), a float array.
 
     `UserError` with the number of the first row that has no direction: one that is zero or not finite.
     """
