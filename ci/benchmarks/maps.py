@@ -1,11 +1,11 @@
-"""Maps between spaces: time and memory beside bare matrix products; accuracy and time beside isotrieve and scikit-learn.
+"""Maps: time and memory beside bare matrix products, accuracy and time beside scikit-learn and isotrieve.
 
-    python ci/benchmarks/maps.py                                     518,000 x 512 pairs, 1,000,000 x 512 vectors, 5 GB of disk
-    python ci/benchmarks/maps.py --pairs 50000 --vectors 100000      a tenth of it
-    python ci/benchmarks/maps.py --stores features/old features/new  accuracy on these stores in place of made-up spaces
+    python ci/benchmarks/maps.py                                 518,000 x 512 pairs, 1,000,000 x 512 vectors; 6 GB of disk
+    python ci/benchmarks/maps.py --pairs 50000 --vectors 100000  a tenth of it
+    python ci/benchmarks/maps.py --stores features/A features/B  accuracy on these stores, not on made-up spaces
 
-The accuracy is that of a gallery of people who are not in the pairs, one image each, searched by their other images: the
-share of probes whose nearest entry is of the same person. isotrieve is not among this project's packages:
+The accuracy is that of a gallery of people who are not in the pairs, one image each, searched by their other images:
+the share of probes whose nearest entry is of the same person. isotrieve is not among this project's packages:
 
     pip install --no-deps --target /tmp/isotrieve isotrieve==0.4.0
     PYTHONPATH=/tmp/isotrieve python ci/benchmarks/maps.py
@@ -89,8 +89,8 @@ def best(*steps: Callable[[], object], rounds: int = 3) -> list[Measured]:
 
 def report(name: str, ours: Measured, bare: Measured) -> None:
     print(
-        f"  {name:<12}{ours.seconds:8.2f} s, bare products {bare.seconds:6.2f} s: {ours.seconds / bare.seconds:.2f} times; "
-        f"memory {ours.gib:.2f} GiB, bare {bare.gib:.2f} GiB",
+        f"  {name:<12}{ours.seconds:8.2f} s, bare products {bare.seconds:6.2f} s: {ours.seconds / bare.seconds:.2f} times"
+        f" as long; memory {ours.gib:.2f} GiB, bare {bare.gib:.2f} GiB",
         flush=True,
     )
 

@@ -130,14 +130,8 @@ def _fit_mlp(
             raise UserError(f"{name} must be a number above 0, got {value!r}")
     classes = _numbered_classes(labels, len(pairs))
     problem, penalty = _ridge(pairs, None)
-    options = {
-        "hidden": hidden,
-        "scale": scale,
-        "num_epoch": num_epoch,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-    }
+    schedule = {"num_epoch": num_epoch, "batch_size": batch_size, "lr": lr, "seed": seed}
+    options = {"hidden": hidden, "scale": scale, **schedule}
     weights = train_network(pairs, classes, _linear_weights(problem.solve(penalty)), **options)
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise UserError(f"the training of the map did not converge: lower lr, which was {lr}")
