@@ -63,11 +63,9 @@ class Map:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
             result = torch.from_numpy(out)
             for block in row_blocks(len(rows)):
-                mapped = self.module(_unit_tensor(rows, block, buffer))
+                mapped = _apply(self.module, _unit_tensor(rows, block, buffer), result[block])
                 if normalized:
-                    torch.mul(mapped, 1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]), out=result[block])
-                else:
-                    result[block] = mapped
+                    mapped.mul_(1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]))
         return out
 
     def require_source(self, space: Space) -> None:
@@ -129,6 +127,13 @@ def load_map(folder: str | Path) -> Map:
     module.load_state_dict(state_dict, assign=True)
     module.eval().requires_grad_(False)
     return loaded
+
+
+def _apply(module: nn.Module, inputs: Tensor, out: Tensor) -> Tensor:
+    """The module's output, in `out`: that of a linear one is computed there."""
+    if isinstance(module, nn.Linear):
+        return torch.addmm(module.bias, inputs, module.weight.T, out=out)
+    return out.copy_(module(inputs))
 
 
 def _unit_tensor(vectors: np.ndarray, rows: slice, buffer: Tensor) -> Tensor:
