@@ -111,20 +111,22 @@ def load_map(folder: str | Path) -> Map:
     """The map of a run folder; `UserError` if a file is missing or damaged, or the two are not of the same map."""
     folder = Path(folder)
     file = require_file(folder / "config.json", "config of the map's run folder")
+    state_dict = read_state_dict(folder / "map.pt")
     try:
         described = json.loads(file.read_text(encoding="utf-8"))["map"]
         source, target = Space(**described.pop("source")), Space(**described.pop("target"))
-        module = build_module(described["kind"], source.size, target.size, described["options"])
         expected = described.pop("fingerprint")
+        module = build_module(described["kind"], source.size, target.size, described["options"])
         loaded = Map(source=source, target=target, module=module, **described)
+        if fingerprint(state_dict) != expected:
+            raise UserError(
+                f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
+            )
+        module.load_state_dict(state_dict, assign=True)
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} does not describe a map ({error!r}): it is damaged, or not of a map's run") from error
-    state_dict = read_state_dict(folder / "map.pt")
-    if fingerprint(state_dict) != expected:
-        raise UserError(
-            f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
-        )
-    module.load_state_dict(state_dict, assign=True)
     module.eval().requires_grad_(False)
     return loaded
 
