@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from core.backbones.checks import require_positive
 from core.errors import UserError
 from core.models.maps.linear import Affine, RidgeProblem, penalty_grid, procrustes
 from core.models.maps.map import Map
 from core.models.maps.modules import build_module
 from core.models.maps.moments import compute_moments
+from core.models.maps.network import train_network
 from core.models.maps.vectors import Pairs, Space, Vectors, open_pairs
 
 __all__ = ["KINDS", "fit_map"]
@@ -54,8 +56,11 @@ def fit_map(
     - "procrustes": orthogonal (`core.models.maps.linear`); `centred=True`: about the means, which are mapped too.
     - "ridge": affine; `penalty`: a number, several to choose from by generalised cross-validation, or None for a grid.
     - "low_rank": a ridge of `rank` (64, or the smaller size), with `penalty` as above.
+    - "mlp": a ridge and a hidden layer, trained on `labels` (`core.models.maps.network`): `hidden` units, `scale`,
+      `num_epoch`, `batch_size`, `lr`, `seed`.
 
-    `UserError` for an unknown kind or option, arrays that are no pairs, fewer than ten pairs, a row without a direction.
+    `UserError` for an unknown kind or option, arrays that are no pairs, fewer than ten pairs, and a row without a
+    direction.
     """
     if kind not in KINDS:
         raise UserError(f"there is no kind of map {kind!r}: choose one of {', '.join(KINDS)}")
@@ -108,16 +113,58 @@ def _fit_low_rank(
     return Fitted(weights, {"rank": inner.shape[1]}, used)
 
 
+def _fit_mlp(
+    pairs: Pairs,
+    labels: np.ndarray | None,
+    *,
+    hidden: int = 256,
+    scale: float = 12.0,
+    num_epoch: int = 10,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> Fitted:
+    require_positive(hidden=hidden, num_epoch=num_epoch, batch_size=batch_size)
+    for name, value in (("scale", scale), ("lr", lr)):
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise UserError(f"{name} must be a number above 0, got {value!r}")
+    classes = _numbered_classes(labels, len(pairs))
+    problem, penalty = _ridge(pairs, None)
+    schedule = {"num_epoch": num_epoch, "batch_size": batch_size, "lr": lr, "seed": seed}
+    options = {"hidden": hidden, "scale": scale, **schedule}
+    weights = train_network(pairs, classes, _linear_weights(problem.solve(penalty)), **options)
+    return Fitted(weights, options, penalty)
+
+
+def _numbered_classes(labels: np.ndarray | None, num_pairs: int) -> np.ndarray:
+    """The classes of the pairs (N,), numbered from 0."""
+    if labels is None:
+        raise UserError("an mlp map is trained on the classes of the images: give their labels, or fit another kind")
+    labels = np.asarray(labels)
+    if labels.shape != (num_pairs,) or labels.dtype.kind not in "iu":
+        raise UserError(f"labels must be {num_pairs} whole numbers, one a pair: got {labels.dtype} {labels.shape}")
+    values, classes = np.unique(labels, return_inverse=True)
+    if len(values) < 2:
+        raise UserError("all labels are the same: an mlp map needs pairs of two or more classes")
+    return classes
+
+
 def _ridge(pairs: Pairs, penalty: float | Sequence[float] | None) -> tuple[RidgeProblem, float]:
     """The ridge problem of the pairs, and the penalty to use: the one given, or the best of several."""
+    choices = None if penalty is None else _checked_penalties(penalty)
     problem = RidgeProblem(compute_moments(pairs, with_gram=True))
-    if penalty is None:
-        return problem, problem.choose_penalty(penalty_grid(problem.moments))
-    choices = np.atleast_1d(np.asarray(penalty, dtype=np.float64))
-    allowed = np.isfinite(choices) & ((choices > 0) if len(choices) > 1 else (choices >= 0))
-    if choices.ndim != 1 or len(choices) == 0 or not allowed.all():
+    if choices is not None and len(choices) == 1:
+        return problem, float(choices[0])
+    return problem, problem.choose_penalty(penalty_grid(problem.moments) if choices is None else choices)
+
+
+def _checked_penalties(penalty: float | Sequence[float]) -> np.ndarray:
+    """(P,) finite numbers, above 0 if they are several."""
+    choices = np.atleast_1d(np.asarray(penalty))
+    fits = choices.ndim == 1 and choices.size > 0 and choices.dtype.kind in "fiu" and bool(np.isfinite(choices).all())
+    if not fits or choices.min() < 0 or (choices.size > 1 and choices.min() == 0):
         raise UserError(f"penalty must be a number of at least 0, or several above 0 to choose from, got {penalty!r}")
-    return problem, float(choices[0]) if len(choices) == 1 else problem.choose_penalty(choices)
+    return choices
 
 
 def _linear_weights(affine: Affine) -> dict[str, Tensor]:
@@ -133,4 +180,5 @@ KINDS: dict[str, Callable[..., Fitted]] = {
     "procrustes": _fit_procrustes,
     "ridge": _fit_ridge,
     "low_rank": _fit_low_rank,
+    "mlp": _fit_mlp,
 }

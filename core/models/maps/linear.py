@@ -1,7 +1,7 @@
 """Linear maps x -> x W + b in closed form, from the moments of the pairs (v_i, u_i), all vectors of unit length.
 
-procrustes   W orthogonal, min sum |v_i W - u_i|²: W = P Q' of the SVD P S Q' of V'U (Schönemann 1966). For D_s > D_t it is
-             the first D_t columns of the rotation onto the targets filled up with zeros; for D_s < D_t, W W' = I.
+procrustes   W orthogonal, min sum |v_i W - u_i|²: W = P Q' of the SVD P S Q' of V'U (Schönemann 1966). For D_s > D_t it
+             is the first D_t columns of the rotation onto the targets padded with zeros; for D_s < D_t, W W' = I.
              Centred: also b, min sum |v_i W + b - u_i|²; the same of the vectors minus their means.
 ridge        min sum |v_i W + b - u_i|² + penalty |W|², b free (Hoerl and Kennard 1970): one eigendecomposition of the
              centred V'V gives W for every penalty.
@@ -11,8 +11,8 @@ The penalty is the one of a grid with the least generalised cross-validation err
 
     GCV(penalty) = N RSS / (N - 1 - t)²,    t = sum_j e_j / (e_j + penalty),  e_j the eigenvalues,
 
-RSS the sum of squared errors on the pairs. It differs from the exact leave-one-out error (scikit-learn's RidgeCV) only in
-that it takes the mean of the pairs' leverages for each; so it needs no second pass over the rows.
+RSS the sum of squared errors on the pairs. It differs from the exact leave-one-out error (scikit-learn's RidgeCV) in
+taking the mean of the pairs' leverages for the leverage of each: so it needs no second pass over the rows.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class RidgeProblem:
         return Affine(weight, self.moments.target_mean - self.moments.source_mean @ weight)
 
     def solve_low_rank(self, penalty: float, rank: int) -> tuple[np.ndarray, Affine]:
-        """The best map of a rank, as a matrix (D_s, r) and a map of what it gives; r is smaller if the pairs vary less."""
+        """The best map of a rank, as a matrix (D_s, r) and a map of what it gives; r < rank if the pairs vary less."""
         scaled = self._targets / np.sqrt(self.eigenvalues + penalty)[:, None]
         basis = svd(scaled, full_matrices=False)[2][:rank]
         inner = self.solve(penalty).weight @ basis.T

@@ -1,6 +1,6 @@
 """A fitted map between the spaces of two models, and its run folder.
 
-The run folder has `map.pt` (the state dict of the map's network) and `config.json`, whose entry `map` describes the map.
+The run folder has `map.pt` (the state dict of the map's network) and `config.json`, whose entry `map` describes it.
 """
 
 import json
@@ -61,11 +61,11 @@ class Map:
         buffer = torch.empty(min(BLOCK_ROWS, len(rows)), self.source.size)
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+            result = torch.from_numpy(out)
             for block in row_blocks(len(rows)):
-                mapped = self.module(_unit_tensor(rows, block, buffer))
+                mapped = _apply(self.module, _unit_tensor(rows, block, buffer), result[block])
                 if normalized:
                     mapped.mul_(1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]))
-                out[block] = mapped.numpy()
         return out
 
     def require_source(self, space: Space) -> None:
@@ -111,22 +111,31 @@ def load_map(folder: str | Path) -> Map:
     """The map of a run folder; `UserError` if a file is missing or damaged, or the two are not of the same map."""
     folder = Path(folder)
     file = require_file(folder / "config.json", "config of the map's run folder")
+    state_dict = read_state_dict(folder / "map.pt")
     try:
         described = json.loads(file.read_text(encoding="utf-8"))["map"]
         source, target = Space(**described.pop("source")), Space(**described.pop("target"))
-        module = build_module(described["kind"], source.size, target.size, described["options"])
         expected = described.pop("fingerprint")
+        module = build_module(described["kind"], source.size, target.size, described["options"])
         loaded = Map(source=source, target=target, module=module, **described)
+        if fingerprint(state_dict) != expected:
+            raise UserError(
+                f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
+            )
+        module.load_state_dict(state_dict, assign=True)
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} does not describe a map ({error!r}): it is damaged, or not of a map's run") from error
-    state_dict = read_state_dict(folder / "map.pt")
-    if fingerprint(state_dict) != expected:
-        raise UserError(
-            f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
-        )
-    module.load_state_dict(state_dict, assign=True)
     module.eval().requires_grad_(False)
     return loaded
+
+
+def _apply(module: nn.Module, inputs: Tensor, out: Tensor) -> Tensor:
+    """The module's output, in `out`: that of a linear one is computed there."""
+    if isinstance(module, nn.Linear):
+        return torch.addmm(module.bias, inputs, module.weight.T, out=out)
+    return out.copy_(module(inputs))
 
 
 def _unit_tensor(vectors: np.ndarray, rows: slice, buffer: Tensor) -> Tensor:

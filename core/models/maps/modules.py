@@ -26,9 +26,11 @@ class ResidualNetwork(nn.Module):
 def build_module(kind: str, source_size: int, target_size: int, options: Mapping[str, Any]) -> nn.Module:
     """The network of a kind of map, on the meta device, so that no random numbers are drawn: load its weights."""
     with torch.device("meta"):
+        if kind in ("procrustes", "ridge"):
+            return nn.Linear(source_size, target_size)
         if kind == "low_rank":
             rank = options["rank"]
             return nn.Sequential(nn.Linear(source_size, rank, bias=False), nn.Linear(rank, target_size))
         if kind == "mlp":
             return ResidualNetwork(source_size, target_size, options["hidden"])
-        return nn.Linear(source_size, target_size)
+    raise ValueError(f"no kind of map {kind!r}")
