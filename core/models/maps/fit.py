@@ -80,7 +80,7 @@ def fit_map(
     module = build_module(kind, pairs.source_space.size, pairs.target_space.size, fitted.options)
     module.load_state_dict(fitted.state_dict, assign=True)
     module.eval().requires_grad_(False)
-    error_head = build_error_head(fit_error_head(pairs, module))
+    error_head = build_error_head(fit_error_head(pairs, module), pairs.source_space.size)
     spaces = pairs.source_space, pairs.target_space
     return Map(kind, *spaces, module, len(pairs), fitted.options, fitted.penalty, error_head)
 
@@ -137,8 +137,6 @@ def _fit_mlp(
     schedule = {"num_epoch": num_epoch, "batch_size": batch_size, "lr": lr, "seed": seed}
     options = {"hidden": hidden, "scale": scale, **schedule}
     weights = train_network(pairs, classes, _linear_weights(problem.solve(penalty)), **options)
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise UserError(f"the training of the map did not converge: lower lr, which was {lr}")
     return Fitted(weights, options, penalty)
 
 
@@ -157,14 +155,20 @@ def _numbered_classes(labels: np.ndarray | None, num_pairs: int) -> np.ndarray:
 
 def _ridge(pairs: Pairs, penalty: float | Sequence[float] | None) -> tuple[RidgeProblem, float]:
     """The ridge problem of the pairs, and the penalty to use: the one given, or the best of several."""
+    choices = None if penalty is None else _checked_penalties(penalty)
     problem = RidgeProblem(compute_moments(pairs, with_gram=True))
-    if penalty is None:
-        return problem, problem.choose_penalty(penalty_grid(problem.moments))
-    choices = np.atleast_1d(np.asarray(penalty, dtype=np.float64))
-    allowed = np.isfinite(choices) & ((choices > 0) if len(choices) > 1 else (choices >= 0))
-    if choices.ndim != 1 or len(choices) == 0 or not allowed.all():
+    if choices is not None and len(choices) == 1:
+        return problem, float(choices[0])
+    return problem, problem.choose_penalty(penalty_grid(problem.moments) if choices is None else choices)
+
+
+def _checked_penalties(penalty: float | Sequence[float]) -> np.ndarray:
+    """(P,) finite numbers, above 0 if they are several."""
+    choices = np.atleast_1d(np.asarray(penalty))
+    fits = choices.ndim == 1 and choices.size > 0 and choices.dtype.kind in "fiu" and bool(np.isfinite(choices).all())
+    if not fits or choices.min() < 0 or (choices.size > 1 and choices.min() == 0):
         raise UserError(f"penalty must be a number of at least 0, or several above 0 to choose from, got {penalty!r}")
-    return problem, float(choices[0]) if len(choices) == 1 else problem.choose_penalty(choices)
+    return choices
 
 
 def _linear_weights(affine: Affine) -> dict[str, Tensor]:
