@@ -1,11 +1,12 @@
 """A fitted map between the spaces of two models, and its run folder.
 
-The run folder has `map.pt` (the state dict of the map's network) and `config.json`, whose entry `map` describes it.
+The run folder has `map.pt` (the state dict of the map's network and, below `error_head.`, that of the prediction of its
+error) and `config.json`, whose entry `map` describes it.
 """
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
-from core.models.maps.modules import build_module
+from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.vectors import BLOCK_ROWS, SAFE_LENGTHS, Space, Vectors, open_vectors, row_blocks, unit_rows
 from core.models.weights import fingerprint
 
 __all__ = ["Map", "load_map"]
+
+ERROR_HEAD = "error_head."
+"""Before the names of its tensors in `map.pt`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,9 @@ class Map:
     """Of its kind, as used."""
     penalty: float | None = None
     """Of a ridge: the one that was used."""
+    error_head: nn.Linear | None = None
+    """From unit vectors (B, D_s) to the predicted logarithm of the squared error (B, 1). A network that predicts it by
+    itself has a method `log_error(unit vectors) -> (B,)` instead."""
 
     @property
     def fingerprint(self) -> str:
@@ -58,15 +65,28 @@ class Map:
         out = np.empty(shape, np.float32) if out is None else out
         if out.shape != shape or out.dtype != np.float32:
             raise ValueError(f"out is {out.dtype} {out.shape}, not float32 {shape}")
-        buffer = torch.empty(min(BLOCK_ROWS, len(rows)), self.source.size)
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-            result = torch.from_numpy(out)
-            for block in row_blocks(len(rows)):
-                mapped = _apply(self.module, _unit_tensor(rows, block, buffer), result[block])
-                if normalized:
-                    mapped.mul_(1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]))
+
+        def map_block(units: Tensor, result: Tensor) -> None:
+            mapped = _apply(self.module, units, result)
+            if normalized:
+                mapped.mul_(1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]))
+
+        _fill_blocks(out, rows, map_block)
         return out
+
+    def predicted_error(self, vectors: Vectors) -> np.ndarray | None:
+        """Of vectors (N, D_s) the squared error that the map expects to make with each, (N,) float32.
+
+        None if the map cannot tell. Memory and errors as when vectors are mapped.
+        """
+        predict = self.error_head or getattr(self.module, "log_error", None)
+        if predict is None:
+            return None
+        rows, space = open_vectors(vectors, "vectors")
+        self.require_source(space)
+        errors = np.empty(len(rows), np.float32)
+        _fill_blocks(errors, rows, lambda units, result: result.copy_(predict(units).reshape(-1).exp()))
+        return errors
 
     def require_source(self, space: Space) -> None:
         """`UserError` unless vectors of this space may be mapped."""
@@ -101,8 +121,11 @@ class Map:
             "penalty": self.penalty,
             "fingerprint": self.fingerprint,
         }
+        tensors = dict(self.module.state_dict())
+        if self.error_head is not None:
+            tensors |= {ERROR_HEAD + name: tensor for name, tensor in self.error_head.state_dict().items()}
         with replaced_atomically(folder / "map.pt") as temporary:
-            torch.save(self.module.state_dict(), temporary)
+            torch.save(tensors, temporary)
         with replaced_atomically(folder / "config.json") as temporary:
             temporary.write_text(json.dumps({**(config or {}), "map": described}, indent=2) + "\n")
 
@@ -111,24 +134,36 @@ def load_map(folder: str | Path) -> Map:
     """The map of a run folder; `UserError` if a file is missing or damaged, or the two are not of the same map."""
     folder = Path(folder)
     file = require_file(folder / "config.json", "config of the map's run folder")
-    state_dict = read_state_dict(folder / "map.pt")
+    tensors = read_state_dict(folder / "map.pt")
+    head = {name.removeprefix(ERROR_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(ERROR_HEAD)}
     try:
         described = json.loads(file.read_text(encoding="utf-8"))["map"]
         source, target = Space(**described.pop("source")), Space(**described.pop("target"))
         expected = described.pop("fingerprint")
         module = build_module(described["kind"], source.size, target.size, described["options"])
-        loaded = Map(source=source, target=target, module=module, **described)
-        if fingerprint(state_dict) != expected:
+        error_head = build_error_head(head, source.size) if head else None
+        loaded = Map(source=source, target=target, module=module, error_head=error_head, **described)
+        if fingerprint(tensors) != expected:
             raise UserError(
                 f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
             )
-        module.load_state_dict(state_dict, assign=True)
+        module.load_state_dict(tensors, assign=True)
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} does not describe a map ({error!r}): it is damaged, or not of a map's run") from error
     module.eval().requires_grad_(False)
     return loaded
+
+
+def _fill_blocks(out: np.ndarray, rows: np.ndarray, compute: Callable[[Tensor, Tensor], object]) -> None:
+    """Let `compute` write to the rows of `out` what it makes of the rows (N, D), normalised, block by block."""
+    buffer = torch.empty(min(BLOCK_ROWS, len(rows)), rows.shape[1])
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+        result = torch.from_numpy(out)
+        for block in row_blocks(len(rows)):
+            compute(_unit_tensor(rows, block, buffer), result[block])
 
 
 def _apply(module: nn.Module, inputs: Tensor, out: Tensor) -> Tensor:
