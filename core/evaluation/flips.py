@@ -5,7 +5,7 @@ over from classes to searches: an answer is right if the first result is. A mean
 who were found are not found any more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,7 +26,9 @@ def flip_rates(before: np.ndarray, after: np.ndarray) -> dict[str, float | None]
 def mean_flip_rates(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, float | None]:
     """Means of `flip_rates` over galleries, given by name as in `IdentificationResult.found`; None if one has none."""
     rates = [flip_rates(before[name], after[name]) for name in before]
-    return {
-        name: None if any(one[name] is None for one in rates) else float(np.mean([one[name] for one in rates]))
-        for name in ("nfr", "pfr")
-    }
+    return {name: _mean([one[name] for one in rates]) for name in ("nfr", "pfr")}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

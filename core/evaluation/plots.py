@@ -18,8 +18,8 @@ from core.evaluation.identification import SearchCurves
 from core.evaluation.precision_recall import RECALLS
 from core.files import replaced_atomically
 
-__all__ = ["image_grid", "plot_backfill", "plot_hits", "plot_identification", "plot_matrices", "plot_precision_recall", "plot_roc",
-           "plot_trade_off"]  # fmt: skip
+__all__ = ["image_grid", "plot_backfill", "plot_hits", "plot_identification", "plot_matrices",
+           "plot_precision_recall", "plot_roc", "plot_trade_off"]  # fmt: skip
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's palette, which colour-blind readers can distinguish too."""
