@@ -65,8 +65,9 @@ class RetrievalImages:
 
 
 def read_image_list(path: Path, root: Path, what: str) -> RetrievalImages:
-    """The images that the lines of the text file `path` name, relative to `root`; blanks around a name are no part of it
-    and empty lines are skipped.
+    """The images that the lines of the text file `path` name, relative to `root`.
+
+    Blanks around a name are dropped, empty lines are skipped.
     """
     try:
         text = require_file(path, what).read_text(encoding="utf-8-sig")
