@@ -38,7 +38,8 @@ def load_initial_backbone(settings: Settings, image_size: int) -> nn.Module:
         if (path / "config.json").is_file():
             _compare_normalization(path, settings)
     options = {**settings.network_options, "image_size": image_size}
-    backbone = build_with_weights(read_state_dict(file), settings.network, settings.embedding_size, options, file)
+    state_dict = read_state_dict(file, settings.network)
+    backbone = build_with_weights(state_dict, settings.network, settings.embedding_size, options, file)
     logger.info("the backbone starts from %s", file)
     return backbone
 

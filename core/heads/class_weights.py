@@ -16,6 +16,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from core.backbones.weight_files import read_weight_file
 from core.errors import UserError
 from core.files import require_file
 from core.heads.partial_fc import PartialFC
@@ -153,23 +154,13 @@ def _ranks(files: Sequence[Path], pattern: str) -> dict[int, Path]:
 
 def read_classifier_file(path: Path) -> dict[str, Tensor]:
     """`weight` (C, D) and, if there is one, `bias` (C,) of a file, memory-mapped; `UserError` if it holds none."""
-    try:
-        content = _load(path)
-    except Exception as error:  # of many kinds, for a damaged file or another format
-        raise UserError(f"cannot read {path} ({type(error).__name__}): it is damaged or not a classifier") from error
+    content = read_weight_file(path)
     if isinstance(content, dict) and IN_CHECKPOINT in content:
         content = content[IN_CHECKPOINT]
     tensors = {"weight": content} if isinstance(content, Tensor) else content
     if not _is_classifier(tensors):
         raise UserError(f"{path} is not a classifier: expected weight (C, D) and bias (C,)")
     return tensors
-
-
-def _load(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # not the zip format, which can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_classifier(tensors: object) -> TypeGuard[dict[str, Tensor]]:

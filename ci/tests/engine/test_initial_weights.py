@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from launching import Launch, load_program
+from safetensors.torch import save_file
 from tiny import build_linear, write_run_folder
 from torch import Tensor
 from torch.nn import functional
@@ -155,10 +156,20 @@ def test_every_form_of_a_backbone_starts_a_training_with_its_weights(build, tmp_
     torch.save(state_dict, tmp_path / "plain.pt")
     torch.save({"epoch": 2, "state_dict_backbone": state_dict}, tmp_path / "checkpoint_gpu_0.pt")
     torch.save({f"module.{name}": tensor for name, tensor in state_dict.items()}, tmp_path / "ddp.pth")
+    save_file(state_dict, tmp_path / "plain.safetensors")
+    torch.save({"state_dict": {f"model.{n}": t for n, t in state_dict.items()}}, tmp_path / "lightning.ckpt")
     shutil.copytree(folder, tmp_path / "without_config")
     (tmp_path / "without_config" / "config.json").unlink()
     trained = [parameter.requires_grad for parameter in build("from_nothing").backbone.parameters()]
-    for name in ("run", "plain.pt", "checkpoint_gpu_0.pt", "ddp.pth", "without_config"):
+    for name in (
+        "run",
+        "plain.pt",
+        "checkpoint_gpu_0.pt",
+        "ddp.pth",
+        "plain.safetensors",
+        "lightning.ckpt",
+        "without_config",
+    ):
         backbone = build(f"from_{name}", f"weights={tmp_path / name}").backbone
         assert fingerprint(backbone.state_dict()) == load_encoder(folder).fingerprint
         assert backbone.training and [parameter.requires_grad for parameter in backbone.parameters()] == trained

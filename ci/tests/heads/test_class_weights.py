@@ -131,6 +131,6 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, rows: Tensor):
     assert message(tmp_path / "model.pt") == "F/model.pt is not a classifier: expected weight (C, D) and bias (C,)"
     assert message(tmp_path / "none.pt") == "class weights not found: F/none.pt"
     (tmp_path / "noise.pt").write_bytes(b"no zip")
-    assert message(tmp_path / "noise.pt").startswith("cannot read F/noise.pt (")
+    assert message(tmp_path / "noise.pt").startswith("cannot read weights from F/noise.pt: it is a text file; ")
     (tmp_path / "empty").mkdir()
     assert message(tmp_path / "empty").startswith("no class weights in F/empty: expected classifier.pt of a run folder")
