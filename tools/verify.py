@@ -19,7 +19,13 @@ from core.evaluation.plots import plot_roc
 from core.evaluation.results import VERIFICATION, Evaluation, Model, write_evaluation, write_evaluations
 from core.evaluation.roc import RocResult
 from core.evaluation.tables import format_rate, format_table
-from core.evaluation.verification import CACHE, embed_pairs, evaluate_pairs, find_verification_sets
+from core.evaluation.verification import (
+    CACHE,
+    embed_pairs,
+    evaluate_pairs,
+    find_verification_sets,
+    read_verification_set,
+)
 from core.logs import set_up_logging
 
 EMBEDS = ("second image of each pair", "first image of each pair")
@@ -42,6 +48,8 @@ def main() -> None:
     args = parse_arguments()
     sets = find_verification_sets(args.data_path)
     query, gallery = load_models(args)
+    for path in sets.values():
+        read_verification_set(path)  # a damaged file is reported now, not after others were embedded
     results = {}
     for name, path in sets.items():
         embeddings, same = embed_pairs(query, path, args.batch_size, args.num_workers, args.cache)

@@ -163,7 +163,7 @@ def evaluate_pairs(query: np.ndarray, gallery: np.ndarray, same: np.ndarray) -> 
     right, sizes = _right_answers(units, same)
     folds = _at_best_of_the_others(right) / sizes
     metrics = {"accuracy": float(folds.mean()), "accuracy_std": float(folds.std()), **roc.metrics}
-    best = float(1 - THRESHOLDS[right.sum(axis=0).argmax()] / 2)
+    best = round(float(1 - THRESHOLDS[right.sum(axis=0).argmax()] / 2), 4)
     return RocResult(metrics, {"accuracy": best, **roc.thresholds}, roc.fpr, roc.tpr)
 
 

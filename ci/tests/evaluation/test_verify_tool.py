@@ -161,6 +161,9 @@ def test_mistakes_are_one_line_and_leave_nothing(verify, tmp_path):
     (tmp_path / "a").mkdir()
     first, second = write_grey_images(tmp_path / "lfw.bin"), write_grey_images(tmp_path / "a" / "lfw.bin")
     assert message(first, second) == "two verification sets are called lfw: F/lfw.bin and F/a/lfw.bin"
+    (tmp_path / "z.bin").write_bytes(pickle.dumps({"no": "set"}))
+    assert message(first, tmp_path / "z.bin").startswith("F/z.bin is no verification set")
+    assert not (tmp_path / "cache").exists()
     payloads, same = pickle.loads(first.read_bytes())
     first.write_bytes(pickle.dumps(([*payloads[:7], b"no image", *payloads[8:]], same)))
     assert message(first) == "F/lfw.bin: image 7 cannot be decoded (unknown format or damaged)"
