@@ -18,7 +18,6 @@ from command_line import ArgumentParser, add_arguments, check_arguments, load_mo
 from core.errors import run_program
 from core.evaluation.ijb import (
     IdentificationResult,
-    RocResult,
     evaluate_1_1,
     evaluate_1_n,
     template_features,
@@ -28,6 +27,7 @@ from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, re
 from core.evaluation.model_pairs import EMBEDS
 from core.evaluation.plots import plot_identification, plot_roc
 from core.evaluation.results import Evaluation, Model, write_evaluation
+from core.evaluation.roc import RocResult
 from core.evaluation.tables import format_rate, format_table
 from core.logs import set_up_logging
 from core.models.encoder import Encoder
@@ -74,7 +74,8 @@ def main() -> None:
         Model.of(encoder, path, part)
         for encoder, path, part in zip((query, gallery), (args.model, args.model_old or args.model), parts)
     )
-    evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args))
+    thresholds = result.thresholds if isinstance(result, RocResult) else {}
+    evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args), thresholds)
     write_evaluation(args.out / "results.json", evaluation)
 
 

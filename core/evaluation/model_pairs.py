@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.evaluation.ijb import IdentificationResult, RocResult, evaluate_1_1, evaluate_1_n, template_features
+from core.evaluation.ijb import IdentificationResult, evaluate_1_1, evaluate_1_n, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
 from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, rank_database
+from core.evaluation.roc import RocResult
 from core.models.encoder import Encoder
 
 __all__ = ["DEFAULT_SETTINGS", "EMBEDS", "PairResult", "evaluate_pairs", "evaluate_retrieval_pairs"]
