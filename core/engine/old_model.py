@@ -22,6 +22,7 @@ from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import resolve
 from core.heads.build import build_margin
+from core.heads.class_weights import read_classifier_file
 from core.heads.frozen_classifier import FrozenClassifier
 from core.heads.margins import Margin
 from core.models.encoder import Encoder, load_encoder
@@ -47,10 +48,10 @@ class OldModel:
     fingerprint: str
     """As `core.models.encoder.Encoder` has it."""
     embedding_size: int
-    preprocessing: str = ""
-    """What it is fed, as `core.models.encoder.Encoder` has it."""
     stored_features: EmbeddingStore | None = None
     """None before the training images are opened."""
+    preprocessing: str = ""
+    """What it is fed, as `core.models.encoder.Encoder` has it."""
 
     @property
     def features(self) -> EmbeddingStore:
@@ -114,20 +115,10 @@ class OldModel:
                 "ended; start that training again to have it written, name another old_model, or set "
                 "old_classifier=means"
             )
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            weight, bias = tensors["weight"], tensors.get("bias")
-            fits = weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1]) and len(tensors) <= 2
-        except Exception as error:  # of many kinds, for a damaged file or another format
-            raise UserError(
-                f"cannot read {path} ({type(error).__name__}): it is damaged or not a classifier"
-            ) from error
-        if not fits:
-            raise UserError(f"{path} is not a classifier: expected weight (C, D) and bias (C,)")
-        if weight.shape[1] != self.embedding_size:
-            raise UserError(
-                f"{path} takes embeddings of size {weight.shape[1]}, not {self.embedding_size}: it is not of this run"
-            )
+        tensors = read_classifier_file(path)
+        size = tensors["weight"].shape[1]
+        if size != self.embedding_size:
+            raise UserError(f"{path} takes embeddings of size {size}, not {self.embedding_size}: it is not of this run")
         return tensors
 
     def _margin(self) -> Margin:
@@ -166,7 +157,12 @@ def load_old_model(settings: Settings, ranks: Ranks) -> tuple[Encoder, OldModel]
         require_writable_store(resolve(settings.features))
     logger.info("old model: %s (%s, fingerprint %s)", settings.old_model, encoder.network, encoder.fingerprint[:12])
     old_model = OldModel(
-        path, encoder.name, encoder.network, encoder.fingerprint, encoder.embedding_size, encoder.preprocessing
+        path,
+        encoder.name,
+        encoder.network,
+        encoder.fingerprint,
+        encoder.embedding_size,
+        preprocessing=encoder.preprocessing,
     )
     return encoder, old_model
 
