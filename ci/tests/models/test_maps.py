@@ -387,7 +387,10 @@ def test_a_saved_map_is_loaded_as_it_was(kind, sizes, tmp_path):
     assert json.loads((tmp_path / "map" / "config.json").read_text())["rec"] == "datasets/faces"
     heads = {"error_head.weight", "error_head.bias"}
     heads = {"error_head.weight", "error_head.bias"}
-    assert set(torch.load(tmp_path / "map" / "map.pt", weights_only=True)) == set(fitted.module.state_dict()) | heads | heads
+    assert (
+        set(torch.load(tmp_path / "map" / "map.pt", weights_only=True))
+        == set(fitted.module.state_dict()) | heads | heads
+    )
 
 
 @pytest.fixture
