@@ -5,15 +5,14 @@ import shutil
 from dataclasses import asdict
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from onnx_graphs import Graph
 from tiny import noise, write_map_run, write_run_folder
 
 from core.errors import UserError
 from core.files import ROOT
 from core.models.encoder import load_encoder
-from core.models.export import to_onnx
 from core.models.map_run import BaseModel, is_map_run, model_chain
 from core.models.maps import fit_map, load_map
 
@@ -117,10 +116,9 @@ def test_base_may_be_a_map_and_its_base_too(folder, tmp_path):
 def test_base_may_be_any_model_argument_fed_as_the_user_said(folder, tmp_path):
     torch.save(torch.load(folder / "new" / "model.pt"), tmp_path / "bare.pt")
     told = {"network": "r18", "mean": "imagenet", "std": "imagenet", "channel_order": "BGR"}
-    (tmp_path / "plain").mkdir()
     bare = load_encoder(tmp_path / "bare.pt", **told)
-    onnx.save(to_onnx(load_encoder(folder / "old")), tmp_path / "old.onnx")
-    for base, options, kind in ((tmp_path / "bare.pt", told, "ridge"), (tmp_path / "old.onnx", {}, "mlp")):
+    Graph().write(tmp_path / "foreign.onnx")
+    for base, options, kind in ((tmp_path / "bare.pt", told, "ridge"), (tmp_path / "foreign.onnx", {}, "mlp")):
         path = write_map_run(tmp_path / f"{base.stem}_map", base, folder / "old", kind=kind, **options)
         encoder, plain = load_encoder(path), load_encoder(base, **options)
         batch = images(3, plain.image_size)
