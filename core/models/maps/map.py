@@ -1,0 +1,146 @@
+"""A fitted map between the spaces of two models, and its run folder.
+
+The run folder has `map.pt` (the state dict of the map's network) and `config.json`, whose entry `map` describes it.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.backbones.state_dicts import read_state_dict
+from core.errors import UserError
+from core.files import replaced_atomically, require_file
+from core.models.maps.modules import build_module
+from core.models.maps.vectors import BLOCK_ROWS, SAFE_LENGTHS, Space, Vectors, open_vectors, row_blocks, unit_rows
+from core.models.weights import fingerprint
+
+__all__ = ["Map", "load_map"]
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """Leads from the source's space to the target's: called with vectors of the one it returns vectors of the other."""
+
+    kind: str
+    source: Space
+    target: Space
+    module: nn.Module
+    """From unit vectors (B, D_s) to plain output (B, D_t), float32; on the CPU."""
+    num_pairs: int
+    """That it was fitted on."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of its kind, as used."""
+    penalty: float | None = None
+    """Of a ridge: the one that was used."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the network's state dict."""
+        return fingerprint(self.module.state_dict())
+
+    def __call__(self, vectors: Vectors, normalized: bool = True, out: np.ndarray | None = None) -> np.ndarray:
+        """Vectors (N, D_s) of the source's space, of any length, to unit vectors (N, D_t), float32.
+
+        `normalized=False` gives the network's plain output, in which uncertain vectors are short. The result is written
+        to `out` if it is given, which may be memory-mapped. Memory beside it: a block of rows. `UserError` for vectors
+        of another size, a store of another model, and a row without a direction.
+        """
+        rows, space = open_vectors(vectors, "vectors")
+        self.require_source(space)
+        shape = (len(rows), self.target.size)
+        out = np.empty(shape, np.float32) if out is None else out
+        if out.shape != shape or out.dtype != np.float32:
+            raise ValueError(f"out is {out.dtype} {out.shape}, not float32 {shape}")
+        buffer = torch.empty(min(BLOCK_ROWS, len(rows)), self.source.size)
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+            result = torch.from_numpy(out)
+            for block in row_blocks(len(rows)):
+                mapped = self.module(_unit_tensor(rows, block, buffer))
+                if normalized:
+                    torch.mul(mapped, 1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]), out=result[block])
+                else:
+                    result[block] = mapped
+        return out
+
+    def require_source(self, space: Space) -> None:
+        """`UserError` unless vectors of this space may be mapped."""
+        if space.size != self.source.size:
+            raise UserError(
+                f"this map takes vectors of size {self.source.size}, got size {space.size}: it leads from "
+                f"{self.source} to {self.target}"
+            )
+        if None not in (space.fingerprint, self.source.fingerprint) and space.fingerprint != self.source.fingerprint:
+            raise UserError(
+                f"these vectors are of {space}, but the map leads from {self.source} to {self.target}: give vectors "
+                "of that model, or a map that was fitted for this one"
+            )
+
+    def save(self, folder: str | Path, config: Mapping[str, Any] | None = None) -> None:
+        """Write the run folder, which is made if it is missing; `config` are further entries of its `config.json`.
+
+        `UserError` if its parent does not exist or it holds a model.
+        """
+        folder = Path(folder)
+        if (folder / "model.pt").exists():
+            raise UserError(f"{folder} is the run folder of a model, whose config would be lost: name another folder")
+        if not folder.parent.is_dir():
+            raise UserError(f"the folder {folder.parent} of the output {folder.name} does not exist: make it")
+        folder.mkdir(exist_ok=True)
+        described = {
+            "kind": self.kind,
+            "source": asdict(self.source),
+            "target": asdict(self.target),
+            "num_pairs": self.num_pairs,
+            "options": dict(self.options),
+            "penalty": self.penalty,
+            "fingerprint": self.fingerprint,
+        }
+        with replaced_atomically(folder / "map.pt") as temporary:
+            torch.save(self.module.state_dict(), temporary)
+        with replaced_atomically(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps({**(config or {}), "map": described}, indent=2) + "\n")
+
+
+def load_map(folder: str | Path) -> Map:
+    """The map of a run folder; `UserError` if a file is missing or damaged, or the two are not of the same map."""
+    folder = Path(folder)
+    file = require_file(folder / "config.json", "config of the map's run folder")
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))["map"]
+        source, target = Space(**described.pop("source")), Space(**described.pop("target"))
+        module = build_module(described["kind"], source.size, target.size, described["options"])
+        expected = described.pop("fingerprint")
+        loaded = Map(source=source, target=target, module=module, **described)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{file} does not describe a map ({error!r}): it is damaged, or not of a map's run") from error
+    state_dict = read_state_dict(folder / "map.pt")
+    if fingerprint(state_dict) != expected:
+        raise UserError(
+            f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
+        )
+    module.load_state_dict(state_dict, assign=True)
+    module.eval().requires_grad_(False)
+    return loaded
+
+
+def _unit_tensor(vectors: np.ndarray, rows: slice, buffer: Tensor) -> Tensor:
+    """The rows of `vectors` (N, D), normalised, in `buffer` (at least n, D)."""
+    block = torch.from_numpy(np.ascontiguousarray(vectors[rows], dtype=np.float32))
+    lengths = _lengths(block)
+    shortest, longest = torch.aminmax(lengths)
+    if not (shortest > SAFE_LENGTHS[0] and longest < SAFE_LENGTHS[1]):  # also where one is not a number
+        return torch.from_numpy(unit_rows(vectors, rows, "vectors", buffer.numpy()))
+    return torch.mul(block, 1 / lengths, out=buffer[: len(block)])
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """Of the rows (N, D), as (N, 1)."""
+    return torch.linalg.vector_norm(vectors, dim=1, keepdim=True)

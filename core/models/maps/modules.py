@@ -1,0 +1,34 @@
+"""The networks of the maps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ResidualNetwork", "build_module"]
+
+
+class ResidualNetwork(nn.Module):
+    """An affine map plus a network with one hidden layer: x W + b + gelu(x W_1 + b_1) W_2. (B, D_s) to (B, D_t)."""
+
+    def __init__(self, source_size: int, target_size: int, hidden: int):
+        super().__init__()
+        self.affine = nn.Linear(source_size, target_size)
+        self.inner = nn.Linear(source_size, hidden)
+        self.outer = nn.Linear(hidden, target_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D_s) to (B, D_t)."""
+        return self.affine(x) + self.outer(nn.functional.gelu(self.inner(x)))
+
+
+def build_module(kind: str, source_size: int, target_size: int, options: Mapping[str, Any]) -> nn.Module:
+    """The network of a kind of map, on the meta device, so that no random numbers are drawn: load its weights."""
+    with torch.device("meta"):
+        if kind == "low_rank":
+            rank = options["rank"]
+            return nn.Sequential(nn.Linear(source_size, rank, bias=False), nn.Linear(rank, target_size))
+        if kind == "mlp":
+            return ResidualNetwork(source_size, target_size, options["hidden"])
+        return nn.Linear(source_size, target_size)
