@@ -13,9 +13,10 @@ from torch import Tensor
 
 from core.backbones.checks import require_positive
 from core.errors import UserError
+from core.models.maps.error_head import fit_error_head
 from core.models.maps.linear import Affine, RidgeProblem, penalty_grid, procrustes
 from core.models.maps.map import Map
-from core.models.maps.modules import build_module
+from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.moments import compute_moments
 from core.models.maps.network import train_network
 from core.models.maps.vectors import Pairs, Space, Vectors, open_pairs
@@ -59,6 +60,7 @@ def fit_map(
     - "mlp": a ridge and a hidden layer, trained on `labels` (`core.models.maps.network`): `hidden` units, `scale`,
       `num_epoch`, `batch_size`, `lr`, `seed`.
 
+    The map can also predict its errors (`core.models.maps.error_head`), from a second pass over some of the pairs.
     `UserError` for an unknown kind or option, arrays that are no pairs, fewer than ten pairs, and a row without a
     direction.
     """
@@ -78,7 +80,9 @@ def fit_map(
     module = build_module(kind, pairs.source_space.size, pairs.target_space.size, fitted.options)
     module.load_state_dict(fitted.state_dict, assign=True)
     module.eval().requires_grad_(False)
-    return Map(kind, pairs.source_space, pairs.target_space, module, len(pairs), fitted.options, fitted.penalty)
+    error_head = build_error_head(fit_error_head(pairs, module))
+    spaces = pairs.source_space, pairs.target_space
+    return Map(kind, *spaces, module, len(pairs), fitted.options, fitted.penalty, error_head)
 
 
 def _fit_procrustes(pairs: Pairs, labels: np.ndarray | None, *, centred: bool = False) -> Fitted:

@@ -1,12 +1,13 @@
 """A fitted map between the spaces of two models, and its run folder.
 
-The run folder has `map.pt` (the state dict of the map's network) and `config.json`, whose entry `map` describes it.
+The run folder has `map.pt` (the state dict of the map's network and, below `error_head.`, that of the prediction of its
+error) and `config.json`, whose entry `map` describes it.
 """
 
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
-from core.models.maps.modules import build_module
+from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.vectors import BLOCK_ROWS, SAFE_LENGTHS, Space, Vectors, open_vectors, row_blocks, unit_rows
 from core.models.weights import fingerprint
 
 __all__ = ["Map", "load_map"]
+
+ERROR_HEAD = "error_head."
+"""Before the names of its tensors in `map.pt`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,9 @@ class Map:
     """Of its kind, as used."""
     penalty: float | None = None
     """Of a ridge: the one that was used."""
+    error_head: nn.Linear | None = None
+    """From unit vectors (B, D_s) to the predicted logarithm of the squared error (B, 1). A network that predicts it by
+    itself has a method `log_error(unit vectors) -> (B,)` instead."""
 
     @property
     def fingerprint(self) -> str:
@@ -58,17 +65,35 @@ class Map:
         out = np.empty(shape, np.float32) if out is None else out
         if out.shape != shape or out.dtype != np.float32:
             raise ValueError(f"out is {out.dtype} {out.shape}, not float32 {shape}")
-        buffer = torch.empty(min(BLOCK_ROWS, len(rows)), self.source.size)
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-            result = torch.from_numpy(out)
-            for block in row_blocks(len(rows)):
-                mapped = self.module(_unit_tensor(rows, block, buffer))
-                if normalized:
-                    torch.mul(mapped, 1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]), out=result[block])
-                else:
-                    result[block] = mapped
+        result = torch.from_numpy(out)
+
+        def map_block(block: slice, units: Tensor) -> None:
+            mapped = self.module(units)
+            if normalized:
+                torch.mul(mapped, 1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]), out=result[block])
+            else:
+                result[block] = mapped
+
+        _visit_blocks(rows, map_block)
         return out
+
+    def predicted_error(self, vectors: Vectors) -> np.ndarray | None:
+        """Of vectors (N, D_s) the squared error that the map expects to make with each, (N,) float32.
+
+        None if the map cannot tell. Memory and errors as when vectors are mapped.
+        """
+        predict = self.error_head or getattr(self.module, "log_error", None)
+        if predict is None:
+            return None
+        rows, space = open_vectors(vectors, "vectors")
+        self.require_source(space)
+        errors = torch.empty(len(rows))
+
+        def predict_block(block: slice, units: Tensor) -> None:
+            errors[block] = predict(units).reshape(-1).exp()
+
+        _visit_blocks(rows, predict_block)
+        return errors.numpy()
 
     def require_source(self, space: Space) -> None:
         """`UserError` unless vectors of this space may be mapped."""
@@ -103,8 +128,11 @@ class Map:
             "penalty": self.penalty,
             "fingerprint": self.fingerprint,
         }
+        tensors = dict(self.module.state_dict())
+        if self.error_head is not None:
+            tensors |= {ERROR_HEAD + name: tensor for name, tensor in self.error_head.state_dict().items()}
         with replaced_atomically(folder / "map.pt") as temporary:
-            torch.save(self.module.state_dict(), temporary)
+            torch.save(tensors, temporary)
         with replaced_atomically(folder / "config.json") as temporary:
             temporary.write_text(json.dumps({**(config or {}), "map": described}, indent=2) + "\n")
 
@@ -121,14 +149,25 @@ def load_map(folder: str | Path) -> Map:
         loaded = Map(source=source, target=target, module=module, **described)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} does not describe a map ({error!r}): it is damaged, or not of a map's run") from error
-    state_dict = read_state_dict(folder / "map.pt")
-    if fingerprint(state_dict) != expected:
+    tensors = read_state_dict(folder / "map.pt")
+    head = {name.removeprefix(ERROR_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(ERROR_HEAD)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
+    if fingerprint(tensors) != expected or shapes not in ({}, {"weight": (1, source.size), "bias": (1,)}):
         raise UserError(
             f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
         )
-    module.load_state_dict(state_dict, assign=True)
+    module.load_state_dict(tensors, assign=True)
     module.eval().requires_grad_(False)
-    return loaded
+    return replace(loaded, error_head=build_error_head(head)) if head else loaded
+
+
+def _visit_blocks(rows: np.ndarray, visit: Callable[[slice, Tensor], None]) -> None:
+    """Call `visit` with each block of the rows (N, D) and its unit vectors (B, D), which the next block overwrites."""
+    buffer = torch.empty(min(BLOCK_ROWS, len(rows)), rows.shape[1])
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+        for block in row_blocks(len(rows)):
+            visit(block, _unit_tensor(rows, block, buffer))
 
 
 def _unit_tensor(vectors: np.ndarray, rows: slice, buffer: Tensor) -> Tensor:

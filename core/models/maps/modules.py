@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ResidualNetwork", "build_module"]
+__all__ = ["ResidualNetwork", "build_error_head", "build_module"]
 
 
 class ResidualNetwork(nn.Module):
@@ -32,3 +32,11 @@ def build_module(kind: str, source_size: int, target_size: int, options: Mapping
         if kind == "mlp":
             return ResidualNetwork(source_size, target_size, options["hidden"])
         return nn.Linear(source_size, target_size)
+
+
+def build_error_head(state_dict: Mapping[str, Tensor]) -> nn.Linear:
+    """From unit vectors (B, D_s) to the logarithm of a map's squared error (B, 1): `weight` (1, D_s), `bias` (1,)."""
+    with torch.device("meta"):
+        head = nn.Linear(state_dict["weight"].shape[1], 1)
+    head.load_state_dict(state_dict, assign=True)
+    return head.eval().requires_grad_(False)
