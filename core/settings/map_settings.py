@@ -1,12 +1,28 @@
 """Every setting that the programs share that fit a map between the spaces of two models."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from core.settings.keys import key, key_of
 from core.settings.settings import ProgramSettings, Settings
 
-__all__ = ["MapSettings", "MapTrainingSettings"]
+__all__ = ["ForwardMapSettings", "MapSettings", "MapTrainingSettings", "ModelArgument"]
+
+Numbers: TypeAlias = str | float | tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class ModelArgument:
+    """What the settings say of one of the models."""
+
+    which: str
+    """old, new or side: how its keys begin."""
+    path: str | None
+    network: str | None
+    mean: Numbers
+    std: Numbers
+    channel_order: str | None
+    features: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +37,8 @@ class MapSettings(ProgramSettings):
 
     old_model: str | None = key_of(Settings, "old_model", heading="The old model, that made the gallery")
     old_network: str | None = key_of(Settings, "old_network")
-    old_mean: str | float | tuple[float, ...] | None = key_of(Settings, "old_mean")
-    old_std: str | float | tuple[float, ...] | None = key_of(Settings, "old_std")
+    old_mean: Numbers = key_of(Settings, "old_mean")
+    old_std: Numbers = key_of(Settings, "old_std")
     old_channel_order: Literal["RGB", "BGR"] | None = key_of(Settings, "old_channel_order")
     old_features: str | None = key(
         None, "folder of its embeddings of the images; None: made under features/", path="output"
@@ -30,8 +46,8 @@ class MapSettings(ProgramSettings):
 
     new_model: str | None = key(None, "run folder, .pt or .onnx", heading="The new model", path="input")
     new_network: str | None = key(None, "its network, when new_model is a bare .pt")
-    new_mean: str | float | tuple[float, ...] | None = key_of(Settings, "old_mean")
-    new_std: str | float | tuple[float, ...] | None = key_of(Settings, "old_std")
+    new_mean: Numbers = key_of(Settings, "old_mean")
+    new_std: Numbers = key_of(Settings, "old_std")
     new_channel_order: Literal["RGB", "BGR"] | None = key_of(Settings, "old_channel_order")
     new_features: str | None = key_of(Settings, "features")
 
@@ -45,6 +61,16 @@ class MapSettings(ProgramSettings):
     seed: int = key(666, "of first weights and order of pairs, where a map is trained", minimum=0, maximum=2**32 - 1)
 
     output: str | None = key_of(Settings, "output", heading="Run folder")
+
+    @property
+    def models(self) -> list[ModelArgument]:
+        """The old model and the new one."""
+        old_input = self.old_network, self.old_mean, self.old_std, self.old_channel_order
+        new_input = self.new_network, self.new_mean, self.new_std, self.new_channel_order
+        return [
+            ModelArgument("old", self.old_model, *old_input, self.old_features),
+            ModelArgument("new", self.new_model, *new_input, self.new_features),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +89,27 @@ class MapTrainingSettings(MapSettings):
     resume: bool = key(
         True, "go on from checkpoint.pt in the run folder if there is one; False: start over and replace it"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardMapSettings(MapTrainingSettings):
+    """Of FCT and FastFill, as released."""
+
+    hidden: int = key(2048, "units of the two blocks behind the branches", minimum=1, heading="The forward network")
+    weight_decay: float = key(2.0**-15, "of all parameters, added to the gradient", minimum=0)
+    side_model: str | None = key(
+        None, "gives side information on the images: run folder, .pt or .onnx; None: there is none", path="input"
+    )
+    side_network: str | None = key(None, "its network, when side_model is a bare .pt")
+    side_mean: Numbers = key_of(Settings, "old_mean")
+    side_std: Numbers = key_of(Settings, "old_std")
+    side_channel_order: Literal["RGB", "BGR"] | None = key_of(Settings, "old_channel_order")
+    side_features: str | None = key_of(MapSettings, "old_features")
+
+    @property
+    def models(self) -> list[ModelArgument]:
+        """The old model, the new one, and the one that gives side information, if there is any."""
+        if self.side_model is None:
+            return super().models
+        told = self.side_network, self.side_mean, self.side_std, self.side_channel_order
+        return [*super().models, ModelArgument("side", self.side_model, *told, self.side_features)]

@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.models.maps.forward import FastFillNetwork, ForwardNetwork
+
 __all__ = ["ResidualNetwork", "build_error_head", "build_module"]
+
+FORWARD_NETWORKS = {"fct": ForwardNetwork, "fastfill": FastFillNetwork}
 
 
 class ResidualNetwork(nn.Module):
@@ -31,6 +35,8 @@ def build_module(kind: str, source_size: int, target_size: int, options: Mapping
             return nn.Sequential(nn.Linear(source_size, rank, bias=False), nn.Linear(rank, target_size))
         if kind == "mlp":
             return ResidualNetwork(source_size, target_size, options["hidden"])
+        if kind in FORWARD_NETWORKS:
+            return FORWARD_NETWORKS[kind](source_size, target_size, options["hidden"], options["side_size"])
         return nn.Linear(source_size, target_size)
 
 
