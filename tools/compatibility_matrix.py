@@ -17,7 +17,8 @@ from command_line import ArgumentParser, add_run_arguments, check_run_arguments
 
 from core.errors import UserError, run_program
 from core.evaluation.compatibility_matrix import UpdateMatrix, write_matrices
-from core.evaluation.ijb import FARS, FPIRS, RANKS
+from core.evaluation.identification import FPIRS, RANKS
+from core.evaluation.ijb import FARS
 from core.evaluation.ijb_embeddings import CACHE
 from core.evaluation.ijb_meta import SUBSETS, require_meta
 from core.evaluation.model_pairs import DEFAULT_SETTINGS, EMBEDS, PairResult, evaluate_pairs

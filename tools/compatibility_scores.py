@@ -1,4 +1,4 @@
-"""Scores of an update from results files: p_up, p_comp and p_1 of AdvBCT, the update gain, and the plain criterion.
+"""Scores of an update from results files: p_up, p_comp and p_1 of AdvBCT, update gain, flips, and the plain criterion.
 
     python tools/compatibility_scores.py work_dirs/{old,new,alone,cross}/ijbc/results.json
     python tools/compatibility_scores.py --metric map_medium --metric map_hard work_dirs/*/roxford5k/results.json
@@ -20,10 +20,22 @@ from command_line import ArgumentParser
 from core.errors import UserError, run_program
 from core.evaluation.compatibility import CompatibilityScores, scores
 from core.evaluation.results import Evaluation, UpdateTests, assign_roles, default_metric, read_evaluations
-from core.evaluation.tables import format_table
+from core.evaluation.tables import format_rate, format_table
 from core.logs import set_up_logging
 
-COLUMNS = ("old/old", "new/new", "star/star", "new/old", "gain", "p_up", "p_comp", "p_1", "new/old > old/old")
+COLUMNS = (
+    "old/old",
+    "new/new",
+    "star/star",
+    "new/old",
+    "NFR",
+    "PFR",
+    "gain",
+    "p_up",
+    "p_comp",
+    "p_1",
+    "new/old > old/old",
+)
 
 
 def main() -> None:
@@ -34,7 +46,8 @@ def main() -> None:
     by_task = find_tests(choose_models(evaluations, args.models))
     test_sets = choose_metrics(by_task, args.metric)
     rates = [read_rates(by_task[task], metric) for task, metric in test_sets]
-    print(make_table(test_sets, rates))
+    flips = [[format_rate(by_task[task].cross.metrics.get(name)) for name in ("nfr", "pfr")] for task, _ in test_sets]
+    print(make_table(test_sets, rates, flips))
     models = next(iter(by_task.values())).models()
     print("\n" + ", ".join(f"{role}: {model.name}" for role, model in models.items()))
 
@@ -109,17 +122,19 @@ def read_rates(tests: UpdateTests, metric: str) -> list[float]:
     return [100.0 * evaluation.rate(metric) for evaluation in tests.all()]
 
 
-def make_table(test_sets: Sequence[tuple[str, str]], rates: Sequence[Sequence[float]]) -> str:
-    """A line for each test set, and one for all together."""
+def make_table(
+    test_sets: Sequence[tuple[str, str]], rates: Sequence[Sequence[float]], flips: Sequence[Sequence[str]]
+) -> str:
+    """A line for each test set, and one for all together; `flips`: NFR and PFR of each cross-test, formatted."""
     rows = []
-    for (task, metric), values in zip(test_sets, rates):
+    for (task, metric), values, cells in zip(test_sets, rates, flips):
         new, star, cross, old = (f"{value:.2f}" for value in values)
         found = find_scores([values], f"{task} {metric}")
         verdict = "yes" if found.compatible[0] else "no"
-        rows.append([f"{task} {metric}", old, new, star, cross, *score_cells(found), verdict])
+        rows.append([f"{task} {metric}", old, new, star, cross, *cells, *score_cells(found), verdict])
     overall = find_scores(rates, "overall")
     verdict = f"{sum(overall.compatible)} of {len(rates)}"
-    rows.append(["overall", *[""] * 4, *score_cells(overall), verdict])
+    rows.append(["overall", *[""] * 6, *score_cells(overall), verdict])
     return format_table(["%", *COLUMNS], rows)
 
 

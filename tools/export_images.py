@@ -16,6 +16,7 @@ from core.data.image_export import export_images
 from core.data.open_dataset import open_dataset
 from core.data.records import RecordDataset
 from core.errors import UserError, run_program
+from core.files import require_writable
 from core.logs import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,11 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Parse the command line, export, and log what was written."""
     parser = ArgumentParser("Write the images of a record file as files, one sub-folder a class, with an image list.")
-    parser.add_argument("--rec", required=True, help="prefix of the .rec and .idx files")
+    parser.add_argument("--rec", required=True, help="records: prefix, .rec file or its folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the images; made if it is not there")
     args = parser.parse_args()
     set_up_logging()
+    require_writable(args.out)
     data = open_dataset(args.rec)
     if not isinstance(data, RecordDataset):
         raise UserError(f"--rec {args.rec} is an image list, whose images are files already; name records")

@@ -16,13 +16,9 @@ import numpy as np
 from command_line import ArgumentParser, add_arguments, check_arguments, load_models
 
 from core.errors import run_program
-from core.evaluation.ijb import (
-    IdentificationResult,
-    RocResult,
-    evaluate_1_1,
-    evaluate_1_n,
-    template_features,
-)
+from core.evaluation.flips import mean_flip_rates
+from core.evaluation.identification import IdentificationResult, evaluate_1_n
+from core.evaluation.ijb import RocResult, evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, read_images, read_pairs, require_meta
 from core.evaluation.model_pairs import EMBEDS
@@ -61,6 +57,10 @@ def main() -> None:
     query_templates = embed_templates(args, query, images)
     gallery_templates = query_templates if gallery is query else embed_templates(args, gallery, images)
     result = evaluate(query_templates, gallery_templates)
+    if isinstance(result, IdentificationResult) and gallery is not query:
+        before = evaluate(gallery_templates, gallery_templates)
+        assert isinstance(before, IdentificationResult), "the same evaluation"
+        result.metrics.update(mean_flip_rates(before.found, result.found))
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
     print(make_table(name, result))
     args.out.mkdir(exist_ok=True)

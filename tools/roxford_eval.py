@@ -18,10 +18,11 @@ from command_line import ArgumentParser, add_arguments, check_arguments, load_mo
 
 from core.errors import UserError, run_program
 from core.evaluation.descriptors import CACHE
+from core.evaluation.flips import flip_rates
 from core.evaluation.gldv2 import read_gldv2
 from core.evaluation.plots import plot_hits, plot_precision_recall
 from core.evaluation.results import Evaluation, Model, write_evaluation
-from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, rank_database
+from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, found_first, rank_database
 from core.evaluation.retrieval_images import RetrievalImages, read_image_list
 from core.evaluation.revisited import KAPPAS, SETUPS
 from core.evaluation.revisited_files import read_revisited
@@ -82,6 +83,9 @@ def main() -> None:
     query, gallery = load_models(args)
     scores, rows = rank_database(query, gallery, test, options)
     result = test.evaluate(rows)
+    if query is not gallery:
+        _, rows_before = rank_database(gallery, gallery, test, options)
+        result.metrics.update(flip_rates(found_first(test, rows_before), found_first(test, rows)))
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
     print(make_table(name, result.metrics))
     args.out.mkdir(exist_ok=True)
@@ -136,12 +140,19 @@ def settings(args: Namespace, options: RetrievalOptions) -> dict[str, object]:
 def make_table(name: str, metrics: dict[str, float | None]) -> str:
     """The metrics in per cent: a line for each setup of the revisited benchmarks, or for each part of GLDv2's."""
     if "map@100" in metrics:
-        header, rows = ("public and private", "public", "private"), {"mAP@100": list(metrics.values())}
+        header, rows = (
+            ("public and private", "public", "private"),
+            {"mAP@100": [metrics[key] for key in metrics if key.startswith("map@100")]},
+        )
     else:
         header = ("mAP", *(f"mP@{k}" for k in KAPPAS))
         rows = {setup: [value for key, value in metrics.items() if key.endswith(f"_{setup}")] for setup in SETUPS}
     lines = [[row, *map(format_rate, values)] for row, values in rows.items()]
-    return format_table([f"{name} (%)", *header], lines)
+    table = format_table([f"{name} (%)", *header], lines)
+    if "nfr" not in metrics:
+        return table
+    nfr, pfr = (format_rate(metrics[flip]) for flip in ("nfr", "pfr"))
+    return f"{table}\nfirst results against those of the old model's own search: NFR {nfr}, PFR {pfr}"
 
 
 def draw_hits(

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from core.evaluation.ijb import evaluate_1_n, pair_scores, receiver_operating_characteristic, template_features
+from core.evaluation.identification import evaluate_1_n
+from core.evaluation.ijb import pair_scores, receiver_operating_characteristic, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, Subjects, read_images, read_pairs
 

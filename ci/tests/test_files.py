@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.data.lists import ListDataset
 from core.data.recordio import RecordWriter
 from core.errors import UserError
 from core.files import replaced_atomically, require_file, require_replaceable, require_writable, resolve, writing
@@ -31,10 +33,14 @@ def full_disk(room: int = 5000) -> Iterator[None]:
 
 @pytest.fixture
 def locked() -> Iterator[Path]:
-    """A folder that this process may neither write nor search for the length of the test, also when root runs it."""
+    """A folder that this process may neither write nor search for the length of the test, also when root runs it.
+
+    `list.txt` beside it names the file in it.
+    """
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     (folder / "locked").mkdir()
     (folder / "locked" / "file").write_text("x")
+    (folder / "list.txt").write_text("file 0\nfile 1\n")
     (folder / "locked").chmod(0)
     folder.chmod(0o755)
     user = os.geteuid()
@@ -43,9 +49,7 @@ def locked() -> Iterator[Path]:
     yield folder / "locked"
     os.seteuid(user)
     (folder / "locked").chmod(0o700)
-    (folder / "locked" / "file").unlink()
-    (folder / "locked").rmdir()
-    folder.rmdir()
+    shutil.rmtree(folder)
 
 
 def test_folders_that_can_be_written_pass_and_stay_as_they_are(tmp_path):
@@ -168,6 +172,13 @@ def test_errors_of_other_files_and_of_the_program_stay_as_they_are(tmp_path):
         with pytest.raises(type(error)) as caught, writing(tmp_path / "output"):
             raise error
         assert caught.value is error
+
+
+@pytest.mark.parametrize("skip_bad", [True, False])
+def test_images_in_a_folder_that_may_not_be_searched_are_not_called_missing(locked, skip_bad):
+    with pytest.raises(PermissionError) as raised:
+        ListDataset(locked.parent / "list.txt", locked, skip_bad=skip_bad)
+    assert os.fsdecode(raised.value.filename) == str(locked / "file")
 
 
 def test_missing_input_is_told_by_what_is_there_instead(tmp_path):

@@ -3,13 +3,11 @@
 import errno
 import importlib
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import load_models
 from tiny import projection_encoder, write_run_folder
 
 from core.data.records import RecordDataset
@@ -54,6 +52,7 @@ TWO = ("--models", "/nowhere/a", "/nowhere/b", "--data-path", "/nowhere/data")
         (("make_dataset", "orl", "--out", "/proc"), "/proc is the root of a disk, which cannot be replaced"),
         (("make_dataset", "folder", "--src", "/nowhere", "--out", "{}/file/x"), "{}/file is no folder"),
         (("prepare_gldv2", "--csv", "/nowhere", "--images", "/nowhere", "--out", "/proc/o"), "cannot write /proc/o: "),
+        (("export_images", "--rec", "/nowhere", "--out", "/proc/out"), "cannot write /proc/out: No such file"),
         (("benchmark", "--out", "/proc/out"), "cannot write /proc/out: No such file"),
         (("demo", "--out", "/proc/out"), "cannot write /proc/out: No such file"),
     ],
@@ -113,12 +112,12 @@ def test_line_that_asks_for_a_network_names_the_option_that_gives_it(run, tmp_pa
     folder = write_run_folder(tmp_path / "run")
     bare = shutil.copy(folder / "model.pt", tmp_path / "bare.pt")
     words = ("--data-path", tmp_path, "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--device", "cpu")
-    args = {"network": None, "network_old": None, "device": "cpu"}
+    for tool in ("ijbc_eval", "compatibility_matrix"):
+        monkeypatch.setattr(f"{tool}.require_meta", lambda *arguments, **options: None)
     for model, old, option in ((bare, folder, "-net"), (folder, bare, "-old_net")):
         with pytest.raises(UserError, match=f"bare.pt is a bare state dict, .*: name it with {option}$"):
-            load_models(Namespace(model=model, model_old=old, **args))
+            run("ijbc_eval", "-m", model, "-m_old", old, *words)
     with pytest.raises(UserError, match="bare.pt is a bare state dict, .*: name it with -net$"):
         run("export_onnx", "-m", bare, "-o", tmp_path / "x.onnx")
-    monkeypatch.setattr("compatibility_matrix.require_meta", lambda *arguments, **options: None)
     with pytest.raises(UserError, match="bare.pt is a bare state dict, .*: name it with --networks$"):
         run("compatibility_matrix", "--models", folder, bare, *words)

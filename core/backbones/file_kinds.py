@@ -5,7 +5,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import UserError
+from core.errors import UserError, explain
 from core.files import require_file
 
 __all__ = [
@@ -89,7 +89,7 @@ def kind_of_file(path: str | Path) -> FileKind:
         with open(require_file(path, "model weights"), "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {explain(error)}") from error
     if not head:
         raise UserError(f"cannot read {path}: it is empty; {AGAIN}")
     if head.startswith(b"PK"):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from core.backbones.file_kinds import AGAIN, EXPORT, SAFETENSORS, SAVE, TORCH_OLD, TORCH_ZIP, kind_of_file
-from core.errors import UserError
+from core.errors import UserError, explain
 
 __all__ = ["PICKLED_NETWORK", "holds_pickled_network", "read_weight_file"]
 
@@ -54,7 +54,7 @@ def read_weight_file(path: str | Path) -> Any:
             f"cannot read weights from {path}: it holds {_objection(path, str(error))}; {SAVE}, or {EXPORT}"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {explain(error)}") from error
     except Exception as error:  # a damaged file can fail in any way
         logger.debug("reading %s failed", path, exc_info=True)
         raise UserError(f"cannot read weights from {path}: it is damaged ({type(error).__name__}); {AGAIN}") from error

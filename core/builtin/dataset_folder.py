@@ -54,7 +54,7 @@ def check_replaceable(out: Path, kind: str) -> None:
         return
     try:
         found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))["kind"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         found = "unknown"
     if found != kind:
         raise UserError(f"{out} is a data set of kind {found}, not {kind}; give another folder, or empty this one")

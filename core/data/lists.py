@@ -5,6 +5,7 @@ lines are skipped. Paths are relative to a root folder, or absolute. Lists of ot
 give the same rows.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -33,6 +34,8 @@ MOST_DIGITS = 9
 """Of a label: a longer number is not a class."""
 LABEL_AT_END = rf"[{BLANKS}]+[0-9]{{1,{MOST_DIGITS}}}[{BLANKS}]*$"
 BLOCK = 4096
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Errors of a look-up that do not say that a file is missing."""
 STAT_THREADS = 16
 """Enough to hide the latency of a network file system; on a local disk one is as fast."""
 FINGERPRINT_FILES = 64
@@ -291,7 +294,10 @@ def write_list(path: str | Path, images: ImageList, rows: np.ndarray, labels: np
 
 
 def file_sizes(file_of: Callable[[int], str | bytes], num_files: int, description: str) -> np.ndarray:
-    """Sizes of the files `file_of(0)`, `file_of(1)`, ..., int64 (N,), -1 where there is none; with a progress bar."""
+    """Sizes of the files `file_of(0)`, `file_of(1)`, ..., int64 (N,), -1 where there is none; with a progress bar.
+
+    `OSError` for a folder that may not be searched, or on a disk that is gone: its files need not be missing.
+    """
     sizes = np.full(num_files, -1, np.int64)
 
     def measure(start: int) -> int:
@@ -299,7 +305,11 @@ def file_sizes(file_of: Callable[[int], str | bytes], num_files: int, descriptio
         for i in range(start, end):
             try:
                 found = os.stat(file_of(i))
-            except (OSError, ValueError):  # ValueError: a name that no file can have
+            except ValueError:  # a name that no file can have
+                continue
+            except OSError as error:
+                if error.errno in REFUSALS:
+                    raise
                 continue
             if stat.S_ISREG(found.st_mode):
                 sizes[i] = found.st_size

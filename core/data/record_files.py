@@ -32,7 +32,7 @@ def record_prefix(rec: str | Path) -> str:
         content = f"the records {names}" if found else "no record file (.rec)"
         raise UserError(
             f"{path} is a folder with {content}; name the prefix of a .rec and an .idx file, such as FOLDER/train, or "
-            "an image list"
+            "an image list; tools/make_dataset.py folder makes records of a folder of images"
         )
     prefix = path / (USUAL_NAME if USUAL_NAME in found else found[0])
     logger.info("%s is a folder: its records %s.rec are read", path, prefix)

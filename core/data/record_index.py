@@ -10,7 +10,7 @@ import polars as pl
 
 from core.data.recordio import HEADER, read_data, unpack
 from core.errors import UserError
-from core.files import replaced_atomically, require_file
+from core.files import replaced_atomically, require_file, require_replaceable
 from core.progress import Progress
 
 __all__ = ["write_index"]
@@ -30,6 +30,10 @@ def write_index(prefix: str | Path) -> int:
     The file is read in one pass; memory is 40 bytes a record.
     """
     rec = require_file(f"{prefix}.rec", "record file")
+    try:
+        require_replaceable(f"{prefix}.idx")
+    except UserError as error:
+        raise UserError(f"{error} (a folder with a link to the .rec will do)") from error
     with open(rec, "rb") as handle:
         empty = not handle.seek(0, 2)
         file = memoryview(b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))

@@ -108,8 +108,12 @@ class RecordDataset:
         # another order, and only the labels tell.
         if np.float32(end + ranges) == promised and self._read_labels(self._records[-1:])[0] == ranges - 1:
             return ranges
-        needed = int(self.labels().max()) + 1
-        if needed != promised and np.float32(end + needed) != promised:
+        labels = self.labels()
+        changes = int(np.count_nonzero(labels[1:] != labels[:-1]))
+        if not ranges and np.float32(end + changes + 1) != promised:
+            return promised  # more classes than images, not ranges that the index lacks
+        needed = int(labels.max()) + 1
+        if np.float32(end + needed) != promised:
             logger.info(
                 "%s.rec: %d class ranges by its header, but %d classes by its labels, which count; a class has several "
                 "ranges where its images do not follow one another, and none if its label is left out",

@@ -13,6 +13,7 @@ from core.data.record_files import record_prefix
 from core.data.records import RecordDataset, write_image_records
 from core.data.released_split import first_images, numbered_by_shuffle, shuffled_images
 from core.errors import UserError
+from core.files import require_writable
 from core.progress import track
 
 __all__ = ["RULES", "class_split", "data_split", "split_list", "split_records"]
@@ -51,7 +52,7 @@ def split_records(
     """Split the records X that `rec` names by "class" or "data" into X_part_30_class and X_part_70_class (ratio 0.3).
 
     Returns images and classes by output prefix. The outputs have InsightFace's header; payloads and further labels of
-    a record stay as they are. They lie beside X, or in the folder `out`, which is made if its parent exists. Images are
+    a record stay as they are. They lie beside X, or in the folder `out`, which is made if missing. Images are
     copied one by one; memory is about 60 bytes an image.
     """
     _require_options(ratio, seed, rule)
@@ -70,7 +71,7 @@ def split_records(
     _require_images(f"{prefix}.rec", ratio, sides)
     outputs = [str(folder / f"{Path(prefix).name}_part_{100 * share:g}_{mode}") for share in (ratio, 1 - ratio)]
     _require_room(f"{prefix}.rec", folder, outputs)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for output, side in zip(outputs, sides):
         rows = np.flatnonzero(side >= 0)
@@ -89,7 +90,7 @@ def split_list(
     For "class" the classes are shuffled by the seed and the first of them go to the old side. X_part_100_class.txt is
     then the whole list with the old classes numbered first, as on the old side. The new side is numbered from 0. For
     "data" labels stay, and the whole list is X.txt itself. Lines keep their order, but by the released rule, which
-    writes class after class. The outputs lie beside X.txt, or in the folder `out`, which is made if its parent exists.
+    writes class after class. The outputs lie beside X.txt, or in the folder `out`, which is made if missing.
     Returns images and classes by file. Image files are not looked up. Memory: the list's text several times and some 60
     bytes a line.
     """
@@ -106,7 +107,7 @@ def split_list(
     else:
         sides = data_split(images.labels, ratio, seed)
     _require_images(str(path), ratio, sides)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for share, side in [*zip((ratio, 1 - ratio), sides), *whole]:
         rows = order[side[order] >= 0]
@@ -137,16 +138,18 @@ def _with_labels(labels: np.ndarray, old: np.ndarray) -> Sides:
 def _output_folder(source: str | Path, out: str | Path | None) -> Path:
     """Where the parts are written; `UserError` now if that is impossible."""
     folder = Path(source).parent if out is None else Path(out)
-    place = folder if folder.exists() else folder.parent
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise UserError(f"the parts cannot be written to the folder {folder}: name another one with --out")
+    try:
+        require_writable(folder)
+    except UserError as error:
+        raise UserError(f"{error} (--out)") from error
     return folder
 
 
 def _require_room(source: str, folder: Path, outputs: list[str]) -> None:
     """`UserError` if the disk has no room for as many bytes as the source has, with older parts out of the way."""
     older = sum(os.path.getsize(f"{output}.rec") for output in outputs if os.path.isfile(f"{output}.rec"))
-    needed, free = os.path.getsize(source), shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    place = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    needed, free = os.path.getsize(source), shutil.disk_usage(place).free
     if free + older < needed:
         raise UserError(
             f"{folder} has {free >> 20} MB of room, but the parts take {needed >> 20} MB: make room, or name a folder "

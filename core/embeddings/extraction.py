@@ -207,7 +207,7 @@ def _can_go_on(partial: Path, info: StoreInfo) -> bool:
             return False
         open_arrays(partial, info)
         return len(np.load(partial / "done.npy")) == -(-info.num_images // BLOCK)
-    except (OSError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):
         return False
 
 

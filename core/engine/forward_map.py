@@ -2,8 +2,10 @@
 
 from typing import ClassVar, TypeVar
 
+import torch
+
 from core.engine.map_method import FittedMap, MapRun
-from core.engine.map_training import TrainedMap
+from core.engine.map_training import Spread, TrainedMap, finished_map
 from core.models.maps.forward import ForwardNetwork
 from core.models.maps.modules import FORWARD_NETWORKS
 from core.settings.map_settings import ForwardMapSettings
@@ -32,6 +34,16 @@ class ForwardMap(TrainedMap[F]):
         """Freeze the batch statistics after half of the epochs."""
         self.network.train(epoch < self.num_epoch / 2)
 
+    def half_precision(self, run: MapRun[F]) -> bool:
+        """As `precision` says."""
+        if run.settings.precision == "auto":
+            return run.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return run.settings.precision == "bf16"
+
     def maps(self, run: MapRun[F]) -> dict[str, FittedMap]:
         """The one map, for stored galleries."""
-        return {"": FittedMap(run.forward_map(self.kind, self.network, self.options), run.old, "old_to_new")}
+        rows = run.spread_rows()
+        source = Spread(run.unit_sources(rows), run.source_space)
+        target = Spread(run.new.unit_features(rows), run.new.space)
+        fitted = finished_map(run, self.kind, self.network, self.options, source, target)
+        return {"": FittedMap(fitted, run.old, "old_to_new")}

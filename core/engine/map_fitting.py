@@ -1,7 +1,7 @@
 """The one way to fit maps: models, images, their embeddings by both models, a method's fit, run folders."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,13 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
             require_writable_store(resolve(model.argument.features))
         logger.info("%s model: %s (%s, size %d)", model.argument.which, model.path, model.encoder.network, model.size)
     method.check(run)
-    run = MapRun(settings, method_name, direction, ranks, *_with_features(run.models, settings, ranks))
+    opened = {size: open_images(settings, size) for size in dict.fromkeys(m.encoder.image_size for m in run.models)}
+    images = next(iter(opened.values()))
+    if images.num_images < MIN_PAIRS:
+        raise UserError(f"{settings.rec} has {images.num_images} images: a map needs at least {MIN_PAIRS}")
+    method.check_labels(run, images.labels())
+    logger.info("data: %s, %d images of %d classes", settings.rec, images.num_images, images.num_classes)
+    run = MapRun(settings, method_name, direction, ranks, *_with_features(run.models, opened, settings, ranks))
     if ranks.is_first:
         for name, fitted in method.fit(run).items():
             _save(run, settings.run_folder / name, fitted)
@@ -46,7 +52,7 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
 def _direction(settings: MapSettings, method: MapMethod) -> str | None:
     """The direction that the settings ask for, or the method's usual one; `UserError` if it cannot be had."""
     if settings.direction is None:
-        return method.directions[0] if method.directions else None
+        return method.usual_direction(settings)
     if not method.directions:
         raise UserError(f"direction={settings.direction}: this method fits maps in both directions: leave it out")
     if settings.direction not in method.directions:
@@ -74,30 +80,23 @@ def _require_other_models(models: Sequence[Model]) -> None:
                 )
 
 
-def _with_features(models: Sequence[Model], settings: MapSettings, ranks: Ranks) -> list[Model]:
-    """The models with their embeddings of the images, which are made if they are missing. Collective.
+def _with_features(
+    models: Sequence[Model], opened: Mapping[int, ImageDataset], settings: MapSettings, ranks: Ranks
+) -> list[Model]:
+    """The models with their embeddings of the images `opened` in their sizes, made if they are missing. Collective.
 
     Models of one input size embed the same images, which are read once; images of another size are other pixels.
     """
-    sizes = list(dict.fromkeys(model.encoder.image_size for model in models))
-    if len(sizes) > 1:
-        logger.info(
-            "the models take images of %s pixels: they are read once for each size", " and ".join(map(str, sizes))
-        )
-    opened = {}
-    for size in sizes:
-        data = opened[size] = open_images(settings, size)
-        if data.num_images < MIN_PAIRS:
-            raise UserError(f"{settings.rec} has {data.num_images} images: a map needs at least {MIN_PAIRS}")
-        logger.info("data: %s, %d images of %d classes", settings.rec, data.num_images, data.num_classes)
+    if len(opened) > 1:
+        logger.info("images are read once for each size that the models take: %s pixels", ", ".join(map(str, opened)))
     paths = {model: _store_path(model, opened[model.encoder.image_size]) for model in models}
     if len(set(paths.values())) < len(models):
         raise UserError("two models' embeddings are to be kept in one folder: name another one for each")
     stores = {}
-    for size in sizes:
+    for size, images in opened.items():
         alike = [model for model in models if model.encoder.image_size == size]
         wanted = [(model.encoder, paths[model]) for model in alike]
-        made = extract_together(wanted, opened[size], ranks, settings.batch_size, settings.num_workers)
+        made = extract_together(wanted, images, ranks, settings.batch_size, settings.num_workers)
         stores |= dict(zip(alike, made))
     return [replace(model, stored_features=stores[model]) for model in models]
 

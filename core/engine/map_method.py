@@ -1,14 +1,12 @@
 """What a program that fits a map between the spaces of two models adds to the common way: how it fits it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from core.embeddings.store import EmbeddingStore
 from core.engine.run_folder import code_version
@@ -16,17 +14,15 @@ from core.errors import UserError
 from core.files import ROOT, resolve
 from core.models.encoder import Encoder, load_encoder
 from core.models.maps import Map, Space
-from core.models.maps.error_head import fit_error_head
-from core.models.maps.modules import build_error_head
-from core.models.maps.vectors import Pairs, unit_rows
+from core.models.maps.vectors import unit_rows
 from core.parallel.ranks import Ranks
 from core.settings.map_settings import MapSettings, ModelArgument
 
-__all__ = ["MapMethod", "MapRun", "Model"]
+__all__ = ["FittedMap", "MapMethod", "MapRun", "Model", "load_model"]
 
 M = TypeVar("M", bound=MapSettings)
 ERROR_PAIRS = 1 << 15
-"""On which the prediction of a map's errors is fitted, evenly spread over all."""
+"""On which the prediction of a trained map's errors is fitted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,46 +135,11 @@ class MapRun(Generic[M]):
         return Space(self.source_size, f"{self.old.encoder.name} and {self.side.encoder.name}")
 
     def unit_sources(self, rows: np.ndarray) -> np.ndarray:
-        """Old embeddings of some rows (n,), each followed by its side information, if any; each of length 1, float32."""
+        """Old embeddings of rows (n,), each followed by its side information, if any; each of length 1, float32."""
         old = self.old.unit_features(rows)
         return old if self.side is None else np.hstack((old, self.side.unit_features(rows)))
 
-    def forward_map(self, kind: str, module: nn.Module, options: Mapping[str, Any]) -> Map:
-        """The map from `source_space` to the new model's that a trained network is, with a prediction of its errors.
-
-        The network predicts them itself if it has a `log_error`.
-        """
-        module = module.cpu().eval().requires_grad_(False)
-        head = None
-        if not hasattr(module, "log_error"):
-            rows = spread_rows(self.num_pairs)
-            pairs = Pairs(self.unit_sources(rows), self.new.unit_features(rows), self.source_space, self.new.space)
-            head = build_error_head(fit_error_head(pairs, module))
-        return Map(kind, self.source_space, self.new.space, module, self.num_pairs, dict(options), error_head=head)
-
-    def described(self, base: Model, direction: str) -> dict[str, Any]:
-        """The entries of a map's `config.json`, but for those that the map writes itself."""
-        data = self.old.features.info
-        derived = {
-            "method": self.method_name,
-            "direction": direction,
-            "base": None if self.side is not None else base.described(),
-            "old_model_fingerprint": self.old.encoder.fingerprint,
-            "new_model_fingerprint": self.new.encoder.fingerprint,
-            "data_fingerprint": data.data_fingerprint,
-            "num_images": data.num_images,
-            "version": code_version(),
-            "torch_version": torch.__version__,
-        }
-        return json.loads(json.dumps({**asdict(self.settings), **derived}, default=list))
-
-
-def spread_rows(num_pairs: int) -> np.ndarray:
-    """At most 32,768 rows, evenly spread over all, int64."""
-    return np.linspace(0, num_pairs - 1, min(num_pairs, ERROR_PAIRS)).astype(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
+    @dataclass(frozen=True, eq=False)
 class FittedMap:
     """A map with the model whose embeddings it takes."""
 
@@ -193,10 +154,17 @@ class MapMethod(Generic[M]):
     settings_type: type[MapSettings] = MapSettings
     """The class of `run.settings`: a method with settings of its own declares them in a subclass and names it here."""
     directions: ClassVar[tuple[str, ...]] = ("old_to_new", "new_to_old")
-    """That may be asked for, the usual one first; none if the method always fits maps in both."""
+    """That may be asked for; none if the method always fits maps in both."""
+
+    def usual_direction(self, settings: M) -> str | None:
+        """Where the settings name none."""
+        return self.directions[0] if self.directions else None
 
     def check(self, run: MapRun[M]) -> None:
         """`UserError` for what is wrong with the settings or the models, before the images are read."""
+
+    def check_labels(self, run: MapRun[M], labels: np.ndarray) -> None:
+        """The same for the classes of the images, int64 (N,), before anything is embedded."""
 
     def fit(self, run: MapRun[M]) -> dict[str, FittedMap]:
         """The maps by their folder below the run folder, "" for itself. Called on the first rank alone."""

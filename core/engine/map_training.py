@@ -5,7 +5,7 @@ The first rank trains, alone: batch statistics and the order of the pairs are th
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
@@ -19,11 +19,14 @@ from core.engine.optimization import cosine
 from core.engine.run_folder import MetricsLog, RunFolder
 from core.errors import UserError
 from core.files import replaced_atomically
-from core.models.maps.vectors import row_blocks, unit_rows
+from core.models.maps import Map, Space
+from core.models.maps.error_head import fit_error_head
+from core.models.maps.modules import build_error_head
+from core.models.maps.vectors import Pairs, row_blocks, unit_rows
 from core.progress import Progress
 from core.settings.map_settings import MapTrainingSettings
 
-__all__ = ["PairBatch", "TrainedMap"]
+__all__ = ["PairBatch", "Spread", "TrainedMap", "finished_map"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=MapTrainingSettings)
@@ -44,6 +47,15 @@ class PairBatch:
     """float32 (B, D_n)."""
     label: Tensor
     """int64 (B,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Vectors of some of the pairs, evenly spread over all."""
+
+    vectors: np.ndarray
+    """float32 (n, D)."""
+    space: Space
 
 
 class TrainedMap(MapMethod[T], nn.Module, Generic[T]):
@@ -69,6 +81,10 @@ class TrainedMap(MapMethod[T], nn.Module, Generic[T]):
         """The trained maps by their folder below the run folder."""
         raise NotImplementedError
 
+    def half_precision(self, run: MapRun[T]) -> bool:
+        """Whether matrix products in `loss` are to be bfloat16."""
+        return False
+
     def fit(self, run: MapRun[T]) -> dict[str, FittedMap]:
         """Train, or go on from the checkpoint in the run folder, and return the maps."""
         for model in run.models:
@@ -92,7 +108,7 @@ class _Training:
         )
         self.folder = RunFolder(run.settings.run_folder)
         self.checkpoint = self.folder.path / "checkpoint.pt"
-        self.half = _half_precision(run.settings.precision, run.device)
+        self.half = method.half_precision(run)
         self.epoch = 0
 
     def train(self) -> None:
@@ -227,8 +243,17 @@ def _require_directions(features: np.ndarray, which: str) -> None:
         )
 
 
-def _half_precision(precision: str, device: torch.device) -> bool:
-    """True if matrix products are to be bfloat16."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"
+def finished_map(
+    run: MapRun, kind: str, module: nn.Module, options: Mapping[str, Any], source: Spread, target: Spread
+) -> Map:
+    """The map that a trained network is, with a prediction of its errors unless the network predicts them itself.
+
+    `source` and `target` are unit vectors of the rows `run.spread_rows()`, and their spaces.
+    """
+    module = module.cpu().eval().requires_grad_(False)
+    spaces = source.space, target.space
+    head = None
+    if not hasattr(module, "log_error"):
+        pairs = Pairs(source.vectors, target.vectors, *spaces)
+        head = build_error_head(fit_error_head(pairs, module), source.space.size)
+    return Map(kind, *spaces, module, run.num_pairs, dict(options), error_head=head)

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from core.evaluation.ijb import SearchCurves
+from core.evaluation.backfill import RAW, Curve
+from core.evaluation.identification import SearchCurves
 from core.evaluation.precision_recall import RECALLS
 from core.files import replaced_atomically
 
-__all__ = ["image_grid", "plot_hits", "plot_identification", "plot_matrices", "plot_precision_recall", "plot_roc",
-           "plot_trade_off"]  # fmt: skip
+__all__ = ["image_grid", "plot_backfill", "plot_hits", "plot_identification", "plot_matrices",
+           "plot_precision_recall", "plot_roc", "plot_trade_off"]  # fmt: skip
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 """Okabe and Ito's palette, which colour-blind readers can distinguish too."""
@@ -161,6 +162,37 @@ def plot_hits(
             spine.set(color=colour, linewidth=4)
     labels = [Line2D([], [], color=colour, linewidth=4, label=kind) for kind, colour in FRAMES.items()]
     figure.legend(handles=labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def plot_backfill(
+    roads: Mapping[str, Mapping[str, Mapping[str, Curve]]],
+    shares: np.ndarray,
+    metric: str,
+    path: str | Path,
+    title: str,
+) -> Figure:
+    """Draw a metric over the share (S,) of a gallery that is embedded again, a panel a road, a line an order.
+
+    `roads`: curves by road, scale and order. The last scale is drawn solid, raw scores dotted in the same colours.
+    """
+    figure = Figure(figsize=(0.6 + 4.4 * len(roads), 4.8), layout="constrained")
+    for axes, (road, scales) in zip(figure.subplots(1, len(roads), sharey=True, squeeze=False).flat, roads.items()):
+        last = list(scales)[-1]
+        for scale, style in ((RAW, ":"), (last, "-")) if last != RAW else ((RAW, "-"),):
+            for (order, curve), colour in zip(scales[scale].items(), COLOURS):
+                name = f"{order.replace('_', ' ')}, {scale}"
+                axes.plot(shares, curve.metrics[metric], style, color=colour, linewidth=2, label=name)
+        axes.set_title(road.replace("_", " "), fontsize=11)
+        axes.set_xlabel("share of the gallery embedded again")
+        axes.set_xlim(0, 1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, loc="lower right")
+    figure.axes[0].set_ylabel(metric)
+    figure.suptitle(title, fontsize=11)
     return _save(figure, path)
 
 

@@ -15,12 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from core.errors import UserError
+from core.evaluation.backfill import Curve
 from core.files import replaced_atomically, require_file
 from core.models.encoder import Encoder
 
 __all__ = ["Evaluation", "Model", "UpdateTests", "assign_roles", "default_metric", "read_evaluations",
-           "write_evaluation", "write_matrix", "write_pairs"]  # fmt: skip
+           "write_backfill", "write_evaluation", "write_matrix", "write_pairs"]  # fmt: skip
 
 DEFAULT_METRICS = {
     "ijbc-1:1": "tar@far=1e-04",
@@ -120,6 +123,52 @@ def write_matrix(path: Path, evaluations: Sequence[Evaluation], compatible: Sequ
 def write_pairs(path: Path, metrics: Mapping[str, Mapping[str, Mapping[str, object]]]) -> None:
     """Write the demo's results file: metrics by pair "query/gallery" and protocol "1:1" or "1:N"."""
     _write(path, metrics)
+
+
+def write_backfill(
+    path: Path,
+    task: str,
+    models: Mapping[str, Model],
+    shares: np.ndarray,
+    metric: str,
+    roads: Mapping[str, Mapping[str, Mapping[str, Curve]]],
+) -> None:
+    """Write the results file of a backfill, curves by road, scale and order.
+
+    Under "orders" are again the curves of the first road, on its last scale: {order: {metric: [...], "nfr": [...],
+    "pfr": [...], "auc": area of `metric`}}.
+    """
+    described = {
+        road: {
+            scale: {
+                order: {
+                    **{name: _rates(values) for name, values in curve.metrics.items()},
+                    "nfr": _rates(curve.nfr),
+                    "pfr": _rates(curve.pfr),
+                    "auc": curve.area(metric, shares),
+                }
+                for order, curve in curves.items()
+            }
+            for scale, curves in scales.items()
+        }
+        for road, scales in roads.items()
+    }
+    road = next(iter(described))
+    scale = list(described[road])[-1]
+    content = {
+        "task": task,
+        "models": {role: asdict(model) for role, model in models.items()},
+        "share": shares.tolist(),
+        "road": road,
+        "scores": scale,
+        "orders": described[road][scale],
+        "roads": described,
+    }
+    _write(path, content)
+
+
+def _rates(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _write(path: Path, content: Mapping[str, object]) -> None:

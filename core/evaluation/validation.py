@@ -55,6 +55,13 @@ class Validation:
 
 
 def _file_of(name: str, folder: str | None) -> Path:
+    """The set NAME.bin in `folder`, or beside the records or the set that `folder` names."""
     if folder is None:
-        raise UserError("config key 'val_targets' names verification sets but 'rec_val', their folder, is not set")
-    return require_file(resolve(folder) / f"{name}.bin", "verification set")
+        raise UserError(
+            "config key 'val_targets' names verification sets but 'rec_val', their folder, is not set; in "
+            "InsightFace's data sets it is the folder of the records"
+        )
+    path = resolve(folder)
+    if not path.is_dir() and any(Path(f"{path}{suffix}").is_file() for suffix in ("", ".rec", ".bin")):
+        path = path.parent
+    return require_file(path / f"{name}.bin", "verification set")

@@ -22,7 +22,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from core.errors import UserError
+from core.errors import UserError, explain
 from core.images.formats import START, format_of
 
 __all__ = ["decode_image", "is_plain_jpeg", "read_image", "resize_image"]
@@ -168,6 +168,6 @@ def read_image(path: Path) -> np.ndarray:
     try:
         return decode_image(path.read_bytes())
     except OSError as error:
-        raise UserError(f"image not readable: {path} ({error.strerror})") from error
+        raise UserError(f"image not readable: {path}: {explain(error)}") from error
     except ValueError as error:
         raise UserError(f"image cannot be decoded: {path} ({error})") from None

@@ -60,7 +60,7 @@ def fingerprint_files(folder: Path, names: Sequence[str], listed_in: Path, regio
     for row, name in enumerate(names):
         try:
             stat = os.stat(f"{folder}/{name}")
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"image not found: {folder / name}, which {listed_in} lists") from error
         stats[row] = stat.st_size, stat.st_mtime_ns
     digest.update(stats.tobytes())

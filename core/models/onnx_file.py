@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import Message
 
-from core.errors import UserError
+from core.errors import UserError, explain
 
 __all__ = ["read_onnx_file"]
 
@@ -31,7 +31,7 @@ def read_onnx_file(path: Path) -> tuple[onnx.ModelProto, str]:
             _add_file(digest, file)
     except OSError as error:
         raise UserError(
-            f"cannot read {error.filename or path}, a file of the model {path}: {error.strerror}"
+            f"cannot read {error.filename or path}, a file of the model {path}: {explain(error)}"
         ) from error
     return model, digest.hexdigest()
 

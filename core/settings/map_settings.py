@@ -82,9 +82,6 @@ class MapTrainingSettings(MapSettings):
     warmup_epoch: int = key(5, "epochs of linear warm-up; then lr falls as a cosine", minimum=0)
     lr: float = key(5e-4, "for the pairs of a step as they are", above=0)
     weight_decay: float = key(0.0, "of all parameters, added to the gradient", minimum=0)
-    precision: Literal["auto", "bf16", "fp32"] = key(
-        "auto", "of the network's matrix products; auto: bf16 on CUDA where it has that, else fp32"
-    )
     frequent: int = key_of(Settings, "frequent")
     resume: bool = key(
         True, "go on from checkpoint.pt in the run folder if there is one; False: start over and replace it"
@@ -96,6 +93,9 @@ class ForwardMapSettings(MapTrainingSettings):
     """Of FCT and FastFill, as released."""
 
     hidden: int = key(2048, "units of the two blocks behind the branches", minimum=1, heading="The forward network")
+    precision: Literal["auto", "bf16", "fp32"] = key(
+        "auto", "of the network's matrix products; auto: bf16 on CUDA where it has that, else fp32"
+    )
     weight_decay: float = key(2.0**-15, "of all parameters, added to the gradient", minimum=0)
     side_model: str | None = key(
         None, "gives side information on the images: run folder, .pt or .onnx; None: there is none", path="input"

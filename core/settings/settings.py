@@ -31,7 +31,7 @@ class Settings(ProgramSettings):
 
     rec: str | None = key(
         None,
-        "training images: the common prefix of a .rec and an .idx file, or an image list .txt",
+        "training images: records (their prefix, .rec file or folder), or an image list",
         heading="Data",
         path="input",
     )

@@ -42,6 +42,12 @@ def test_header_that_counts_ranges_which_the_index_lacks_is_not_a_number_of_clas
         assert RecordDataset(prefix).num_classes == classes
 
 
+def test_header_that_counts_more_classes_than_there_are_images_is_believed(tmp_path):
+    for labels, classes in (([0, 0, 1, 2, 2, 2, 3, 3], 20), ([7] * 8, 11), ([0, 30] * 4, 31)):
+        data = RecordDataset(with_header(tmp_path / "train", labels, IMAGES, classes))
+        assert data.num_classes == classes and data.labels().tolist() == labels
+
+
 def test_grouped_files_are_opened_without_reading_their_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(RecordDataset, "labels", lambda self: pytest.fail("all labels are read"))
     labels = [0, 0, 1, 1, 1, 2, 2, 2]

@@ -74,11 +74,11 @@ def test_suffixes_are_those_of_the_content(tmp_path, caplog):
 
 def test_last_classes_without_images_are_said(tmp_path, caplog):
     with RecordWriter(tmp_path / "train") as writer:
-        writer.write(0, (3, 5), b"")
+        writer.write(0, (3, 6), b"")
         for index in (1, 2):
             writer.write(index, index, encoded("PNG", index))
     export_images(RecordDataset(tmp_path / "train"), tmp_path / "images")
-    assert "the last 2 classes have no images: the list has 3 classes" in caplog.text
+    assert "the last 3 classes have no images: the list has 3 classes" in caplog.text
 
 
 def test_a_stopped_export_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """The index made from a record file alone, against that of its writer, and records found by what users type."""
 
+import errno
 import logging
+import os
 import re
+from pathlib import Path
 
 import pytest
 from launching import Launch
@@ -80,6 +83,27 @@ def test_first_damage_is_named_with_its_byte_and_the_index_stays(tmp_path, damag
     assert (tmp_path / "train.idx").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
     rec.write_bytes(rec.read_bytes()[:at])  # what the line advises
     assert write_index(prefix) == 4 and RecordDataset(prefix).labels().tolist() == LABELS[:4]
+
+
+def test_read_only_folder_is_one_line_and_a_link_elsewhere_is_indexed(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    face2rec2(tmp_path / "data" / "train", LABELS, PAYLOADS)
+    before = (tmp_path / "data" / "train.idx").read_bytes()
+    (tmp_path / "data" / "train.idx").unlink()
+    write = Path.write_bytes
+
+    def write_bytes(path, content):
+        if path.parent == tmp_path / "data":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    message = r"train\.idx: Read-only file system; .* \(a folder with a link to the \.rec will do\)"
+    with pytest.raises(UserError, match=message):
+        write_index(tmp_path / "data" / "train")
+    (tmp_path / "train.rec").symlink_to(tmp_path / "data" / "train.rec")
+    write_index(tmp_path / "train")
+    assert (tmp_path / "train.idx").read_bytes() == before and RecordDataset(tmp_path / "train").num_classes == 4
 
 
 def test_empty_and_missing_record_files_are_errors(tmp_path):

@@ -66,7 +66,7 @@ def test_scores_of_the_papers_row_are_printed_whatever_the_order_of_the_files(pa
     table, text = print_scores(*paper_files[::-1])
     assert list(table) == ["gldv2 map@100", "roxford5k map_medium", "rparis6k map_medium", "overall"]
     assert table["roxford5k map_medium"][:4] == ["49.15", "56.34", "63.85", "49.66"]
-    assert float(table["roxford5k map_medium"][4]) == pytest.approx((49.66 - 49.15) / (63.85 - 49.15), abs=5e-4)
+    assert float(table["roxford5k map_medium"][6]) == pytest.approx((49.66 - 49.15) / (63.85 - 49.15), abs=5e-4)
     assert [float(cell) for cell in table["overall"][1:4]] == pytest.approx(PRINTED, abs=0.02)
     assert table["overall"][4:] == ["3", "of", "3"] and table["gldv2 map@100"][-1] == "yes"
     assert text.rstrip().endswith("old: old, new: new, star: star")
@@ -85,7 +85,7 @@ def test_faces_are_compared_by_tar_and_rank_1_and_an_incompatible_model_is_named
     files += [write_result(tmp_path, pair, "ijbc-1:N", {"top1": rate + 0.05}) for pair, rate in rates.items()]
     table, text = print_scores(*files)
     assert list(table) == ["ijbc-1:1 tar@far=1e-04", "ijbc-1:N top1", "overall"]
-    assert table["ijbc-1:1 tar@far=1e-04"][4] == "-0.500" and table["ijbc-1:1 tar@far=1e-04"][-1] == "no"
+    assert table["ijbc-1:1 tar@far=1e-04"][6] == "-0.500" and table["ijbc-1:1 tar@far=1e-04"][-1] == "no"
     assert table["overall"][-3:] == ["0", "of", "2"] and "star: a" in text
 
 
@@ -99,7 +99,7 @@ def test_several_metrics_make_several_test_sets(paper_files, print_scores, tmp_p
     assert list(table) == [
         "rparis6k map_medium", "roxford5k map_hard", "roxford5k map_medium", "gldv2 map@100", "overall"
     ]  # fmt: skip
-    assert table["roxford5k map_hard"][4:8] == table["roxford5k map_medium"][4:8]
+    assert table["roxford5k map_hard"][6:10] == table["roxford5k map_medium"][6:10]
     with pytest.raises(UserError, match="--metric map_tiny is in none of the files, which have map_medium, map_easy"):
         print_scores(*paper_files, "--metric", "map_tiny")
 
@@ -149,10 +149,18 @@ def test_values_without_scores_are_errors(tmp_path, print_scores):
 def test_demo_and_matrix_files_are_read_like_single_results(tmp_path, print_scores):
     rates = {"old/old": 0.5, "new/new": 0.8, "new/old": 0.6, "independent/independent": 0.9, "independent/old": 0.01}
     demo = tmp_path / "demo.json"
-    write_pairs(demo, {pair: {"1:1": {"auc": rate}, "1:N": {"top1": rate, "g1": {}}} for pair, rate in rates.items()})
+    flips = {"new/old": {"nfr": 0.05, "pfr": 0.15}}
+    write_pairs(
+        demo,
+        {
+            pair: {"1:1": {"auc": rate}, "1:N": {"top1": rate, "g1": {}, **flips.get(pair, {})}}
+            for pair, rate in rates.items()
+        },
+    )
     table, text = print_scores("--models", "old", "new", "independent", "--metric", "top1", "--metric", "auc", demo)
     assert list(table) == ["ijbc-1:1 auc", "ijbc-1:N top1", "overall"]
-    assert table["ijbc-1:N top1"][:5] == ["50.00", "80.00", "90.00", "60.00", "0.250"]
+    assert table["ijbc-1:N top1"][:5] == ["50.00", "80.00", "90.00", "60.00", "5.00"]
+    assert table["ijbc-1:N top1"][5:7] == ["15.00", "0.250"] and table["ijbc-1:1 auc"][4:6] == ["-", "-"]
     assert text.rstrip().endswith("old: old, new: new, star: independent")
     with pytest.raises(UserError, match="which is the cross-test .*, new/old in .* or independent/old in .* --models"):
         print_scores("--metric", "top1", demo)
@@ -170,7 +178,7 @@ def test_demo_and_matrix_files_are_read_like_single_results(tmp_path, print_scor
     ]
     matrix = tmp_path / "matrix.json"
     write_matrix(matrix, evaluations, [{"query": "new", "gallery": "old", "top1": True}])
-    assert print_scores("--models", "old", "new", "independent", matrix)[0]["ijbc-1:N top1"][4] == "0.250"
+    assert print_scores("--models", "old", "new", "independent", matrix)[0]["ijbc-1:N top1"][6] == "0.250"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from core.evaluation import ijb
-from core.evaluation.ijb import evaluate_1_1, evaluate_1_n, receiver_operating_characteristic, template_features
+from core.evaluation import identification, ijb
+from core.evaluation.identification import evaluate_1_n
+from core.evaluation.ijb import evaluate_1_1, receiver_operating_characteristic, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects
 
@@ -158,7 +159,7 @@ def random_lists(rng, templates_per_subject=1):
 
 @pytest.mark.parametrize("templates_per_subject", [1, 3])
 def test_identification_equals_a_loop_over_probes(monkeypatch, templates_per_subject):
-    monkeypatch.setattr(ijb, "PROBE_BLOCK", 64)
+    monkeypatch.setattr(identification, "PROBE_BLOCK", 64)
     lists, new = random_lists(np.random.default_rng(0), templates_per_subject)
     old = unit(new + 0.2 * np.random.default_rng(1).standard_normal(new.shape))
     metrics = evaluate_1_n(query_templates=new, gallery_templates=old, lists=lists).metrics

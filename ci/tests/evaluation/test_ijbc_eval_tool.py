@@ -70,7 +70,7 @@ def test_program_writes_table_results_and_curves_of_a_cross_test(models, tree):
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     header, rule, *rows = finished.stdout.splitlines()
-    assert header.split() == ["%", "top1", "top5", "top10", "tpir@fpir=0.01", "tpir@fpir=0.1"]
+    assert header.split() == ["%", "top1", "top5", "top10", "tpir@fpir=0.01", "tpir@fpir=0.1", "nfr", "pfr"]
     assert [row.split("  ")[0] for row in rows] == ["new / old", "g1", "g2", "mixed"]
     assert sorted(path.name for path in (models / "out").iterdir()) == ["identification.png", "results.json"]
 

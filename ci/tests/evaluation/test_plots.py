@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from core.errors import UserError
-from core.evaluation.ijb import SearchCurves
+from core.evaluation.identification import SearchCurves
 from core.evaluation.plots import (
     FRAMES,
     QUERY_FRAME,

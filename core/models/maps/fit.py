@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from core.models.maps.moments import compute_moments
 from core.models.maps.network import train_network
 from core.models.maps.vectors import Pairs, Space, Vectors, open_pairs
 
-__all__ = ["KINDS", "fit_map"]
+__all__ = ["KINDS", "MIN_PAIRS", "fit_map", "require_options"]
 
 logger = logging.getLogger(__name__)
 MIN_PAIRS = 10
@@ -64,25 +64,28 @@ def fit_map(
     `UserError` for an unknown kind or option, arrays that are no pairs, fewer than ten pairs, and a row without a
     direction.
     """
-    if kind not in KINDS:
-        raise UserError(f"there is no kind of map {kind!r}: choose one of {', '.join(KINDS)}")
-    fit = KINDS[kind]
-    known = [
-        name for name, parameter in inspect.signature(fit).parameters.items() if parameter.kind.name == "KEYWORD_ONLY"
-    ]
-    for name in options:
-        if name not in known:
-            raise UserError(f"a {kind} map has no option {name!r}: its options are {', '.join(known)}")
+    require_options(kind, options)
     pairs = open_pairs(source, target, spaces)
     if len(pairs) < MIN_PAIRS:
         raise UserError(f"{len(pairs)} pairs are too few to fit a map: at least {MIN_PAIRS} are needed")
-    fitted = fit(pairs, labels, **options)
+    fitted = KINDS[kind](pairs, labels, **options)
     module = build_module(kind, pairs.source_space.size, pairs.target_space.size, fitted.options)
     module.load_state_dict(fitted.state_dict, assign=True)
     module.eval().requires_grad_(False)
-    error_head = build_error_head(fit_error_head(pairs, module))
+    error_head = build_error_head(fit_error_head(pairs, module), pairs.source_space.size)
     spaces = pairs.source_space, pairs.target_space
     return Map(kind, *spaces, module, len(pairs), fitted.options, fitted.penalty, error_head)
+
+
+def require_options(kind: str, names: Iterable[str]) -> None:
+    """`UserError` unless there is the kind, and its maps have options of these names."""
+    if kind not in KINDS:
+        raise UserError(f"there is no kind of map {kind!r}: choose one of {', '.join(KINDS)}")
+    parameters = inspect.signature(KINDS[kind]).parameters
+    known = [name for name, parameter in parameters.items() if parameter.kind.name == "KEYWORD_ONLY"]
+    for name in names:
+        if name not in known:
+            raise UserError(f"a {kind} map has no option {name!r}: its options are {', '.join(known)}")
 
 
 def _fit_procrustes(pairs: Pairs, labels: np.ndarray | None, *, centred: bool = False) -> Fitted:
@@ -137,8 +140,6 @@ def _fit_mlp(
     schedule = {"num_epoch": num_epoch, "batch_size": batch_size, "lr": lr, "seed": seed}
     options = {"hidden": hidden, "scale": scale, **schedule}
     weights = train_network(pairs, classes, _linear_weights(problem.solve(penalty)), **options)
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise UserError(f"the training of the map did not converge: lower lr, which was {lr}")
     return Fitted(weights, options, penalty)
 
 
@@ -157,14 +158,20 @@ def _numbered_classes(labels: np.ndarray | None, num_pairs: int) -> np.ndarray:
 
 def _ridge(pairs: Pairs, penalty: float | Sequence[float] | None) -> tuple[RidgeProblem, float]:
     """The ridge problem of the pairs, and the penalty to use: the one given, or the best of several."""
+    choices = None if penalty is None else _checked_penalties(penalty)
     problem = RidgeProblem(compute_moments(pairs, with_gram=True))
-    if penalty is None:
-        return problem, problem.choose_penalty(penalty_grid(problem.moments))
-    choices = np.atleast_1d(np.asarray(penalty, dtype=np.float64))
-    allowed = np.isfinite(choices) & ((choices > 0) if len(choices) > 1 else (choices >= 0))
-    if choices.ndim != 1 or len(choices) == 0 or not allowed.all():
+    if choices is not None and len(choices) == 1:
+        return problem, float(choices[0])
+    return problem, problem.choose_penalty(penalty_grid(problem.moments) if choices is None else choices)
+
+
+def _checked_penalties(penalty: float | Sequence[float]) -> np.ndarray:
+    """(P,) finite numbers, above 0 if they are several."""
+    choices = np.atleast_1d(np.asarray(penalty))
+    fits = choices.ndim == 1 and choices.size > 0 and choices.dtype.kind in "fiu" and bool(np.isfinite(choices).all())
+    if not fits or choices.min() < 0 or (choices.size > 1 and choices.min() == 0):
         raise UserError(f"penalty must be a number of at least 0, or several above 0 to choose from, got {penalty!r}")
-    return problem, float(choices[0]) if len(choices) == 1 else problem.choose_penalty(choices)
+    return choices
 
 
 def _linear_weights(affine: Affine) -> dict[str, Tensor]:

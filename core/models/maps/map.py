@@ -7,7 +7,7 @@ error) and `config.json`, whose entry `map` describes it.
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,13 @@ class Map:
         out = np.empty(shape, np.float32) if out is None else out
         if out.shape != shape or out.dtype != np.float32:
             raise ValueError(f"out is {out.dtype} {out.shape}, not float32 {shape}")
-        result = torch.from_numpy(out)
 
-        def map_block(block: slice, units: Tensor) -> None:
-            mapped = self.module(units)
+        def map_block(units: Tensor, result: Tensor) -> None:
+            mapped = _apply(self.module, units, result)
             if normalized:
-                torch.mul(mapped, 1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]), out=result[block])
-            else:
-                result[block] = mapped
+                mapped.mul_(1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]))
 
-        _visit_blocks(rows, map_block)
+        _fill_blocks(out, rows, map_block)
         return out
 
     def predicted_error(self, vectors: Vectors) -> np.ndarray | None:
@@ -87,13 +84,9 @@ class Map:
             return None
         rows, space = open_vectors(vectors, "vectors")
         self.require_source(space)
-        errors = torch.empty(len(rows))
-
-        def predict_block(block: slice, units: Tensor) -> None:
-            errors[block] = predict(units).reshape(-1).exp()
-
-        _visit_blocks(rows, predict_block)
-        return errors.numpy()
+        errors = np.empty(len(rows), np.float32)
+        _fill_blocks(errors, rows, lambda units, result: result.copy_(predict(units).reshape(-1).exp()))
+        return errors
 
     def require_source(self, space: Space) -> None:
         """`UserError` unless vectors of this space may be mapped."""
@@ -141,33 +134,43 @@ def load_map(folder: str | Path) -> Map:
     """The map of a run folder; `UserError` if a file is missing or damaged, or the two are not of the same map."""
     folder = Path(folder)
     file = require_file(folder / "config.json", "config of the map's run folder")
+    tensors = read_state_dict(folder / "map.pt")
+    head = {name.removeprefix(ERROR_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(ERROR_HEAD)}
     try:
         described = json.loads(file.read_text(encoding="utf-8"))["map"]
         source, target = Space(**described.pop("source")), Space(**described.pop("target"))
-        module = build_module(described["kind"], source.size, target.size, described["options"])
         expected = described.pop("fingerprint")
-        loaded = Map(source=source, target=target, module=module, **described)
+        module = build_module(described["kind"], source.size, target.size, described["options"])
+        if fingerprint(tensors) != expected:
+            raise UserError(
+                f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
+            )
+        error_head = build_error_head(head, source.size) if head else None
+        loaded = Map(source=source, target=target, module=module, error_head=error_head, **described)
+        module.load_state_dict(tensors, assign=True)
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"{file} does not describe a map ({error!r}): it is damaged, or not of a map's run") from error
-    tensors = read_state_dict(folder / "map.pt")
-    head = {name.removeprefix(ERROR_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(ERROR_HEAD)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
-    if fingerprint(tensors) != expected or shapes not in ({}, {"weight": (1, source.size), "bias": (1,)}):
-        raise UserError(
-            f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
-        )
-    module.load_state_dict(tensors, assign=True)
     module.eval().requires_grad_(False)
-    return replace(loaded, error_head=build_error_head(head)) if head else loaded
+    return loaded
 
 
-def _visit_blocks(rows: np.ndarray, visit: Callable[[slice, Tensor], None]) -> None:
-    """Call `visit` with each block of the rows (N, D) and its unit vectors (B, D), which the next block overwrites."""
+def _fill_blocks(out: np.ndarray, rows: np.ndarray, compute: Callable[[Tensor, Tensor], object]) -> None:
+    """Let `compute` write to the rows of `out` what it makes of the rows (N, D), normalised, block by block."""
     buffer = torch.empty(min(BLOCK_ROWS, len(rows)), rows.shape[1])
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+        result = torch.from_numpy(out)
         for block in row_blocks(len(rows)):
-            visit(block, _unit_tensor(rows, block, buffer))
+            compute(_unit_tensor(rows, block, buffer), result[block])
+
+
+def _apply(module: nn.Module, inputs: Tensor, out: Tensor) -> Tensor:
+    """The module's output, in `out`: that of a linear one is computed there."""
+    if isinstance(module, nn.Linear):
+        return torch.addmm(module.bias, inputs, module.weight.T, out=out)
+    return out.copy_(module(inputs))
 
 
 def _unit_tensor(vectors: np.ndarray, rows: slice, buffer: Tensor) -> Tensor:

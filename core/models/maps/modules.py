@@ -30,6 +30,8 @@ class ResidualNetwork(nn.Module):
 def build_module(kind: str, source_size: int, target_size: int, options: Mapping[str, Any]) -> nn.Module:
     """The network of a kind of map, on the meta device, so that no random numbers are drawn: load its weights."""
     with torch.device("meta"):
+        if kind in ("procrustes", "ridge", "lambda_orthogonality"):
+            return nn.Linear(source_size, target_size)
         if kind == "low_rank":
             rank = options["rank"]
             return nn.Sequential(nn.Linear(source_size, rank, bias=False), nn.Linear(rank, target_size))
@@ -37,12 +39,12 @@ def build_module(kind: str, source_size: int, target_size: int, options: Mapping
             return ResidualNetwork(source_size, target_size, options["hidden"])
         if kind in FORWARD_NETWORKS:
             return FORWARD_NETWORKS[kind](source_size, target_size, options["hidden"], options["side_size"])
-        return nn.Linear(source_size, target_size)
+    raise ValueError(f"no kind of map {kind!r}")
 
 
-def build_error_head(state_dict: Mapping[str, Tensor]) -> nn.Linear:
-    """From unit vectors (B, D_s) to the logarithm of a map's squared error (B, 1): `weight` (1, D_s), `bias` (1,)."""
+def build_error_head(state_dict: Mapping[str, Tensor], source_size: int) -> nn.Linear:
+    """From unit vectors (B, D_s) to the logarithm of a map's squared error (B, 1), with these weights."""
     with torch.device("meta"):
-        head = nn.Linear(state_dict["weight"].shape[1], 1)
+        head = nn.Linear(source_size, 1)
     head.load_state_dict(state_dict, assign=True)
     return head.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from core.models.maps.vectors import BLOCK_ROWS, Pairs, row_blocks, unit_rows
+from core.models.maps.vectors import BLOCK_ROWS, Pairs, read_rows, row_blocks, scaled_rows, unit_rows
 
 __all__ = ["Moments", "compute_moments"]
 
@@ -88,14 +88,18 @@ def _sum_blocks(
     source_sum, target_sum, cross = np.zeros(sizes[0]), np.zeros(sizes[1]), np.zeros(sizes)
     gram = np.zeros((sizes[0], sizes[0]) if with_gram else (0, 0))
     gram_product, cross_product = np.empty(gram.shape, dtype), np.empty(cross.shape, dtype)
-    ones = np.ones(BLOCK_ROWS, dtype)
     for rows in blocks:
-        source = unit_rows(pairs.source, rows, SOURCE, source_buffer)
-        target = unit_rows(pairs.target, rows, TARGET, target_buffer)
+        source, source_scales = read_rows(pairs.source, rows, SOURCE, dtype)
+        target, target_scales = read_rows(pairs.target, rows, TARGET, dtype)
+        target_sum += target_scales @ target
         if with_gram:
+            source = scaled_rows(source, source_scales, source_buffer)
             source -= origin
             gram += np.matmul(source.T, source, out=gram_product)
+            source_sum += source.sum(axis=0)
+            target = scaled_rows(target, target_scales, target_buffer)
+        else:  # the scales of both sides at once: one pass over memory less
+            source_sum += source_scales @ source
+            source = scaled_rows(source, source_scales * target_scales, source_buffer)
         cross += np.matmul(source.T, target, out=cross_product)
-        source_sum += ones[: len(source)] @ source
-        target_sum += ones[: len(target)] @ target
     return source_sum, target_sum, cross, gram

@@ -6,8 +6,8 @@ With v_i and u_i of unit length, m_c the mean of the u_i of class c, normalised,
 
     L = - mean_i log [ exp(s f_i.m_y) / sum_c exp(s f_i.m_c) ],    f_i = f(v_i) / |f(v_i)|.
 
-W and b begin as those of the ridge and W_2 as zeros. Drift-Adapter (arXiv 2509.23471) has such a hidden layer, but trains
-it by the squared error. Of more than 4,096 classes each step takes those of its batch and others at random.
+W and b begin as those of the ridge, W_2 as zeros. Drift-Adapter (arXiv 2509.23471) has such a hidden layer, trained by
+the squared error. Of more than 4,096 classes each step takes those of its batch and others at random.
 """
 
 import numpy as np

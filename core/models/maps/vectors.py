@@ -8,7 +8,17 @@ import numpy as np
 
 from core.errors import UserError
 
-__all__ = ["Pairs", "Space", "Vectors", "open_pairs", "open_vectors", "row_blocks", "unit_rows"]
+__all__ = [
+    "Pairs",
+    "Space",
+    "Vectors",
+    "open_pairs",
+    "open_vectors",
+    "read_rows",
+    "row_blocks",
+    "scaled_rows",
+    "unit_rows",
+]
 
 BLOCK_ROWS = 2048
 """Rows that are read and normalised at a time: few enough to stay in a processor's cache."""
@@ -121,18 +131,28 @@ def row_blocks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK_ROWS, count)) for start in range(0, count, BLOCK_ROWS))
 
 
-def unit_rows(vectors: np.ndarray, rows: slice, what: str, out: np.ndarray) -> np.ndarray:
-    """The rows of `vectors` (N, D) divided by their lengths, in the first rows of `out` (at least n, D), a float array.
+def read_rows(vectors: np.ndarray, rows: slice, what: str, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `vectors` (N, D), perhaps scaled, and one over the length of each as they are given here, in `dtype`.
 
     `UserError` with the number of the first row that has no direction: one that is zero or not finite.
     """
-    block = np.asarray(vectors[rows], dtype=out.dtype)
+    block = np.asarray(vectors[rows], dtype=dtype)
     with np.errstate(all="ignore"):
         squares = np.einsum("nd,nd->n", block, block)
         if not (SAFE_LENGTHS[0] ** 2 < squares.min() and squares.max() < SAFE_LENGTHS[1] ** 2):  # also if one is NaN
-            block = _without_extremes(np.asarray(vectors[rows], dtype=np.float64), rows.start, what).astype(out.dtype)
+            block = _without_extremes(np.asarray(vectors[rows], dtype=np.float64), rows.start, what).astype(dtype)
             squares = np.einsum("nd,nd->n", block, block)
-    return np.multiply(block, 1 / np.sqrt(squares)[:, None], out=out[: len(block)])
+    return block, 1 / np.sqrt(squares)
+
+
+def scaled_rows(block: np.ndarray, scales: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """The rows of a block (n, D) times `scales` (n,), in the first rows of `out`."""
+    return np.einsum("nd,n->nd", block, scales, out=out[: len(block)])  # faster than np.multiply
+
+
+def unit_rows(vectors: np.ndarray, rows: slice, what: str, out: np.ndarray) -> np.ndarray:
+    """The rows of `vectors` (N, D) divided by their lengths, in the first rows of `out`; errors as of `read_rows`."""
+    return scaled_rows(*read_rows(vectors, rows, what, out.dtype), out)
 
 
 def _without_extremes(block: np.ndarray, first_row: int, what: str) -> np.ndarray:
