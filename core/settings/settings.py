@@ -7,11 +7,23 @@ from typing import Any, Literal
 from core.files import resolve
 from core.settings.keys import key
 
-__all__ = ["Settings"]
+__all__ = ["ProgramSettings", "Settings"]
+
+
+class ProgramSettings:
+    """What the settings of every program have: a run folder."""
+
+    output: str | None
+
+    @property
+    def run_folder(self) -> Path:
+        """The path of `output`, which a loaded config always has."""
+        assert self.output is not None, "settings that no config file gave name no run folder"
+        return resolve(self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ProgramSettings):
     """The settings of a training. A method adds its own in a subclass, beside its loss.
 
     Names are those of InsightFace's arcface_torch where it has one. Paths are relative to the repository root.
@@ -122,9 +134,3 @@ class Settings:
     verbose: int = key(2000, "steps between verification tests", minimum=1)
     rec_val: str | None = key(None, "folder with the verification sets <name>.bin", path="input")
     val_targets: tuple[str, ...] = key((), 'their names, for example ("lfw", "cfp_fp", "agedb_30")')
-
-    @property
-    def run_folder(self) -> Path:
-        """The path of `output`, which a loaded config always has."""
-        assert self.output is not None, "settings that no config file gave name no run folder"
-        return resolve(self.output)
