@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.data.open_dataset import ImageDataset, open_images
 from core.embeddings.extraction import default_store_path, extract_together, require_writable_store
-from core.engine.map_method import FittedMap, MapMethod, MapRun, Model, load_model
+from core.engine.map_method import FittedMap, Fitting, MapMethod, Model, load_model
 from core.engine.run_folder import RunFolder
 from core.errors import UserError
 from core.files import resolve
@@ -31,7 +31,7 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
     _require_place(settings.run_folder, ranks)
     loaded = [load_model(argument, ranks) for argument in settings.models]
     _require_other_models(loaded)
-    run = MapRun(settings, method_name, direction, ranks, *loaded)
+    run = Fitting(settings, method_name, direction, ranks, *loaded)
     for model in run.models:
         if ranks.is_first and model.argument.features is not None:
             require_writable_store(resolve(model.argument.features))
@@ -43,7 +43,7 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
         raise UserError(f"{settings.rec} has {images.num_images} images: a map needs at least {MIN_PAIRS}")
     method.check_labels(run, images.labels())
     logger.info("data: %s, %d images of %d classes", settings.rec, images.num_images, images.num_classes)
-    run = MapRun(settings, method_name, direction, ranks, *_with_features(run.models, opened, settings, ranks))
+    run = Fitting(settings, method_name, direction, ranks, *_with_features(run.models, opened, settings, ranks))
     if ranks.is_first:
         for name, fitted in method.fit(run).items():
             _save(run, settings.run_folder / name, fitted)
@@ -106,7 +106,7 @@ def _store_path(model: Model, data: ImageDataset) -> Path:
     return default_store_path(model.encoder, data) if named is None else resolve(named)
 
 
-def _save(run: MapRun, folder: Path, fitted: FittedMap) -> None:
+def _save(run: Fitting, folder: Path, fitted: FittedMap) -> None:
     """Write a map's run folder."""
     RunFolder(folder).prepare(resume=True)
     fitted.map.save(folder, run.described(fitted.base, fitted.direction))

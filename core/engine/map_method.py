@@ -11,14 +11,15 @@ import torch
 from core.embeddings.store import EmbeddingStore
 from core.engine.run_folder import code_version
 from core.errors import UserError
-from core.files import ROOT, resolve
+from core.files import resolve
 from core.models.encoder import Encoder, load_encoder
+from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW, BaseModel
 from core.models.maps import Map, Space
 from core.models.maps.vectors import unit_rows
 from core.parallel.ranks import Ranks
 from core.settings.map_settings import MapSettings, ModelArgument
 
-__all__ = ["FittedMap", "MapMethod", "MapRun", "Model", "load_model"]
+__all__ = ["FittedMap", "MapMethod", "Fitting", "Model", "load_model"]
 
 M = TypeVar("M", bound=MapSettings)
 ERROR_PAIRS = 1 << 15
@@ -57,17 +58,17 @@ class Model:
         block = self.features[rows]
         return unit_rows(block, slice(0, len(block)), f"{self.argument.which} embeddings", np.empty_like(block))
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> BaseModel:
         """What a map's config says of the model whose embeddings it takes."""
-        path, argument = self.path.resolve(), self.argument
-        return {
-            "path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path),
-            "network": argument.network,
-            "mean": argument.mean,
-            "std": argument.std,
-            "channel_order": argument.channel_order,
-            "fingerprint": self.encoder.fingerprint,
-        }
+        told = self.argument
+        return BaseModel(
+            BaseModel.stored_path(self.path),
+            self.encoder.fingerprint,
+            told.network,
+            told.mean,
+            told.std,
+            told.channel_order,
+        )
 
 
 def load_model(argument: ModelArgument, ranks: Ranks) -> Model:
@@ -89,7 +90,7 @@ def load_model(argument: ModelArgument, ranks: Ranks) -> Model:
 
 
 @dataclass(frozen=True, eq=False)
-class MapRun(Generic[M]):
+class Fitting(Generic[M]):
     """What a method may use when it fits its map."""
 
     settings: M
@@ -139,7 +140,28 @@ class MapRun(Generic[M]):
         old = self.old.unit_features(rows)
         return old if self.side is None else np.hstack((old, self.side.unit_features(rows)))
 
-    @dataclass(frozen=True, eq=False)
+    def spread_rows(self) -> np.ndarray:
+        """At most 32,768 rows, evenly spread over all, int64."""
+        return np.linspace(0, self.num_pairs - 1, min(self.num_pairs, ERROR_PAIRS)).astype(np.int64)
+
+    def described(self, base: Model, direction: str) -> dict[str, Any]:
+        """The entries of a map's `config.json`, but for those that the map writes itself."""
+        data = self.old.features.info
+        derived = {
+            "method": self.method_name,
+            "direction": direction,
+            "base": None if self.side is not None else asdict(base.described()),
+            "old_model_fingerprint": self.old.encoder.fingerprint,
+            "new_model_fingerprint": self.new.encoder.fingerprint,
+            "data_fingerprint": data.data_fingerprint,
+            "num_images": data.num_images,
+            "version": code_version(),
+            "torch_version": torch.__version__,
+        }
+        return json.loads(json.dumps({**asdict(self.settings), **derived}, default=list))
+
+
+@dataclass(frozen=True, eq=False)
 class FittedMap:
     """A map with the model whose embeddings it takes."""
 
@@ -153,19 +175,19 @@ class MapMethod(Generic[M]):
 
     settings_type: type[MapSettings] = MapSettings
     """The class of `run.settings`: a method with settings of its own declares them in a subclass and names it here."""
-    directions: ClassVar[tuple[str, ...]] = ("old_to_new", "new_to_old")
+    directions: ClassVar[tuple[str, ...]] = (OLD_TO_NEW, NEW_TO_OLD)
     """That may be asked for; none if the method always fits maps in both."""
 
     def usual_direction(self, settings: M) -> str | None:
         """Where the settings name none."""
         return self.directions[0] if self.directions else None
 
-    def check(self, run: MapRun[M]) -> None:
+    def check(self, run: Fitting[M]) -> None:
         """`UserError` for what is wrong with the settings or the models, before the images are read."""
 
-    def check_labels(self, run: MapRun[M], labels: np.ndarray) -> None:
+    def check_labels(self, run: Fitting[M], labels: np.ndarray) -> None:
         """The same for the classes of the images, int64 (N,), before anything is embedded."""
 
-    def fit(self, run: MapRun[M]) -> dict[str, FittedMap]:
+    def fit(self, run: Fitting[M]) -> dict[str, FittedMap]:
         """The maps by their folder below the run folder, "" for itself. Called on the first rank alone."""
         raise NotImplementedError

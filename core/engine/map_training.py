@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.engine.map_method import FittedMap, MapMethod, MapRun
+from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.engine.optimization import cosine
 from core.engine.run_folder import MetricsLog, RunFolder
 from core.errors import UserError
@@ -64,9 +64,9 @@ class TrainedMap(MapMethod[T], nn.Module, Generic[T]):
     Subclasses build their networks in `setup`, compute their terms in `loss`, and hand over the maps in `maps`.
     """
 
-    settings_type: type[MapTrainingSettings] = MapTrainingSettings
+    settings_type = MapTrainingSettings
 
-    def setup(self, run: MapRun[T]) -> None:
+    def setup(self, run: Fitting[T]) -> None:
         """Build what is trained. Called with torch's generator seeded."""
         raise NotImplementedError
 
@@ -77,15 +77,15 @@ class TrainedMap(MapMethod[T], nn.Module, Generic[T]):
         """Named scalar terms; their sum is minimised and each is logged under its name."""
         raise NotImplementedError
 
-    def maps(self, run: MapRun[T]) -> dict[str, FittedMap]:
+    def maps(self, run: Fitting[T]) -> dict[str, FittedMap]:
         """The trained maps by their folder below the run folder."""
         raise NotImplementedError
 
-    def half_precision(self, run: MapRun[T]) -> bool:
+    def half_precision(self, run: Fitting[T]) -> bool:
         """Whether matrix products in `loss` are to be bfloat16."""
         return False
 
-    def fit(self, run: MapRun[T]) -> dict[str, FittedMap]:
+    def fit(self, run: Fitting[T]) -> dict[str, FittedMap]:
         """Train, or go on from the checkpoint in the run folder, and return the maps."""
         for model in run.models:
             _require_directions(model.features.features, model.argument.which)
@@ -99,7 +99,7 @@ class TrainedMap(MapMethod[T], nn.Module, Generic[T]):
 class _Training:
     """The training of a map: `num_epoch` times all pairs, in steps of about `pairs_per_step`."""
 
-    def __init__(self, method: TrainedMap, run: MapRun):
+    def __init__(self, method: TrainedMap, run: Fitting):
         self.method, self.run, self.settings = method, run, run.settings
         self.steps = max(1, run.num_pairs // run.settings.pairs_per_step)
         self.parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
@@ -244,7 +244,7 @@ def _require_directions(features: np.ndarray, which: str) -> None:
 
 
 def finished_map(
-    run: MapRun, kind: str, module: nn.Module, options: Mapping[str, Any], source: Spread, target: Spread
+    run: Fitting, kind: str, module: nn.Module, options: Mapping[str, Any], source: Spread, target: Spread
 ) -> Map:
     """The map that a trained network is, with a prediction of its errors unless the network predicts them itself.
 

@@ -23,7 +23,7 @@ from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import ROOT, replaced_atomically, require_writable, writing
 from core.models.weights import fingerprint
-from core.settings import Settings
+from core.settings import MapSettings, Settings
 
 __all__ = ["MetricsLog", "RunFolder", "code_version"]
 
@@ -70,7 +70,7 @@ class RunFolder:
         with replaced_atomically(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(values, indent=2, default=list) + "\n")
 
-    def changed_settings(self, settings: Settings) -> list[str]:
+    def changed_settings(self, settings: Settings | MapSettings) -> list[str]:
         """The settings that differ from those in `config.json`, as "key old -> new".
 
         Keys missing in the file are ignored, and so are the counts of the data, and what a run derives from its data

@@ -1,10 +1,11 @@
 """Every setting that the programs share that fit a map between the spaces of two models."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from core.settings.keys import key, key_of
-from core.settings.settings import ProgramSettings, Settings
+from core.settings.settings import Settings, run_folder
 
 __all__ = ["ForwardMapSettings", "MapSettings", "MapTrainingSettings", "ModelArgument"]
 
@@ -26,7 +27,7 @@ class ModelArgument:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapSettings(ProgramSettings):
+class MapSettings:
     """The settings of a program that fits a map. A method adds its own in a subclass."""
 
     rec: str | None = key_of(Settings, "rec", heading="Images, embedded by both models: the pairs")
@@ -61,6 +62,11 @@ class MapSettings(ProgramSettings):
     seed: int = key(666, "of first weights and order of pairs, where a map is trained", minimum=0, maximum=2**32 - 1)
 
     output: str | None = key_of(Settings, "output", heading="Run folder")
+
+    @property
+    def run_folder(self) -> Path:
+        """The path of `output`, which a loaded config always has."""
+        return run_folder(self.output)
 
     @property
     def models(self) -> list[ModelArgument]:

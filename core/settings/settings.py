@@ -2,28 +2,26 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from core.files import resolve
 from core.settings.keys import key
 
-__all__ = ["ProgramSettings", "Settings"]
+__all__ = ["ProgramSettings", "Settings", "run_folder"]
 
 
-class ProgramSettings:
-    """What the settings of every program have: a run folder."""
-
-    output: str | None
+class ProgramSettings(Protocol):
+    """What the settings of every program have."""
 
     @property
-    def run_folder(self) -> Path:
-        """The path of `output`, which a loaded config always has."""
-        assert self.output is not None, "settings that no config file gave name no run folder"
-        return resolve(self.output)
+    def output(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def device(self) -> Literal["auto", "cuda", "cpu"]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ProgramSettings):
+class Settings:
     """The settings of a training. A method adds its own in a subclass, beside its loss.
 
     Names are those of InsightFace's arcface_torch where it has one. Paths are relative to the repository root.
@@ -134,3 +132,14 @@ class Settings(ProgramSettings):
     verbose: int = key(2000, "steps between verification tests", minimum=1)
     rec_val: str | None = key(None, "folder with the verification sets <name>.bin", path="input")
     val_targets: tuple[str, ...] = key((), 'their names, for example ("lfw", "cfp_fp", "agedb_30")')
+
+    @property
+    def run_folder(self) -> Path:
+        """The path of `output`, which a loaded config always has."""
+        return run_folder(self.output)
+
+
+def run_folder(output: str | None) -> Path:
+    """The path of `output`, which a loaded config always has."""
+    assert output is not None, "settings that no config file gave name no run folder"
+    return resolve(output)

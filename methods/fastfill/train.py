@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from core.engine.forward_map import ForwardMap
-from core.engine.map_method import MapRun
+from core.engine.map_method import Fitting
 from core.engine.map_training import PairBatch
 from core.engine.run_classifier import RunClassifier, read_run_classifier
 from core.errors import UserError, run_program
@@ -48,17 +48,16 @@ class FastFill(ForwardMap[FastFillSettings]):
 
     kind = "fastfill"
     settings_type = FastFillSettings
-    network: FastFillNetwork
     weight: Tensor
     """(C, D_n) of the classifier, its rows of length 1 for a margin."""
     bias: Tensor
     """(C,), zeros if it has none."""
 
-    def check(self, run: MapRun[FastFillSettings]) -> None:
+    def check(self, run: Fitting[FastFillSettings]) -> None:
         """`UserError` if the new model's classifier is missing or not its own."""
         self._read_classifier(run)
 
-    def check_labels(self, run: MapRun[FastFillSettings], labels: np.ndarray) -> None:
+    def check_labels(self, run: Fitting[FastFillSettings], labels: np.ndarray) -> None:
         """`UserError` for images of classes that the classifier does not have."""
         num_classes = len(self._read_classifier(run).weight)
         if labels.max() >= num_classes:
@@ -67,7 +66,7 @@ class FastFill(ForwardMap[FastFillSettings]):
                 "classes: set rec to the images that the new model was trained on"
             )
 
-    def setup(self, run: MapRun[FastFillSettings]) -> None:
+    def setup(self, run: Fitting[FastFillSettings]) -> None:
         """Build the network; take the classifier and the scale of its logits."""
         super().setup(run)
         self.settings = run.settings
@@ -83,6 +82,7 @@ class FastFill(ForwardMap[FastFillSettings]):
 
     def loss(self, batch: PairBatch) -> dict[str, Tensor]:
         """`weighted`: the errors over their predicted variances; `log_variance`: the price of those."""
+        assert isinstance(self.network, FastFillNetwork)
         mapped, log_variance = self.network.with_log_error(batch.old)
         errors = (batch.new - mapped).square().sum(dim=1) + self.settings.disc_weight * self._class_losses(
             batch, mapped
@@ -98,12 +98,12 @@ class FastFill(ForwardMap[FastFillSettings]):
         logits = linear(self.scale * mapped, self.weight, self.bias).float()
         return cross_entropy(logits, batch.label, label_smoothing=self.settings.label_smoothing, reduction="none")
 
-    def _read_classifier(self, run: MapRun[FastFillSettings]) -> RunClassifier:
+    def _read_classifier(self, run: Fitting[FastFillSettings]) -> RunClassifier:
         remedy = "name its run folder as new_model, or use methods/fct, which needs none"
         return read_run_classifier(run.new.path, run.new.size, "new", remedy)
 
 
-def _mean_length(run: MapRun) -> float:
+def _mean_length(run: Fitting) -> float:
     """Of the new embeddings, which a plain softmax classifier takes as long as they are."""
     return float(np.linalg.norm(run.new.features[run.spread_rows()], axis=1).mean())
 

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 from torch.nn.utils.parametrizations import orthogonal
 
-from core.engine.map_method import FittedMap, MapRun
+from core.engine.map_method import FittedMap, Fitting
 from core.engine.map_training import PairBatch, Spread, TrainedMap, finished_map
 from core.errors import run_program
-from core.models.maps import Space, fit_map
+from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW
+from core.models.maps import Map, Space, fit_map
 from core.program import map_program
 from core.settings import MapTrainingSettings, key
 
@@ -52,7 +53,7 @@ def relaxed_orthogonality(weight: Tensor, threshold: float, sharpness: float) ->
 
 
 def completed(weight: Tensor) -> Tensor:
-    """A square orthogonal matrix whose first rows and columns are `weight`, of which rows or columns are orthonormal."""
+    """A square orthogonal matrix whose first rows and columns are `weight`, with orthonormal rows or columns."""
     rows, columns = weight.shape
     left, _, right = torch.linalg.svd(weight)
     missing = torch.eye(abs(rows - columns))
@@ -85,12 +86,12 @@ class LambdaOrthogonality(TrainedMap[LambdaOrthogonalitySettings]):
     directions = ()
     settings_type = LambdaOrthogonalitySettings
 
-    def setup(self, run: MapRun[LambdaOrthogonalitySettings]) -> None:
+    def setup(self, run: Fitting[LambdaOrthogonalitySettings]) -> None:
         """Build B, at first the orthogonal map of the least L_B, and F, at first a ridge onto those B(n)."""
         self.settings, self.old_size, self.new_size = run.settings, run.old.size, run.new.size
         size = max(self.old_size, self.new_size)
-        rotation = completed(fit_map("procrustes", run.new.features, run.old.features).module.weight)
-        ridge = fit_map("ridge", run.old.features, run.new.features).module
+        rotation = completed(_linear_of(fit_map("procrustes", run.new.features, run.old.features)).weight)
+        ridge = _linear_of(fit_map("ridge", run.old.features, run.new.features))
         self.backward_map = nn.Linear(size, size)
         self.forward_map = nn.Linear(self.old_size, size)
         with torch.no_grad():
@@ -119,7 +120,7 @@ class LambdaOrthogonality(TrainedMap[LambdaOrthogonalitySettings]):
             terms["orthogonality"] = relaxed_orthogonality(weight, settings.threshold, settings.sharpness)
         return terms
 
-    def maps(self, run: MapRun[LambdaOrthogonalitySettings]) -> dict[str, FittedMap]:
+    def maps(self, run: Fitting[LambdaOrthogonalitySettings]) -> dict[str, FittedMap]:
         """B to the old space, F, and where that is wider, B to the space of F."""
         old, new = run.old, run.new
         rows = run.spread_rows()
@@ -134,19 +135,22 @@ class LambdaOrthogonality(TrainedMap[LambdaOrthogonalitySettings]):
             aligned = Spread(wide(torch.from_numpy(news.vectors)).numpy(), space)
         kind, options = "lambda_orthogonality", {"relaxed": self.settings.relaxed}
         maps = {
-            "new_to_old": FittedMap(finished_map(run, kind, narrow, options, news, olds), new, "new_to_old"),
-            "old_to_new": FittedMap(
-                finished_map(run, kind, self.forward_map, options, olds, aligned), old, "old_to_new"
-            ),
+            NEW_TO_OLD: FittedMap(finished_map(run, kind, narrow, options, news, olds), new, NEW_TO_OLD),
+            OLD_TO_NEW: FittedMap(finished_map(run, kind, self.forward_map, options, olds, aligned), old, OLD_TO_NEW),
         }
         if len(weight) > old.size:
-            maps["new_to_wide"] = FittedMap(finished_map(run, kind, wide, options, news, aligned), new, "new_to_old")
+            maps["new_to_wide"] = FittedMap(finished_map(run, kind, wide, options, news, aligned), new, NEW_TO_OLD)
         return maps
 
 
+def _linear_of(fitted: Map) -> nn.Linear:
+    assert isinstance(fitted.module, nn.Linear)
+    return fitted.module
+
+
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """x -> weight x + bias."""
-    module = nn.Linear(*reversed(weight.shape))
+    """The map from x to weight x + bias."""
+    module = nn.Linear(weight.shape[1], weight.shape[0])
     module.load_state_dict({"weight": weight.clone(), "bias": bias.clone()}, assign=True)
     return module
 

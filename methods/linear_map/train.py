@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from core.engine.map_method import FittedMap, MapMethod, MapRun
+from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.errors import UserError, run_program
+from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW
 from core.models.maps import fit_map
 from core.models.maps.fit import require_options
 from core.program import map_program
@@ -66,24 +67,24 @@ class LinearMap(MapMethod[LinearMapSettings]):
 
     def usual_direction(self, settings: LinearMapSettings) -> str:
         """A rotation keeps all that queries hold; other maps suit a gallery."""
-        return "new_to_old" if settings.kind == "procrustes" else "old_to_new"
+        return NEW_TO_OLD if settings.kind == "procrustes" else OLD_TO_NEW
 
-    def check(self, run: MapRun[LinearMapSettings]) -> None:
+    def check(self, run: Fitting[LinearMapSettings]) -> None:
         """`UserError` for options that the kind does not have, and a rank above the sizes."""
         settings, smaller = run.settings, min(run.old.size, run.new.size)
         require_options(settings.kind, settings.options)
         if settings.rank is not None and settings.rank > smaller:
             raise UserError(f"rank={settings.rank} is above {smaller}, the smaller embedding size: set it lower")
 
-    def check_labels(self, run: MapRun[LinearMapSettings], labels: np.ndarray) -> None:
+    def check_labels(self, run: Fitting[LinearMapSettings], labels: np.ndarray) -> None:
         """`UserError` where an mlp has no classes to tell apart."""
         if run.settings.kind == "mlp" and len(np.unique(labels)) < 2:
             raise UserError(f"all images of {run.settings.rec} have one label: kind=mlp needs two or more classes")
 
-    def fit(self, run: MapRun[LinearMapSettings]) -> dict[str, FittedMap]:
+    def fit(self, run: Fitting[LinearMapSettings]) -> dict[str, FittedMap]:
         """The map in the direction asked for."""
         assert run.direction is not None, "a linear map has a direction"
-        base, other = (run.old, run.new) if run.direction == "old_to_new" else (run.new, run.old)
+        base, other = (run.old, run.new) if run.direction == OLD_TO_NEW else (run.new, run.old)
         labels = np.asarray(base.features.labels())
         fitted = fit_map(run.settings.kind, base.features, other.features, labels, **run.settings.options)
         return {"": FittedMap(fitted, base, run.direction)}
