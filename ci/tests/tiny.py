@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import nn
 
 from core.backbones import build_backbone
 from core.data.recordio import RecordWriter
-from core.models.encoder import Encoder
+from core.models.encoder import Encoder, load_encoder
+from core.models.map_run import BaseModel
+from core.models.maps import Space, fit_map
 from core.models.weights import fingerprint
 
 FACE = (127.5, 127.5, 127.5)
@@ -65,6 +68,29 @@ def write_run_folder(path: Path, seed: int = 0, embedding_size: int = 8, image_s
     config = {"network": "r18", "network_options": options, "embedding_size": embedding_size, "image_size": image_size}
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def write_map_run(
+    path: Path, base: Path, target: Path, direction: str = "new_to_old", kind: str = "ridge", **told: object
+) -> Path:
+    """The run folder of a map from one model's space to another's, fitted on noise; `told` is of the base."""
+    encoders = load_encoder(base, **told), load_encoder(target)
+    rng = np.random.default_rng(0)
+    sides = [
+        np.concatenate([encoder(noise(rng, 20, encoder.image_size)).numpy() for _ in range(4)]) for encoder in encoders
+    ]
+    spaces = [Space(encoder.embedding_size, encoder.name, encoder.fingerprint) for encoder in encoders]
+    options = {"num_epoch": 1, "hidden": 8} if kind == "mlp" else {}
+    fitted = fit_map(kind, *sides, np.arange(80) % 8, spaces=tuple(spaces), **options)
+    about = BaseModel(BaseModel.stored_path(base), encoders[0].fingerprint, **told)
+    fitted.save(path, {"base": asdict(about), "direction": direction})
+    return path
+
+
+def noise(rng: np.random.Generator, count: int, image_size: int) -> np.ndarray:
+    """Images of a colour each, with noise."""
+    colours = rng.integers(0, 256, (count, 1, 1, 3))
+    return np.clip(colours + rng.normal(0, 60, (count, image_size, image_size, 3)), 0, 255).astype(np.uint8)
 
 
 def build_linear(name: str, embedding_size: int, image_size: int, **options: object) -> nn.Module:

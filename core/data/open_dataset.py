@@ -1,7 +1,7 @@
 """Training images from an image list or a record file, whichever `rec` names."""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from core.data.lists import ListDataset
 from core.data.record_files import record_prefix
@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.files import resolve
 from core.settings import Settings
 
-__all__ = ["BAD_IMAGES", "ImageDataset", "is_list", "open_dataset", "open_training_data"]
+__all__ = ["BAD_IMAGES", "ImageDataset", "is_list", "open_dataset", "open_images", "open_training_data"]
 
 ImageDataset: TypeAlias = RecordDataset | ListDataset
 BAD_IMAGES = ("error", "skip")
@@ -36,10 +36,25 @@ def open_dataset(
     return RecordDataset(record_prefix(rec), image_size)
 
 
-def open_training_data(settings: Settings, image_size: int | None = None) -> ImageDataset:
-    """The images that `rec`, `image_root`, `bad_images` and `image_size` (unless another is given) describe."""
+class ImageSettings(Protocol):
+    """The settings that say which images a program reads."""
+
+    @property
+    def rec(self) -> str | None: ...  # noqa: D102
+    @property
+    def image_root(self) -> str | None: ...  # noqa: D102
+    @property
+    def bad_images(self) -> str: ...  # noqa: D102
+
+
+def open_images(settings: ImageSettings, image_size: int | None) -> ImageDataset:
+    """The images that `rec`, `image_root` and `bad_images` describe, of a size."""
     if settings.rec is None:
         raise UserError("config key 'rec' is not set: name the training images, for example rec=datasets/glyphs/train")
     root = None if settings.image_root is None else resolve(settings.image_root)
-    skip_bad = settings.bad_images == "skip"
-    return open_dataset(resolve(settings.rec), image_size or settings.image_size, root, skip_bad)
+    return open_dataset(resolve(settings.rec), image_size, root, settings.bad_images == "skip")
+
+
+def open_training_data(settings: Settings, image_size: int | None = None) -> ImageDataset:
+    """The images that `rec`, `image_root`, `bad_images` and `image_size` (unless another is given) describe."""
+    return open_images(settings, image_size or settings.image_size)

@@ -5,9 +5,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,11 +23,13 @@ from core.files import ROOT, require_replaceable
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
+from core.models.mapped import Rows
 from core.parallel.collectives import barrier, broadcast_object
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
-__all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "require_writable_store"]
+__all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "extract_together",
+           "require_writable_store"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 BLOCK = 4096
@@ -40,6 +42,8 @@ PLAIN_AND_MIRRORED: Views = {
     "plain": lambda encoder, batch: encoder(batch["image"]),
     "mirrored": lambda encoder, batch: encoder(batch["image"].flip(2)),
 }
+AS_STORED: Views = {FEATURES: lambda encoder, batch: batch["embedding"]}
+"""Of `_StoredEmbeddings`."""
 
 
 def default_store_path(encoder: Encoder, source: ImageSource) -> Path:
@@ -67,35 +71,146 @@ def extract_embeddings(
     where a killed extraction goes on with any number of ranks. One run at a time works there: a second one is an error,
     or waits for the first (`wait`). `UserError` if an image cannot be read, an embedding is not finite, or the disk has
     no room, which is reserved before anything is embedded. Memory: a few batches a rank; disk: 4 N D bytes a view.
+
+    A map's run folder reads no images where its base model's embeddings of `source` are at their default place.
     """
-    info = StoreInfo.of(encoder, source, tuple(views), settings or {})
-    if broadcast_object(_is_finished(path)):  # the first rank's answer: another may see the folder later
-        return _open_finished(path, info)
-    if ranks.is_first and path.exists() and not _is_finished(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists and is no embedding store: name an empty folder or a new one")
+    (store,) = extract_together(
+        [(encoder, path)], source, ranks, batch_size, num_workers, views=views, settings=settings, wait=wait
+    )
+    return store
+
+
+def extract_together(
+    models: Sequence[tuple[Encoder, Path]],
+    source: ImageSource,
+    ranks: Ranks,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    *,
+    views: Views = PLAIN,
+    settings: Mapping[str, object] | None = None,
+    wait: bool = False,
+) -> list[EmbeddingStore]:
+    """`extract_embeddings` with several models on one device, all others' arguments as there: images are read once.
+
+    What the stores lack is made in one pass over the images: a batch is embedded by each model whose store lacks it.
+    """
+    works = [
+        _Work(encoder, path, StoreInfo.of(encoder, source, tuple(views), settings or {})) for encoder, path in models
+    ]
+    missing = [work for work in works if not work.is_finished()]
+    stores = {work.path: work.open_found() for work in works if work not in missing}
     if ranks.is_first:
-        require_writable_store(path)
-    partial = path.with_name(path.name + ".partial")
-    with claimed(partial, wait) if ranks.is_first else nullcontext():
-        finished = broadcast_object(_is_finished(path))  # by another run, before this one's claim
-        if not finished:
-            if ranks.is_first:
-                _prepare(partial, info, source)
-            barrier()
-            try:
-                _embed_missing_blocks(encoder, source, info, partial, ranks, batch_size, num_workers, views)
-            except UserError:  # the images or the model must be replaced, and then nothing here is of use
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-            barrier()
-            if ranks.is_first:
-                _finish(partial, info, path)
-        elif ranks.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-    if finished:
-        return _open_finished(path, info)
+        for work in missing:
+            _require_place(work.path)
+    made, of_images = [], []
+    for work in missing:
+        rows = _rows_of_base(work.encoder, source) if views is PLAIN else None
+        if rows is None:
+            of_images.append(work)
+        else:
+            logger.info("%s: its base model's stored embeddings are mapped", work.encoder.name)
+            made += _make([work], _StoredEmbeddings(source, rows), ranks, BLOCK, 0, AS_STORED, wait)
+    if of_images:
+        made += _make(of_images, source, ranks, batch_size, num_workers, views, wait)
+    stores |= {work.path: EmbeddingStore.open(work.path) if work in made else work.open_found() for work in missing}
+    return [stores[work.path] for work in works]
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A model's store that is to be there in the end."""
+
+    encoder: Encoder
+    path: Path
+    info: StoreInfo
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+    def is_finished(self) -> bool:
+        """The first rank's answer: another may see the folder later. Collective."""
+        return broadcast_object(_is_finished(self.path))
+
+    def open_found(self) -> EmbeddingStore:
+        """The store of an earlier run; `UserError` if it holds something else."""
+        store = EmbeddingStore.open(self.path)
+        store.require(self.info)
+        logger.info("%s: embeddings from the store %s", self.info.model_name, self.path)
+        return store
+
+
+class _StoredEmbeddings:
+    """A source whose images are embedded already: it reads their embeddings (N, D)."""
+
+    def __init__(self, source: ImageSource, rows: Rows):
+        self.name, self.num_images, self.fingerprint = source.name, source.num_images, source.fingerprint
+        self.labels, self.image_name = source.labels, source.image_name
+        self._rows = rows
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`embedding`: float32 (B, D)."""
+        return {"embedding": self._rows[rows]}
+
+
+def _rows_of_base(encoder: Encoder, source: ImageSource) -> Rows | None:
+    """The embeddings (N, D) of a mapped model from the store of its base, or of the base's base, at its default place.
+
+    None for another model, and if there is no such store. Collective.
+    """
+    if encoder.base is None:
+        return None
+    path = default_store_path(encoder.base, source)
+    if broadcast_object(_is_finished(path)):
+        store = EmbeddingStore.open(path)
+        store.require(StoreInfo.of(encoder.base, source, tuple(PLAIN), {}))
+        return encoder.mapped(store.features)
+    rows = _rows_of_base(encoder.base, source)
+    return None if rows is None else encoder.mapped(rows)
+
+
+def _make(
+    missing: Sequence[_Work],
+    source: ImageSource,
+    ranks: Ranks,
+    batch_size: int,
+    num_workers: int,
+    views: Views,
+    wait: bool,
+) -> list[_Work]:
+    """Make the stores that are missing, but for those that another run finishes first; return which were made here."""
+    with ExitStack() as claims:
+        if ranks.is_first:
+            for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
+                claims.enter_context(claimed(work.partial, wait))
+        unfinished = [work for work in missing if not work.is_finished()]
+        if ranks.is_first:
+            for work in missing:
+                if work in unfinished:
+                    _prepare(work.partial, work.info, source)
+                else:
+                    shutil.rmtree(work.partial, ignore_errors=True)
+        barrier()
+        try:
+            _embed_missing_blocks(unfinished, source, ranks, batch_size, num_workers, views)
+        except UserError:  # the images or the model must be replaced, and then nothing here is of use
+            for work in unfinished:
+                shutil.rmtree(work.partial, ignore_errors=True)
+            raise
+        barrier()
+        if ranks.is_first:
+            for work in unfinished:
+                _finish(work.partial, work.info, work.path)
     barrier()
-    return EmbeddingStore.open(path)
+    return unfinished
+
+
+def _require_place(path: Path) -> None:
+    """`UserError` unless a store can be made at `path`."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists and is no embedding store: name an empty folder or a new one")
+    require_writable_store(path)
 
 
 def require_writable_store(path: Path) -> None:
@@ -106,13 +221,6 @@ def require_writable_store(path: Path) -> None:
 
 def _is_finished(path: Path) -> bool:
     return (path / "store.json").is_file()
-
-
-def _open_finished(path: Path, info: StoreInfo) -> EmbeddingStore:
-    store = EmbeddingStore.open(path)
-    store.require(info)
-    logger.info("%s: embeddings from the store %s", info.model_name, path)
-    return store
 
 
 def _prepare(partial: Path, info: StoreInfo, source: ImageSource) -> None:
@@ -166,39 +274,45 @@ def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
 
 
 def _embed_missing_blocks(
-    encoder: Encoder,
-    source: ImageSource,
-    info: StoreInfo,
-    partial: Path,
-    ranks: Ranks,
-    batch_size: int,
-    num_workers: int,
-    views: Views,
+    works: Sequence[_Work], source: ImageSource, ranks: Ranks, batch_size: int, num_workers: int, views: Views
 ) -> None:
     """Write the embeddings of this rank's blocks that no earlier run has done."""
-    arrays = open_arrays(partial, info, mode="r+")
-    done = np.load(partial / "done.npy", mmap_mode="r+")
-    mine = evaluation_rows(info.num_images, BLOCK, ranks.rank, ranks.world_size)
-    blocks = [block for block in mine if not done[block.start // BLOCK]]
+    if not works:
+        return
+    arrays = [open_arrays(work.partial, work.info, mode="r+") for work in works]
+    done = np.stack([np.load(work.partial / "done.npy") for work in works])
+    mine = evaluation_rows(source.num_images, BLOCK, ranks.rank, ranks.world_size)
+    blocks = [block for block in mine if not done[:, block.start // BLOCK].all()]
     batches = [block[start : start + batch_size] for block in blocks for start in range(0, len(block), batch_size)]
     total = sum(map(len, blocks))
+    names = " and ".join(work.encoder.name for work in works)
     if total and ranks.is_first:
-        logger.info("%s: embedding %d images of %s", encoder.name, total, source.name)
-    device = torch.device(encoder.device)
-    with Progress(f"embedding with {encoder.name}", total, quiet=not ranks.is_first) as progress:
+        logger.info("%s: embedding %d images of %s", names, total, source.name)
+    device = torch.device(works[0].encoder.device)
+    with Progress(f"embedding with {names}", total, quiet=not ranks.is_first) as progress:
         for batch in load_batches(source, batches, num_workers, pin_memory=device.type == "cuda"):
             rows = batch["row"].numpy()
+            block = int(rows[-1]) // BLOCK
             on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            for name, embed in views.items():
-                embeddings = embed(encoder, on_device).cpu().numpy()
-                _require_finite(embeddings, encoder, source, rows)
-                arrays[name][rows[0] : rows[-1] + 1] = embeddings
-            if (rows[-1] + 1) % BLOCK == 0 or rows[-1] + 1 == info.num_images:
-                for name in views:
-                    arrays[name].flush()
-                done[rows[-1] // BLOCK] = True
-                done.flush()
+            for work, own, is_done in zip(works, arrays, done[:, block]):
+                if is_done:
+                    continue
+                for name, embed in views.items():
+                    embeddings = embed(work.encoder, on_device).cpu().numpy()
+                    _require_finite(embeddings, work.encoder, source, rows)
+                    own[name][rows[0] : rows[-1] + 1] = embeddings
+                if (rows[-1] + 1) % BLOCK == 0 or rows[-1] + 1 == source.num_images:
+                    _mark_done(work.partial, [own[name] for name in views], block)
             progress.update(len(rows))
+
+
+def _mark_done(partial: Path, arrays: Sequence[np.memmap], block: int) -> None:
+    """Keep for later runs that a block is in the arrays."""
+    for array in arrays:
+        array.flush()
+    done = np.load(partial / "done.npy", mmap_mode="r+")
+    done[block] = True
+    done.flush()
 
 
 def _require_finite(embeddings: np.ndarray, encoder: Encoder, source: ImageSource, rows: np.ndarray) -> None:

@@ -1,8 +1,7 @@
 """The old model of a training: what it is, its embeddings of the training images, and its own classifier.
 
-A run folder keeps the classifier that its model was trained with: `classifier.pt` holds {"weight": (C, D) float32} and,
-for a classifier with a bias, "bias" (C,), whole, whatever the number of ranks; its config holds the loss that it was
-trained with, and C as `num_classes`. Other model arguments (a `.pt` or `.onnx` file) have embeddings alone.
+A run folder keeps the classifier that its model was trained with (`core.engine.run_classifier`), and in its config the
+number of its classes as `num_classes`. Other model arguments (a `.pt` or `.onnx` file) have embeddings alone.
 """
 
 import logging
@@ -11,20 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
-
 from core.data.open_dataset import ImageDataset, open_training_data
 from core.embeddings.extraction import default_store_path, extract_embeddings, require_writable_store
 from core.embeddings.store import EmbeddingStore
+from core.engine.run_classifier import RunClassifier, read_run_classifier
 from core.errors import UserError
 from core.files import resolve
-from core.heads.build import build_margin
-from core.heads.class_weights import read_classifier_file
 from core.heads.frozen_classifier import FrozenClassifier
-from core.heads.margins import Margin
 from core.models.encoder import Encoder, load_encoder
 from core.models.run_config import read_run_config
 from core.parallel.ranks import Ranks
@@ -33,8 +25,6 @@ from core.settings import Settings
 __all__ = ["OldModel", "load_old_model", "open_old_features"]
 
 logger = logging.getLogger(__name__)
-CHECKED_ROWS = 512
-"""Rows at most, over the whole store, on which the classifier's accuracy is measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,47 +77,16 @@ class OldModel:
 
         `UserError` if there is none, it is damaged, or it takes embeddings of another size.
         """
-        tensors = self._classifier_tensors()
-        bias = tensors["bias"].numpy() if "bias" in tensors else None
-        return FrozenClassifier(self._margin(), tensors["weight"].numpy(), bias)
+        own = self._own_classifier()
+        return FrozenClassifier(own.margin, own.weight.numpy(), None if own.bias is None else own.bias.numpy())
 
     def classifier_accuracy(self) -> float:
-        """The accuracy of its own classifier on its embeddings, of the rows whose label is one of its classes.
+        """The accuracy of its own classifier on its embeddings, as `RunClassifier.accuracy` measures it."""
+        return self._own_classifier().accuracy(self.features)
 
-        On 512 rows at most, spread over the store; NaN if there are none. Near 0 if the labels of the data do not mean
-        what they meant when the old model was trained. Memory: 512 rows of logits.
-        """
-        tensors = self._classifier_tensors()
-        weight, labels = tensors["weight"], np.asarray(self.features.labels())
-        if self._margin().normalized:
-            weight = normalize(weight)
-        rows = np.flatnonzero(labels < len(weight))
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), CHECKED_ROWS)).astype(np.int64)]
-        logits = torch.from_numpy(self.features[rows]) @ weight.T + tensors.get("bias", torch.zeros(()))
-        return float((logits.argmax(1).numpy() == labels[rows]).mean())
-
-    def _classifier_tensors(self) -> dict[str, Tensor]:
-        """`weight` (C, D) and, if there is one, `bias` (C,), memory-mapped."""
-        path = self.path / "classifier.pt"
-        if not path.is_file():
-            raise UserError(
-                f"the old model has no classifier of its own at {path}: a run folder has it once its training has "
-                "ended; start that training again to have it written, name another old_model, or set "
-                "old_classifier=means"
-            )
-        tensors = read_classifier_file(path)
-        size = tensors["weight"].shape[1]
-        if size != self.embedding_size:
-            raise UserError(f"{path} takes embeddings of size {size}, not {self.embedding_size}: it is not of this run")
-        return tensors
-
-    def _margin(self) -> Margin:
-        """The margin of the loss that the classifier was trained with."""
-        config = read_run_config(self.path)
-        missing = sorted({"loss", "margin_scale", "margin"} - set(config))
-        if missing:
-            raise UserError(f"the config of {self.path} has no {missing[0]!r}, so its classifier's loss is not known")
-        return build_margin(config["loss"], config["margin_scale"], config["margin"])
+    def _own_classifier(self) -> RunClassifier:
+        remedy = "name another old_model, or set old_classifier=means"
+        return read_run_classifier(self.path, self.embedding_size, "old", remedy)
 
 
 def load_old_model(settings: Settings, ranks: Ranks) -> tuple[Encoder, OldModel]:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from core.settings import Settings
 
-__all__ = ["LossScaler", "build_optimizer", "learning_rate"]
+__all__ = ["LossScaler", "build_optimizer", "cosine", "learning_rate"]
 
 
 def build_optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -67,5 +67,10 @@ def learning_rate(settings: Settings, epoch: float) -> float:
     if settings.schedule == "polynomial":
         return settings.lr * (1 - progress) ** settings.schedule_power
     if settings.schedule == "cosine":
-        return settings.lr * (1 + math.cos(math.pi * progress)) / 2
+        return settings.lr * cosine(progress)
     return settings.lr * settings.schedule_gamma ** sum(epoch >= boundary for boundary in settings.schedule_epochs)
+
+
+def cosine(progress: float) -> float:
+    """The factor of a learning rate that falls as a cosine from 1 to 0, `progress` rising from 0 to 1."""
+    return (1 + math.cos(math.pi * progress)) / 2

@@ -23,7 +23,7 @@ from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import ROOT, replaced_atomically, require_writable, writing
 from core.models.weights import fingerprint
-from core.settings import Settings
+from core.settings import MapSettings, Settings
 
 __all__ = ["MetricsLog", "RunFolder", "code_version"]
 
@@ -77,7 +77,7 @@ class RunFolder:
         except (OSError, ValueError, TypeError):
             return {}
 
-    def changed_settings(self, settings: Settings) -> list[str]:
+    def changed_settings(self, settings: Settings | MapSettings) -> list[str]:
         """The settings that differ from those in `config.json`, as "key old -> new".
 
         Keys missing in the file are ignored, and so are the counts of the data, what a run derives from its data where

@@ -1,6 +1,7 @@
 """Any model argument as an encoder: uint8 images in, embeddings out.
 
-A model argument is a run folder (`model.pt` and `config.json`), a file with a plain state dict, or an `.onnx` file.
+A model argument is a run folder (`model.pt` and `config.json`), a file with a plain state dict, an `.onnx` file, or the
+run folder of a map (`map.pt` and `config.json`): its base model, then the map.
 """
 
 import hashlib
@@ -18,6 +19,9 @@ from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.images.preprocessing import RAW, Numbers, Preprocessing
 from core.images.transforms import NORMALIZATIONS, Triple, normalize
+from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW, is_map_run, model_chain, read_map_run
+from core.models.mapped import MappedNetwork, MappedRows, Rows
+from core.models.maps import Map, Space
 from core.models.onnx_file import read_onnx_file
 from core.models.onnx_model import OnnxNetwork, load_onnx_network
 from core.models.onnx_preprocessing import Choice, choose_preprocessing, usual_image_size
@@ -54,6 +58,28 @@ class Encoder:
     """True: images of any height and width may be given; `image_size` is that of the training."""
     channel_order: str = "RGB"
     """Of the network's input: RGB or BGR. Images are given as RGB to all encoders."""
+    base: "Encoder | None" = None
+    """Of a map's run folder: the model whose embeddings are mapped."""
+    map: Map | None = None
+    """Of a map's run folder: what maps them. The encoder gives its plain output of a unit vector."""
+    maps_gallery: bool = False
+    """True: a map's run folder of the direction old_to_new, for a gallery that the base model has embedded."""
+
+    @property
+    def gallery_model(self) -> "Encoder":
+        """The model that searched a gallery of these embeddings before an update.
+
+        That is the model itself or, where a stored gallery is mapped, the model that embedded it.
+        """
+        return self.base.gallery_model if self.maps_gallery and self.base is not None else self
+
+    def mapped(self, rows: Rows, normalized: bool = False) -> MappedRows:
+        """Of a map's run folder: what it gives for images, read from the base model's embeddings of them (N, D).
+
+        float32 (N, `embedding_size`), as unit vectors if they are to be `normalized`.
+        """
+        assert isinstance(self.module, MappedNetwork), "only a map's run folder has a base model"
+        return MappedRows(self.module, rows, self.embedding_size, self.device, normalized)
 
     @property
     def preprocessing(self) -> str:
@@ -91,7 +117,8 @@ def load_encoder(
 ) -> Encoder:
     """The model argument `path` as an `Encoder` on `device`.
 
-    A run folder and an ONNX file know their network; if `network` is given too it must agree. A state dict needs it;
+    A run folder and an ONNX file know their network; if `network` is given too it must agree. A map's run folder knows
+    its base model and what that takes: nothing else may be given. A state dict needs its network;
     everything else is read from the weights. Several input sizes can fit the same weights: `model.pt` of a run folder
     keeps the folder's, another file gets the usual one (`core.backbones`). Foreign ONNX files may name input and output
     as they like. What they are fed is read from their metadata or their graph (`core.models.onnx_preprocessing`); one
@@ -112,6 +139,13 @@ def load_encoder(
         encoder, choice = _load_onnx(path, network, device)
     else:
         choice = None
+        if is_map_run(path):
+            if (network, mean, std, channel_order) != (None, None, None, None):
+                raise UserError(
+                    f"{path} is the run folder of a map, which knows its base model, its network and what that is fed: "
+                    "leave network, mean, std and channel order out"
+                )
+            return _load_map_run(path, device)
         if path.is_dir():
             encoder = _load_run(path, network, device)
         else:
@@ -177,7 +211,39 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
     )
 
 
+def _load_map_run(folder: Path, device: torch.device) -> Encoder:
+    run = read_map_run(folder)
+    path = model_chain(folder)[1]
+    about, place = run.base, f"base of {folder / 'config.json'}"
+    if not path.exists():
+        raise UserError(f"the base model of the map {folder} is not at {path}: put it there, or correct {place}")
+    base = load_encoder(
+        path, about.network, device, mean=about.mean, std=about.std, channel_order=about.channel_order,
+        network_option=place,
+    )  # fmt: skip
+    if base.fingerprint != about.fingerprint:
+        raise UserError(
+            f"the model at {path} (fingerprint {base.fingerprint[:12]}) is not the base model of the map {folder} "
+            f"(fingerprint {about.fingerprint[:12]}): put that model there, correct {place}, or fit the map again"
+        )
+    run.map.require_source(Space(base.embedding_size, base.name, base.fingerprint))
+    return replace(
+        base,
+        name=f"{base.name}+{run.map.kind}",
+        network=f"{base.network}+{run.map.kind}",
+        embedding_size=run.map.target.size,
+        fingerprint=hashlib.sha256(f"{base.fingerprint} {run.map.fingerprint}".encode()).hexdigest(),
+        module=_frozen(MappedNetwork(base.module, run.map), device),
+        old_model_fingerprint=run.map.target.fingerprint if run.direction == NEW_TO_OLD else None,
+        base=base,
+        map=run.map,
+        maps_gallery=run.direction == OLD_TO_NEW,
+    )
+
+
 def _load_weights(path: Path, network: str | None, device: torch.device, network_option: str) -> Encoder:
+    if path.name == "map.pt" and is_map_run(path.parent):
+        raise UserError(f"{path} holds a map alone, without the model whose embeddings it takes: name {path.parent}")
     state_dict = read_state_dict(path, network)
     if network is None:
         raise UserError(f"{path} is a bare state dict, which does not know its network: name it with {network_option}")

@@ -18,12 +18,12 @@ from core.errors import UserError
 from core.files import resolve
 from core.settings.foreign_keys import translate
 from core.settings.keys import Key, keys_of
-from core.settings.settings import Settings
+from core.settings.settings import ProgramSettings, Settings
 
 __all__ = ["load_settings", "split_arguments"]
 
 logger = logging.getLogger(__name__)
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=ProgramSettings)
 COMMAND_LINE = "the command line"
 CONFIG_OPTIONS = ("--config", "--cfg", "-c")
 
@@ -172,7 +172,7 @@ def _translated(keys: dict[str, Key], written: str, value: Any, source: str) -> 
         own = translate(_plain(written), value)
     except UserError as error:
         raise UserError(f"config key {written!r} in {source}: {error}") from None
-    if own is None:
+    if own is None or not own.keys() <= keys.keys():
         near = difflib.get_close_matches(_plain(written), keys, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"unknown config key {written!r} in {source}{hint} (train.py --help lists all keys)")

@@ -13,13 +13,13 @@ import re
 import textwrap
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from core.errors import UserError
 
-__all__ = ["Key", "describe", "key", "keys_of"]
+__all__ = ["Key", "describe", "key", "key_of", "keys_of"]
 
 T = TypeVar("T")
 COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -63,6 +63,18 @@ def key(
     if isinstance(default, dict):
         return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def key_of(settings_type: type, name: str, heading: str = "") -> Any:
+    """A field of a settings class that is declared in another one: with its default, range and help.
+
+    The annotation must be the same there and here. `heading` replaces that of the other class.
+    """
+    (declared,) = (each for each in fields(settings_type) if each.name == name)
+    metadata = {**declared.metadata, "heading": heading}
+    if declared.default_factory is not MISSING:
+        return field(default_factory=declared.default_factory, metadata=metadata)
+    return field(default=declared.default, metadata=metadata)
 
 
 @dataclass(frozen=True)

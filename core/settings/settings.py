@@ -2,12 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from core.files import resolve
 from core.settings.keys import key
 
-__all__ = ["Settings"]
+__all__ = ["ProgramSettings", "Settings", "run_folder"]
+
+
+class ProgramSettings(Protocol):
+    """What the settings of every program have."""
+
+    @property
+    def output(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def device(self) -> Literal["auto", "cuda", "cpu"]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,5 +144,10 @@ class Settings:
     @property
     def run_folder(self) -> Path:
         """The path of `output`, which a loaded config always has."""
-        assert self.output is not None, "settings that no config file gave name no run folder"
-        return resolve(self.output)
+        return run_folder(self.output)
+
+
+def run_folder(output: str | None) -> Path:
+    """The path of `output`, which a loaded config always has."""
+    assert output is not None, "settings that no config file gave name no run folder"
+    return resolve(output)

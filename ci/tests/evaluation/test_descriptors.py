@@ -27,6 +27,7 @@ class PoolingModel:
     mean: tuple = (0.0, 0.0, 0.0)
     std: tuple = (1.0, 1.0, 1.0)
     device: str = "cpu"
+    base: None = None
     calls: int = 0
 
     @property

@@ -1,7 +1,8 @@
 """A map's prediction of its own error: linear in the unit source vector, log |f(v) - u|² = v.w + b.
 
-FastFill (Jaeckle et al., ICLR 2023, arXiv 2303.04766) trains such a prediction together with its map, to find the gallery
-images that should be embedded again first. For any other map this is a ridge on the pairs that it was fitted on.
+FastFill (Jaeckle et al., ICLR 2023, arXiv 2303.04766) trains such a prediction together with its map, to find the
+gallery images that should be embedded again first. For any other map this is a ridge on the pairs that it was fitted
+on.
 """
 
 from dataclasses import dataclass

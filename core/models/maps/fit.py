@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from core.models.maps.moments import compute_moments
 from core.models.maps.network import train_network
 from core.models.maps.vectors import Pairs, Space, Vectors, open_pairs
 
-__all__ = ["KINDS", "fit_map"]
+__all__ = ["KINDS", "MIN_PAIRS", "fit_map", "require_options"]
 
 logger = logging.getLogger(__name__)
 MIN_PAIRS = 10
@@ -64,25 +64,28 @@ def fit_map(
     `UserError` for an unknown kind or option, arrays that are no pairs, fewer than ten pairs, and a row without a
     direction.
     """
-    if kind not in KINDS:
-        raise UserError(f"there is no kind of map {kind!r}: choose one of {', '.join(KINDS)}")
-    fit = KINDS[kind]
-    known = [
-        name for name, parameter in inspect.signature(fit).parameters.items() if parameter.kind.name == "KEYWORD_ONLY"
-    ]
-    for name in options:
-        if name not in known:
-            raise UserError(f"a {kind} map has no option {name!r}: its options are {', '.join(known)}")
+    require_options(kind, options)
     pairs = open_pairs(source, target, spaces)
     if len(pairs) < MIN_PAIRS:
         raise UserError(f"{len(pairs)} pairs are too few to fit a map: at least {MIN_PAIRS} are needed")
-    fitted = fit(pairs, labels, **options)
+    fitted = KINDS[kind](pairs, labels, **options)
     module = build_module(kind, pairs.source_space.size, pairs.target_space.size, fitted.options)
     module.load_state_dict(fitted.state_dict, assign=True)
     module.eval().requires_grad_(False)
     error_head = build_error_head(fit_error_head(pairs, module), pairs.source_space.size)
     spaces = pairs.source_space, pairs.target_space
     return Map(kind, *spaces, module, len(pairs), fitted.options, fitted.penalty, error_head)
+
+
+def require_options(kind: str, names: Iterable[str]) -> None:
+    """`UserError` unless there is the kind, and its maps have options of these names."""
+    if kind not in KINDS:
+        raise UserError(f"there is no kind of map {kind!r}: choose one of {', '.join(KINDS)}")
+    parameters = inspect.signature(KINDS[kind]).parameters
+    known = [name for name, parameter in parameters.items() if parameter.kind.name == "KEYWORD_ONLY"]
+    for name in names:
+        if name not in known:
+            raise UserError(f"a {kind} map has no option {name!r}: its options are {', '.join(known)}")
 
 
 def _fit_procrustes(pairs: Pairs, labels: np.ndarray | None, *, centred: bool = False) -> Fitted:

@@ -141,12 +141,12 @@ def load_map(folder: str | Path) -> Map:
         source, target = Space(**described.pop("source")), Space(**described.pop("target"))
         expected = described.pop("fingerprint")
         module = build_module(described["kind"], source.size, target.size, described["options"])
-        error_head = build_error_head(head, source.size) if head else None
-        loaded = Map(source=source, target=target, module=module, error_head=error_head, **described)
         if fingerprint(tensors) != expected:
             raise UserError(
                 f"{folder / 'map.pt'} is not the map that {file} describes: one of them is damaged, fit it again"
             )
+        error_head = build_error_head(head, source.size) if head else None
+        loaded = Map(source=source, target=target, module=module, error_head=error_head, **described)
         module.load_state_dict(tensors, assign=True)
     except UserError:
         raise

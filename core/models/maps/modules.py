@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.models.maps.forward import FastFillNetwork, ForwardNetwork
+
 __all__ = ["ResidualNetwork", "build_error_head", "build_module"]
+
+FORWARD_NETWORKS = {"fct": ForwardNetwork, "fastfill": FastFillNetwork}
 
 
 class ResidualNetwork(nn.Module):
@@ -26,13 +30,15 @@ class ResidualNetwork(nn.Module):
 def build_module(kind: str, source_size: int, target_size: int, options: Mapping[str, Any]) -> nn.Module:
     """The network of a kind of map, on the meta device, so that no random numbers are drawn: load its weights."""
     with torch.device("meta"):
-        if kind in ("procrustes", "ridge"):
+        if kind in ("procrustes", "ridge", "lambda_orthogonality"):
             return nn.Linear(source_size, target_size)
         if kind == "low_rank":
             rank = options["rank"]
             return nn.Sequential(nn.Linear(source_size, rank, bias=False), nn.Linear(rank, target_size))
         if kind == "mlp":
             return ResidualNetwork(source_size, target_size, options["hidden"])
+        if kind in FORWARD_NETWORKS:
+            return FORWARD_NETWORKS[kind](source_size, target_size, options["hidden"], options["side_size"])
     raise ValueError(f"no kind of map {kind!r}")
 
 
