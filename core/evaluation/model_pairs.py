@@ -55,27 +55,36 @@ def evaluate_pairs(
     """
     images = read_images(require_meta(data_path, subset, one_to_n=True), subset)
     comparisons, lists = read_pairs(images), read_identification(images)
+    models = {encoder.fingerprint: encoder for encoder in (*encoders.values(), *_before(encoders, pairs))}
     templates = {
-        name: template_features(embed_images(encoder, images, batch_size, num_workers, cache), images)
-        for name, encoder in encoders.items()
+        fingerprint: template_features(embed_images(encoder, images, batch_size, num_workers, cache), images)
+        for fingerprint, encoder in models.items()
     }
-    before = {name: evaluate_1_n(templates[name], templates[name], lists) for name in _galleries(pairs)}
+
+    def self_test(encoder: Encoder) -> PairResult:
+        own = templates[encoder.fingerprint]
+        return PairResult(evaluate_1_1(own, own, comparisons), evaluate_1_n(own, own, lists), {})
+
+    before = {one.fingerprint: self_test(one) for one in _before(encoders, pairs)}
     results = {}
     for pair in pairs:
-        query, gallery = pair.split("/")
-        if query == gallery:
-            verification = evaluate_1_1(templates[query], templates[query], comparisons)
-            results[pair] = PairResult(verification, before[query], {})
+        query, gallery = (encoders[name] for name in pair.split("/"))
+        if query.fingerprint == gallery.fingerprint:
+            results[pair] = before.get(query.fingerprint) or self_test(query)
             continue
-        found = evaluate_1_n(templates[query], templates[gallery], lists)
-        verification = evaluate_1_1(templates[query], templates[gallery], comparisons)
-        results[pair] = PairResult(verification, found, mean_flip_rates(before[gallery].found, found.found))
+        old = before[gallery.gallery_model.fingerprint]
+        compared = templates[query.fingerprint], templates[gallery.fingerprint]
+        verification = evaluate_1_1(*compared, comparisons, before=old.verification)
+        identification = evaluate_1_n(*compared, lists)
+        flips = mean_flip_rates(old.identification.found, identification.found)
+        results[pair] = PairResult(verification, identification, flips)
     return results
 
 
-def _galleries(pairs: Iterable[str]) -> list[str]:
-    """The gallery models of pairs "query/gallery", each once."""
-    return list(dict.fromkeys(pair.split("/")[1] for pair in pairs))
+def _before(encoders: Mapping[str, Encoder], pairs: Iterable[str]) -> list[Encoder]:
+    """The models that searched the galleries of "query/gallery" before the queries' model came, each once."""
+    models = (encoders[pair.split("/")[1]].gallery_model for pair in pairs)
+    return list({model.fingerprint: model for model in models}.values())
 
 
 def evaluate_retrieval_pairs(
@@ -85,14 +94,16 @@ def evaluate_retrieval_pairs(
 
     Those of a cross-test have also `nfr` and `pfr` against the gallery model's own search.
     """
-    before = {name: rank_database(encoders[name], encoders[name], test, options)[1] for name in _galleries(pairs)}
+    before = {one.fingerprint: rank_database(one, one, test, options)[1] for one in _before(encoders, pairs)}
     results = {}
     for pair in pairs:
-        query, gallery = pair.split("/")
-        if query == gallery:
-            results[pair] = test.evaluate(before[query]).metrics
+        query, gallery = (encoders[name] for name in pair.split("/"))
+        if query.fingerprint == gallery.fingerprint and query.fingerprint in before:
+            results[pair] = test.evaluate(before[query.fingerprint]).metrics
             continue
-        _, rows = rank_database(encoders[query], encoders[gallery], test, options)
-        flips = flip_rates(found_first(test, before[gallery]), found_first(test, rows))
-        results[pair] = {**test.evaluate(rows).metrics, **flips}
+        _, rows = rank_database(query, gallery, test, options)
+        results[pair] = test.evaluate(rows).metrics
+        if query.fingerprint != gallery.fingerprint:
+            old = before[gallery.gallery_model.fingerprint]
+            results[pair] |= flip_rates(found_first(test, old), found_first(test, rows))
     return results
