@@ -18,12 +18,12 @@ from command_line import ArgumentParser, add_run_arguments, check_run_arguments
 from core.errors import UserError, run_program
 from core.evaluation.compatibility_matrix import UpdateMatrix, write_matrices
 from core.evaluation.identification import FPIRS, RANKS
-from core.evaluation.ijb import FARS
 from core.evaluation.ijb_embeddings import CACHE
 from core.evaluation.ijb_meta import SUBSETS, require_meta
 from core.evaluation.model_pairs import DEFAULT_SETTINGS, EMBEDS, PairResult, evaluate_pairs
 from core.evaluation.plots import plot_matrices
 from core.evaluation.results import Evaluation, Model, write_matrix
+from core.evaluation.roc import FARS
 from core.evaluation.tables import format_table
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
@@ -158,7 +158,8 @@ def make_evaluations(
             )
             task = f"{args.subset.lower()}-{protocol}"
             metrics = results.metrics[protocol]
-            evaluations.append(Evaluation(task, query_model, gallery_model, metrics, DEFAULT_SETTINGS))
+            thresholds = results.verification.thresholds if protocol == "1:1" else {}
+            evaluations.append(Evaluation(task, query_model, gallery_model, metrics, DEFAULT_SETTINGS, thresholds))
     return evaluations
 
 

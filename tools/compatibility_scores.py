@@ -3,7 +3,8 @@
     python tools/compatibility_scores.py work_dirs/{old,new,alone,cross}/ijbc/results.json
     python tools/compatibility_scores.py --metric map_medium --metric map_hard work_dirs/*/roxford5k/results.json
 
-The files are those that tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py and the demo write.
+The files are those that tools/ijbc_eval.py, tools/roxford_eval.py, tools/verify.py, tools/compatibility_matrix.py and
+the demo write.
 Each test set needs four evaluations: the self-tests of the old model, of the new one, and of a model trained alone on
 the new one's data (star), and the cross-test of new queries in the old gallery. Which is which is found from the models
 in the files, in any order; --models names them where there are more, as in the demo's file:
@@ -61,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         help="compare by this metric, on the tasks that have it; may be given several times (default: TAR at FAR 1e-4, "
-        "top1, medium mAP, mAP@100)",
+        "top1, medium mAP, mAP@100, accuracy)",
     )
     parser.add_argument(
         "--models",

@@ -18,12 +18,13 @@ from command_line import ArgumentParser, add_arguments, check_arguments, load_mo
 from core.errors import run_program
 from core.evaluation.flips import mean_flip_rates
 from core.evaluation.identification import IdentificationResult, evaluate_1_n
-from core.evaluation.ijb import RocResult, evaluate_1_1, template_features
+from core.evaluation.ijb import evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, read_images, read_pairs, require_meta
 from core.evaluation.model_pairs import EMBEDS
 from core.evaluation.plots import plot_identification, plot_roc
 from core.evaluation.results import Evaluation, Model, write_evaluation
+from core.evaluation.roc import RocResult
 from core.evaluation.tables import format_rate, format_table
 from core.logs import set_up_logging
 from core.models.encoder import Encoder
@@ -74,7 +75,8 @@ def main() -> None:
         Model.of(encoder, path, part)
         for encoder, path, part in zip((query, gallery), (args.model, args.model_old or args.model), parts)
     )
-    evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args))
+    thresholds = result.thresholds if isinstance(result, RocResult) else {}
+    evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args), thresholds)
     write_evaluation(args.out / "results.json", evaluation)
 
 

@@ -28,7 +28,8 @@ from core.parallel.collectives import barrier, broadcast_object
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
-__all__ = ["Views", "default_store_path", "extract_embeddings", "extract_together", "require_writable_store"]
+__all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "extract_together",
+           "require_writable_store"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 BLOCK = 4096
@@ -37,6 +38,10 @@ BLOCK = 4096
 Views: TypeAlias = Mapping[str, Callable[[Encoder, Mapping[str, Tensor]], Tensor]]
 """By the name of its array: a function from a batch of a source, on the model's device, to float32 (B, D)."""
 PLAIN: Views = {FEATURES: lambda encoder, batch: encoder(batch["image"])}
+PLAIN_AND_MIRRORED: Views = {
+    "plain": lambda encoder, batch: encoder(batch["image"]),
+    "mirrored": lambda encoder, batch: encoder(batch["image"].flip(2)),
+}
 AS_STORED: Views = {FEATURES: lambda encoder, batch: batch["embedding"]}
 """Of `_StoredEmbeddings`."""
 

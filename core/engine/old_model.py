@@ -40,10 +40,10 @@ class OldModel:
     fingerprint: str
     """As `core.models.encoder.Encoder` has it."""
     embedding_size: int
-    preprocessing: str = ""
-    """What it is fed, as `core.models.encoder.Encoder` has it."""
     stored_features: EmbeddingStore | None = None
     """None before the training images are opened."""
+    preprocessing: str = ""
+    """What it is fed, as `core.models.encoder.Encoder` has it."""
 
     @property
     def features(self) -> EmbeddingStore:
@@ -121,7 +121,12 @@ def load_old_model(settings: Settings, ranks: Ranks) -> tuple[Encoder, OldModel]
         require_writable_store(resolve(settings.features))
     logger.info("old model: %s (%s, fingerprint %s)", settings.old_model, encoder.network, encoder.fingerprint[:12])
     old_model = OldModel(
-        path, encoder.name, encoder.network, encoder.fingerprint, encoder.embedding_size, encoder.preprocessing
+        path,
+        encoder.name,
+        encoder.network,
+        encoder.fingerprint,
+        encoder.embedding_size,
+        preprocessing=encoder.preprocessing,
     )
     return encoder, old_model
 

@@ -1,14 +1,12 @@
 """A model's embeddings of the aligned faces of IJB-B or IJB-C, and of their mirror images."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from core.embeddings.cache import cached_views
-from core.embeddings.extraction import Views
+from core.embeddings.extraction import PLAIN_AND_MIRRORED
 from core.evaluation.ijb_meta import IjbImages
 from core.files import ROOT
 from core.images.alignment import similarity_transforms, warp
@@ -59,17 +57,6 @@ class AlignedImages:
         return str(self.images.path(row))
 
 
-def _embed_plain(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
-    return encoder(batch["image"])
-
-
-def _embed_mirrored(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
-    return encoder(batch["image"].flip(2))
-
-
-VIEWS: Views = {"plain": _embed_plain, "mirrored": _embed_mirrored}
-
-
 def embed_images(
     encoder: Encoder, images: IjbImages, batch_size: int = 128, num_workers: int = 2, cache: Path = CACHE
 ) -> ImageEmbeddings:
@@ -83,7 +70,7 @@ def embed_images(
         encoder,
         AlignedImages(images, encoder.image_size),
         cache / images.subset.lower(),
-        VIEWS,
+        PLAIN_AND_MIRRORED,
         {"alignment": ALIGNMENT_VERSION},
         batch_size,
         num_workers,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from core.evaluation.flips import flip_rates, mean_flip_rates
 from core.evaluation.identification import IdentificationResult, evaluate_1_n
-from core.evaluation.ijb import RocResult, evaluate_1_1, template_features
+from core.evaluation.ijb import evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
 from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, found_first, rank_database
+from core.evaluation.roc import RocResult
 from core.models.encoder import Encoder
 
 __all__ = ["DEFAULT_SETTINGS", "EMBEDS", "PairResult", "evaluate_pairs", "evaluate_retrieval_pairs"]

@@ -1,13 +1,13 @@
-"""results.json: what an evaluation, a matrix of models or the demo found, written and read here alone.
+"""results.json: what evaluations, a matrix of models or the demo found, written and read here alone.
 
 An evaluation is one query model against the gallery of the same or another one, on one task:
 
     {"task": "ijbc-1:N", "models": {"query": MODEL, "gallery": MODEL}, "metrics": {...}, "settings": {...}}
 
-with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing"}. A matrix is a list
-of them under "evaluations", with "compatible" beside it. The demo's file has only the metrics, by pair "query/gallery"
-of its models' names and by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve
-one.
+with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing"}; tests of pairs
+also have "thresholds", scores by the rate that they give. Several evaluations are a list under "evaluations"; a matrix
+of models has "compatible" beside it. The demo's file has only the metrics, by pair "query/gallery" of its models' names
+and by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve one.
 """
 
 import json
@@ -23,7 +23,7 @@ from core.files import replaced_atomically, require_file
 from core.models.encoder import Encoder
 
 __all__ = ["Evaluation", "Model", "UpdateTests", "assign_roles", "default_metric", "read_evaluations",
-           "write_backfill", "write_evaluation", "write_matrix", "write_pairs"]  # fmt: skip
+           "write_backfill", "write_evaluation", "write_evaluations", "write_matrix", "write_pairs"]  # fmt: skip
 
 DEFAULT_METRICS = {
     "ijbc-1:1": "tar@far=1e-04",
@@ -34,6 +34,8 @@ DEFAULT_METRICS = {
     "rparis6k": "map_medium",
     "gldv2": "map@100",
 }
+VERIFICATION = "verification-"
+"""What the task of a verification set begins with; its name follows."""
 PROTOCOLS = ("1:1", "1:N")
 DEMO_SUBSET = "ijbc"
 """The subset of the demo's evaluation tree."""
@@ -77,6 +79,8 @@ class Evaluation:
     metrics: Mapping[str, object]
     """Rates in [0, 1] by name, None where the data cannot resolve one; 1:N has each gallery's own nested below."""
     settings: Mapping[str, object] = field(default_factory=dict)
+    thresholds: Mapping[str, object] = field(default_factory=dict)
+    """Tests of pairs: the score from which a pair is accepted, by the name of a rate."""
     path: Path = Path()
     """The file that it was read from."""
 
@@ -104,12 +108,18 @@ class Evaluation:
     def as_json(self) -> dict[str, object]:
         """The evaluation as results.json has it."""
         models = {"query": asdict(self.query), "gallery": asdict(self.gallery)}
-        return {"task": self.task, "models": models, "metrics": self.metrics, "settings": self.settings}
+        thresholds = {"thresholds": self.thresholds} if self.thresholds else {}
+        return {"task": self.task, "models": models, "metrics": self.metrics, **thresholds, "settings": self.settings}
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write the results file of one evaluation."""
     _write(path, evaluation.as_json())
+
+
+def write_evaluations(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Write the results file of several evaluations."""
+    _write(path, {"evaluations": [one.as_json() for one in evaluations]})
 
 
 def write_matrix(path: Path, evaluations: Sequence[Evaluation], compatible: Sequence[Mapping[str, object]]) -> None:
@@ -196,14 +206,14 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no results file of an evaluation ({type(error).__name__}: {error}): give the results.json that "
-            "tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py or the demo writes"
+            "tools/ijbc_eval.py, roxford_eval.py, verify.py, compatibility_matrix.py or the demo writes"
         ) from error
 
 
 def _evaluation(content: Mapping[str, dict], path: Path) -> Evaluation:
     query, gallery = (_model(content["models"][side]) for side in ("query", "gallery"))
-    settings = dict(content.get("settings", {}))
-    return Evaluation(str(content["task"]), query, gallery, dict(content["metrics"]), settings, path)
+    settings, thresholds = (dict(content.get(key, {})) for key in ("settings", "thresholds"))
+    return Evaluation(str(content["task"]), query, gallery, dict(content["metrics"]), settings, thresholds, path)
 
 
 def _model(content: Mapping[str, object]) -> Model:
@@ -215,7 +225,7 @@ def _model(content: Mapping[str, object]) -> Model:
 
 def _pair(pair: str, protocol: str, metrics: Mapping[str, object], path: Path) -> Evaluation:
     query, gallery = (Model(name, name) for name in pair.split("/"))
-    return Evaluation(f"{DEMO_SUBSET}-{protocol}", query, gallery, dict(metrics), {}, path)
+    return Evaluation(f"{DEMO_SUBSET}-{protocol}", query, gallery, dict(metrics), path=path)
 
 
 @dataclass(frozen=True)
@@ -242,6 +252,8 @@ class UpdateTests:
 
 def default_metric(task: str) -> str:
     """The metric that papers compare by on this task; `UserError` for a task without one."""
+    if task.startswith(VERIFICATION):
+        return "accuracy"
     if task not in DEFAULT_METRICS:
         raise UserError(f"the task {task} has no usual metric: name one with --metric")
     return DEFAULT_METRICS[task]
