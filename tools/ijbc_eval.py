@@ -59,7 +59,9 @@ def main() -> None:
     gallery_templates = query_templates if gallery is query else embed_templates(args, gallery, images)
     result = evaluate(query_templates, gallery_templates)
     if isinstance(result, IdentificationResult) and gallery is not query:
-        before = evaluate(gallery_templates, gallery_templates)
+        served = gallery.gallery_model
+        own_templates = gallery_templates if served is gallery else embed_templates(args, served, images)
+        before = evaluate(own_templates, own_templates)
         assert isinstance(before, IdentificationResult), "the same evaluation"
         result.metrics.update(mean_flip_rates(before.found, result.found))
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
