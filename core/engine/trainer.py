@@ -30,6 +30,7 @@ from core.files import resolve
 from core.heads.build import build_margin
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
+from core.models.map_run import is_map_run, model_chain
 from core.models.weights import fingerprint
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
@@ -107,10 +108,10 @@ class Trainer:
         self._build(Run(settings, self.data, ranks, self.old_model))
 
     def _check_settings(self) -> None:
-        """`UserError` for settings that exclude each other, or a network that cannot be built: no file is read."""
+        """`UserError` for settings that exclude each other, or a network that cannot be built: no images are read."""
         settings = self.settings
         build_margin(settings.loss, settings.margin_scale, settings.margin)
-        if settings.old_model is not None and resolve(settings.old_model) == settings.run_folder:
+        if settings.old_model is not None and settings.run_folder in model_chain(resolve(settings.old_model)):
             raise UserError(f"output {settings.run_folder} is the old model's own run folder: name another one")
         if "image_size" in settings.network_options:
             raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
@@ -138,7 +139,9 @@ class Trainer:
                 )
 
     def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from, if any."""
+        """The checkpoint to resume from, if any; `UserError` if the run folder is another's."""
+        if is_map_run(self.folder.path):
+            raise UserError(f"output {self.folder.path} is the run folder of a map: name another one")
         if not self.settings.resume:
             return None
         checkpoint = latest_checkpoint(self.folder.checkpoints)

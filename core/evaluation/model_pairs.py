@@ -2,7 +2,10 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache as cache_calls
 from pathlib import Path
+
+import numpy as np
 
 from core.evaluation.flips import flip_rates, mean_flip_rates
 from core.evaluation.identification import IdentificationResult, evaluate_1_n
@@ -31,7 +34,7 @@ class PairResult:
     verification: RocResult
     identification: IdentificationResult
     flips: dict[str, float | None]
-    """`nfr` and `pfr` against the gallery model's own search; empty in a self-test."""
+    """`nfr` and `pfr` against the search that the gallery served before (its `gallery_model`); none in a self-test."""
 
     @property
     def metrics(self) -> dict[str, Mapping[str, object]]:
@@ -55,36 +58,39 @@ def evaluate_pairs(
     """
     images = read_images(require_meta(data_path, subset, one_to_n=True), subset)
     comparisons, lists = read_pairs(images), read_identification(images)
-    models = {encoder.fingerprint: encoder for encoder in (*encoders.values(), *_before(encoders, pairs))}
+    models = _models(encoders, pairs)
     templates = {
         fingerprint: template_features(embed_images(encoder, images, batch_size, num_workers, cache), images)
         for fingerprint, encoder in models.items()
     }
 
-    def self_test(encoder: Encoder) -> PairResult:
-        own = templates[encoder.fingerprint]
+    @cache_calls
+    def own_search(fingerprint: str) -> PairResult:
+        own = templates[fingerprint]
         return PairResult(evaluate_1_1(own, own, comparisons), evaluate_1_n(own, own, lists), {})
 
-    before = {one.fingerprint: self_test(one) for one in _before(encoders, pairs)}
     results = {}
     for pair in pairs:
         query, gallery = (encoders[name] for name in pair.split("/"))
-        if query.fingerprint == gallery.fingerprint:
-            results[pair] = before.get(query.fingerprint) or self_test(query)
+        if query is gallery:
+            results[pair] = own_search(query.fingerprint)
             continue
-        old = before[gallery.gallery_model.fingerprint]
-        compared = templates[query.fingerprint], templates[gallery.fingerprint]
-        verification = evaluate_1_1(*compared, comparisons, before=old.verification)
-        identification = evaluate_1_n(*compared, lists)
-        flips = mean_flip_rates(old.identification.found, identification.found)
-        results[pair] = PairResult(verification, identification, flips)
+        features = templates[query.fingerprint], templates[gallery.fingerprint]
+        before = own_search(gallery.gallery_model.fingerprint)
+        verification = evaluate_1_1(*features, comparisons, before=before.verification)
+        found = evaluate_1_n(*features, lists)
+        flips = mean_flip_rates(before.identification.found, found.found)
+        results[pair] = PairResult(verification, found, flips)
     return results
 
 
-def _before(encoders: Mapping[str, Encoder], pairs: Iterable[str]) -> list[Encoder]:
-    """The models that searched the galleries of "query/gallery" before the queries' model came, each once."""
-    models = (encoders[pair.split("/")[1]].gallery_model for pair in pairs)
-    return list({model.fingerprint: model for model in models}.values())
+def _models(encoders: Mapping[str, Encoder], pairs: Iterable[str]) -> dict[str, Encoder]:
+    """By their fingerprints, the models of pairs "query/gallery" and those that searched the galleries before."""
+    models = {}
+    for pair in pairs:
+        query, gallery = (encoders[name] for name in pair.split("/"))
+        models |= {encoder.fingerprint: encoder for encoder in (query, gallery, gallery.gallery_model)}
+    return models
 
 
 def evaluate_retrieval_pairs(
@@ -92,18 +98,22 @@ def evaluate_retrieval_pairs(
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of each of `pairs`, written "query/gallery" with names of `encoders`, on a retrieval test.
 
-    Those of a cross-test have also `nfr` and `pfr` against the gallery model's own search.
+    Those of a cross-test have also `nfr` and `pfr` against the search that the gallery served before.
     """
-    before = {one.fingerprint: rank_database(one, one, test, options)[1] for one in _before(encoders, pairs)}
+    models = _models(encoders, pairs)
+
+    @cache_calls
+    def own_search(fingerprint: str) -> np.ndarray:
+        return rank_database(models[fingerprint], models[fingerprint], test, options)[1]
+
     results = {}
     for pair in pairs:
         query, gallery = (encoders[name] for name in pair.split("/"))
-        if query.fingerprint == gallery.fingerprint and query.fingerprint in before:
-            results[pair] = test.evaluate(before[query.fingerprint]).metrics
+        if query is gallery:
+            results[pair] = test.evaluate(own_search(query.fingerprint)).metrics
             continue
         _, rows = rank_database(query, gallery, test, options)
-        results[pair] = test.evaluate(rows).metrics
-        if query.fingerprint != gallery.fingerprint:
-            old = before[gallery.gallery_model.fingerprint]
-            results[pair] |= flip_rates(found_first(test, old), found_first(test, rows))
+        before = own_search(gallery.gallery_model.fingerprint)
+        flips = flip_rates(found_first(test, before), found_first(test, rows))
+        results[pair] = {**test.evaluate(rows).metrics, **flips}
     return results

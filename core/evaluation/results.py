@@ -4,10 +4,11 @@ An evaluation is one query model against the gallery of the same or another one,
 
     {"task": "ijbc-1:N", "models": {"query": MODEL, "gallery": MODEL}, "metrics": {...}, "settings": {...}}
 
-with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing"}; tests of pairs
-also have "thresholds", scores by the rate that they give. Several evaluations are a list under "evaluations"; a matrix
-of models has "compatible" beside it. The demo's file has only the metrics, by pair "query/gallery" of its models' names
-and by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve one.
+with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing", "mapped_from"};
+tests of pairs also have "thresholds", scores by the rate that they give. Several evaluations are a list under
+"evaluations"; a matrix of models has "compatible" beside it. The demo's file has only the metrics, by pair
+"query/gallery" of its models' names, where a plus and the kind of a map follow the model whose embeddings it maps, and
+by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve one.
 """
 
 import json
@@ -36,6 +37,7 @@ DEFAULT_METRICS = {
 }
 VERIFICATION = "verification-"
 """What the task of a verification set begins with; its name follows."""
+STAR = "self-test of a model trained alone (star; if the new model was, name it twice with --models)"
 PROTOCOLS = ("1:1", "1:N")
 DEMO_SUBSET = "ijbc"
 """The subset of the demo's evaluation tree."""
@@ -54,10 +56,13 @@ class Model:
     """What it embeds in this evaluation, in words."""
     preprocessing: str = ""
     """What it is fed: input size, mean and standard deviation, and BGR if it is that."""
+    mapped_from: str = ""
+    """Of a stored gallery that is mapped into another space: the fingerprint of the model that embedded it."""
 
     @classmethod
     def of(cls, encoder: Encoder, path: str | Path, embeds: str, name: str | None = None) -> "Model":
         """Of an encoder that was loaded from the model argument `path`."""
+        origin = encoder.gallery_model
         return cls(
             name or encoder.name,
             encoder.fingerprint,
@@ -66,6 +71,7 @@ class Model:
             encoder.embedding_size,
             embeds,
             encoder.preprocessing,
+            "" if origin is encoder else origin.fingerprint,
         )
 
 
@@ -217,15 +223,15 @@ def _evaluation(content: Mapping[str, dict], path: Path) -> Evaluation:
 
 
 def _model(content: Mapping[str, object]) -> Model:
-    known = {
-        key: content[key] for key in ("path", "network", "embedding_size", "embeds", "preprocessing") if key in content
-    }
+    optional = ("path", "network", "embedding_size", "embeds", "preprocessing", "mapped_from")
+    known = {key: content[key] for key in optional if key in content}
     return Model(str(content["name"]), str(content["fingerprint"]), **known)  # pyrefly: ignore[bad-argument-type]
 
 
 def _pair(pair: str, protocol: str, metrics: Mapping[str, object], path: Path) -> Evaluation:
-    query, gallery = (Model(name, name) for name in pair.split("/"))
-    return Evaluation(f"{DEMO_SUBSET}-{protocol}", query, gallery, dict(metrics), path=path)
+    query, gallery = pair.split("/")
+    models = Model(query, query), Model(gallery, gallery, mapped_from=gallery.rpartition("+")[0])
+    return Evaluation(f"{DEMO_SUBSET}-{protocol}", *models, dict(metrics), path=path)
 
 
 @dataclass(frozen=True)
@@ -259,24 +265,29 @@ def default_metric(task: str) -> str:
     return DEFAULT_METRICS[task]
 
 
-def assign_roles(evaluations: Sequence[Evaluation]) -> UpdateTests:
+def assign_roles(evaluations: Sequence[Evaluation], star_is_new: bool = False) -> UpdateTests:
     """Find from the models' fingerprints which of the evaluations of one task is which test.
 
-    The only cross-test names the new model (queries) and the old one (gallery); their self-tests are new and old, and
-    the remaining self-test is star. `UserError` if a test is missing, if there are two candidates for one, or if their
-    settings differ.
+    The only cross-test names the new model (queries) and the old one (gallery; of a mapped gallery the model that
+    embedded it). Their self-tests are new and old, and the remaining one is star; a mapped gallery's own is left out.
+    `star_is_new`: the new model itself was trained alone, its self-test is star too. `UserError` if a test is missing,
+    if there are two candidates for one, or if their settings differ.
     """
     task = evaluations[0].task
     cross = _only([e for e in evaluations if not e.is_self_test], task, "cross-test (new queries, old gallery)")
-    by_role = {"new": [], "old": [], "star": []}
-    role_of = {cross.query.fingerprint: "new", cross.gallery.fingerprint: "old"}
+    by_role = {"new": [], "old": [], "star": [], "mapped": []}
+    gallery = cross.gallery
+    role_of = {gallery.fingerprint: "mapped", gallery.mapped_from or gallery.fingerprint: "old"}
+    role_of[cross.query.fingerprint] = "new"
     for evaluation in evaluations:
         if evaluation.is_self_test:
             by_role[role_of.get(evaluation.query.fingerprint, "star")].append(evaluation)
+    new = _only(by_role["new"], task, f"self-test of the new model ({cross.query.name})")
+    embedded_by = "the model that embedded " if gallery.mapped_from else ""
     tests = UpdateTests(
-        new=_only(by_role["new"], task, f"self-test of the new model ({cross.query.name})"),
-        old=_only(by_role["old"], task, f"self-test of the old model ({cross.gallery.name})"),
-        star=_only(by_role["star"], task, "self-test of a model trained alone (star)"),
+        new=new,
+        old=_only(by_role["old"], task, f"self-test of the old model ({embedded_by}{gallery.name})"),
+        star=new if star_is_new else _only(by_role["star"], task, STAR),
         cross=cross,
     )
     for other in tests.all():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.embeddings.cache import cached_embeddings
+from core.embeddings.cache import cached_views
 from core.embeddings.extraction import PLAIN_AND_MIRRORED
 from core.errors import UserError
 from core.evaluation.roc import RocResult, receiver_operating_characteristic
@@ -145,8 +145,9 @@ def embed_pairs(
     """
     images = VerificationImages(path, encoder.image_size)
     settings = {"reading": READING_VERSION}
-    store = cached_embeddings(encoder, images, cache, PLAIN_AND_MIRRORED, settings, batch_size, num_workers)
-    return store.view("plain").astype(np.float64) + store.view("mirrored"), images.same
+    views = cached_views(encoder, images, cache, PLAIN_AND_MIRRORED, settings, batch_size, num_workers)
+    plain, mirrored = (np.asarray(views[name]) for name in ("plain", "mirrored"))
+    return plain.astype(np.float64) + mirrored, images.same
 
 
 def evaluate_pairs(query: np.ndarray, gallery: np.ndarray, same: np.ndarray) -> RocResult:

@@ -128,9 +128,8 @@ class LambdaOrthogonality(TrainedMap[LambdaOrthogonalitySettings]):
         narrow = _linear(weight[: self.old_size, : self.new_size], bias[: self.old_size])
         wide = _linear(weight[:, : self.new_size], bias)
         olds, news = Spread(old.unit_features(rows), old.space), Spread(new.unit_features(rows), new.space)
-        space = (
-            old.space if len(weight) == old.size else Space(len(weight), f"{new.space.name} turned to {old.space.name}")
-        )
+        shared = old.space.fingerprint if len(weight) == old.size else None
+        space = Space(len(weight), f"{old.space.name}, to which {new.space.name} is turned", shared)
         with torch.no_grad():
             aligned = Spread(wide(torch.from_numpy(news.vectors)).numpy(), space)
         kind, options = "lambda_orthogonality", {"relaxed": self.settings.relaxed}

@@ -5,4 +5,5 @@ from easydict import EasyDict as edict
 config = edict()
 
 config.base = "configs/maps/glyphs.py"
+config.hidden = 256  # enough for so few pairs, and a matter of a minute on a CPU
 config.output = "work_dirs/glyphs_fct"

@@ -1,0 +1,13 @@
+"""EXclass on MS1M-V3.
+
+The old r18 (softmax, D = 128) saw the first 30 % of the classes.
+The new r50 (ArcFace) saw all images, without a thought of the old one.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.rec = "datasets/ms1m-retinaface-t1/train"
+config.old_model = "work_dirs/f128_r18_softmax_class30"
+config.new_model = "work_dirs/f128_r50_arc_data100"
