@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.files import require_writable
 from core.images.preprocessing import CHANNEL_ORDERS
 from core.models.encoder import Encoder, load_encoder
+from core.models.shared_space import require_shared_space
 
 __all__ = [
     "ArgumentParser",
@@ -116,7 +117,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_models(args: Namespace) -> tuple[Encoder, Encoder]:
-    """Query and gallery model, one and the same object without -m_old; `UserError` if their sizes differ."""
+    """Query and gallery model, one and the same object without -m_old; `UserError` if they cannot be compared."""
     query = load_encoder(args.model, args.network, args.device, **preprocessing(args))
     gallery = query
     if args.model_old:
@@ -126,6 +127,7 @@ def load_models(args: Namespace) -> tuple[Encoder, Encoder]:
     if query.embedding_size != gallery.embedding_size:
         raise UserError(
             f"the models cannot be compared: {args.model} gives {query.embedding_size} numbers an embedding, "
-            f"{args.model_old} {gallery.embedding_size}"
+            f"{args.model_old} {gallery.embedding_size}; fit a map between them (docs/maps.md)"
         )
+    require_shared_space(query, gallery)
     return query, gallery

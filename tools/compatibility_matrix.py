@@ -11,6 +11,8 @@ model does. Writes matrix.csv, matrix.png and results.json to --out, and prints 
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from command_line import ArgumentParser, add_run_arguments, check_run_arguments
@@ -18,15 +20,16 @@ from command_line import ArgumentParser, add_run_arguments, check_run_arguments
 from core.errors import UserError, run_program
 from core.evaluation.compatibility_matrix import UpdateMatrix, write_matrices
 from core.evaluation.identification import FPIRS, RANKS
-from core.evaluation.ijb import FARS
 from core.evaluation.ijb_embeddings import CACHE
 from core.evaluation.ijb_meta import SUBSETS, require_meta
 from core.evaluation.model_pairs import DEFAULT_SETTINGS, EMBEDS, PairResult, evaluate_pairs
 from core.evaluation.plots import plot_matrices
 from core.evaluation.results import Evaluation, Model, write_matrix
+from core.evaluation.roc import FARS
 from core.evaluation.tables import format_table
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
+from core.models.map_run import model_chain
 
 TASKS = {
     **{f"top{rank}": "1:N" for rank in RANKS},
@@ -46,20 +49,27 @@ def main() -> None:
     set_up_logging()
     args = parse_arguments()
     require_meta(args.data_path, args.subset, one_to_n=True)
-    encoders = load_encoders(args)
+    models = load_models(args)
+    encoders = [model.encoder for model in models]
+    num_models = len(args.models)
     pairs = {
         f"{q}/{g}": (q, g)
         for q, query in enumerate(encoders)
         for g, gallery in enumerate(encoders)
-        if query.embedding_size == gallery.embedding_size
+        if q == g or (query.embedding_size == gallery.embedding_size and max(q, g) < num_models)
     }
     results = evaluate_pairs(
         {str(i): encoder for i, encoder in enumerate(encoders)},
         pairs, args.data_path, args.subset, args.batch_size, args.num_workers, args.cache,
     )  # fmt: skip
     found = {pairs[pair]: result for pair, result in results.items()}
-    names = name_models(encoders, args.models)
-    matrices = {metric: UpdateMatrix(names, read_rates(found, metric, len(names))) for metric in args.metric}
+    names = name_models(models)
+    places = {encoder.fingerprint: place for place, encoder in enumerate(encoders)}
+    served = [places[encoder.gallery_model.fingerprint] for encoder in encoders[:num_models]]
+    matrices = {}
+    for metric in args.metric:
+        rates = read_rates(found, metric, len(models))
+        matrices[metric] = UpdateMatrix(names[:num_models], rates[:num_models, :num_models], rates.diagonal()[served])
     for metric, matrix in matrices.items():
         print(f"{metric} (%)\n{matrix.table()}\n")
     print(make_verdicts(matrices))
@@ -67,8 +77,8 @@ def main() -> None:
     write_matrices(matrices, args.out / "matrix.csv")
     title = "{}, {} (%), \N{CHECK MARK} compatible"
     panels = {title.format(args.subset, metric): (m.rates, m.texts()) for metric, m in matrices.items()}
-    plot_matrices(panels, names, args.out / "matrix.png")
-    evaluations = make_evaluations(args, encoders, names, found)
+    plot_matrices(panels, names[:num_models], args.out / "matrix.png")
+    evaluations = make_evaluations(args, models, names, found)
     write_matrix(args.out / "results.json", evaluations, list_compatible(matrices))
 
 
@@ -107,23 +117,39 @@ def parse_arguments() -> Namespace:
     return args
 
 
-def load_encoders(args: Namespace) -> list[Encoder]:
-    """The models, each with what the command line says of it."""
+@dataclass(frozen=True)
+class NamedModel:
+    """A model and its model argument."""
+
+    encoder: Encoder
+    path: str
+
+
+def load_models(args: Namespace) -> list[NamedModel]:
+    """The models, each with what the command line says of it, followed by those that embedded their mapped galleries.
+
+    These are tested by themselves: an update of a mapped gallery is compared with the search before it.
+    """
     columns = [getattr(args, option) or [AUTO] * len(args.models) for option in PER_MODEL]
-    encoders = []
+    models = []
     for path, *values in zip(args.models, *columns):
         network, mean, std, order = (None if value == AUTO else value for value in values)
         encoder = load_encoder(
             path, network, args.device, mean=mean, std=std, channel_order=order, network_option="--networks"
         )
-        encoders.append(encoder)
-    return encoders
+        models.append(NamedModel(encoder, path))
+    for model in list(models):
+        for encoder, path in zip(model.encoder.chain, model_chain(Path(model.path))):
+            known = [other.encoder.fingerprint for other in models]
+            if encoder is model.encoder.gallery_model and encoder.fingerprint not in known:
+                models.append(NamedModel(encoder, str(path)))
+    return models
 
 
-def name_models(encoders: Sequence[Encoder], paths: Sequence[str]) -> list[str]:
+def name_models(models: Sequence[NamedModel]) -> list[str]:
     """The models' names, and the paths of those that share theirs with another."""
-    counts = Counter(encoder.name for encoder in encoders)
-    return [encoder.name if counts[encoder.name] == 1 else path for encoder, path in zip(encoders, paths)]
+    counts = Counter(model.encoder.name for model in models)
+    return [model.encoder.name if counts[model.encoder.name] == 1 else model.path for model in models]
 
 
 def read_rates(found: Mapping[tuple[int, int], PairResult], metric: str, num_models: int) -> np.ndarray:
@@ -146,19 +172,20 @@ def make_verdicts(matrices: Mapping[str, UpdateMatrix]) -> str:
 
 
 def make_evaluations(
-    args: Namespace, encoders: Sequence[Encoder], names: Sequence[str], found: Mapping[tuple[int, int], PairResult]
+    args: Namespace, models: Sequence[NamedModel], names: Sequence[str], found: Mapping[tuple[int, int], PairResult]
 ) -> list[Evaluation]:
     """Each pair of models that can be compared, 1:1 and 1:N, with all its metrics."""
     evaluations = []
     for (query, gallery), results in found.items():
         for protocol, embeds in EMBEDS.items():
             query_model, gallery_model = (
-                Model.of(encoders[side], args.models[side], part, names[side])
+                Model.of(models[side].encoder, models[side].path, part, names[side])
                 for side, part in zip((query, gallery), embeds)
             )
             task = f"{args.subset.lower()}-{protocol}"
             metrics = results.metrics[protocol]
-            evaluations.append(Evaluation(task, query_model, gallery_model, metrics, DEFAULT_SETTINGS))
+            thresholds = results.verification.thresholds if protocol == "1:1" else {}
+            evaluations.append(Evaluation(task, query_model, gallery_model, metrics, DEFAULT_SETTINGS, thresholds))
     return evaluations
 
 

@@ -3,12 +3,18 @@
     python tools/compatibility_scores.py work_dirs/{old,new,alone,cross}/ijbc/results.json
     python tools/compatibility_scores.py --metric map_medium --metric map_hard work_dirs/*/roxford5k/results.json
 
-The files are those that tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py and the demo write.
+The files are those that tools/ijbc_eval.py, tools/roxford_eval.py, tools/verify.py, tools/compatibility_matrix.py and
+the demo write.
 Each test set needs four evaluations: the self-tests of the old model, of the new one, and of a model trained alone on
 the new one's data (star), and the cross-test of new queries in the old gallery. Which is which is found from the models
 in the files, in any order; --models names them where there are more, as in the demo's file:
 
     python tools/compatibility_scores.py --models old new independent --metric top1 work_dirs/demo/results.json
+
+A mapped gallery (docs/maps.md) is compared with the search that it served before, of the model that embedded it. Where
+the new model was itself trained alone, it is star too: name it twice.
+
+    python tools/compatibility_scores.py --models old+ridge independent independent work_dirs/demo/results.json
 """
 
 import argparse
@@ -43,7 +49,8 @@ def main() -> None:
     set_up_logging()
     args = parse_arguments()
     evaluations = [evaluation for path in args.results for evaluation in read_evaluations(path)]
-    by_task = find_tests(choose_models(evaluations, args.models))
+    star_is_new = args.models is not None and args.models[1] == args.models[2]
+    by_task = find_tests(choose_models(evaluations, args.models), star_is_new)
     test_sets = choose_metrics(by_task, args.metric)
     rates = [read_rates(by_task[task], metric) for task, metric in test_sets]
     flips = [[format_rate(by_task[task].cross.metrics.get(name)) for name in ("nfr", "pfr")] for task, _ in test_sets]
@@ -61,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         help="compare by this metric, on the tasks that have it; may be given several times (default: TAR at FAR 1e-4, "
-        "top1, medium mAP, mAP@100)",
+        "top1, medium mAP, mAP@100, accuracy)",
     )
     parser.add_argument(
         "--models",
@@ -73,7 +80,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_models(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[Evaluation]:
-    """The evaluations that the update from `names[0]` to `names[1]` needs, `names[2]` being star; all without names."""
+    """The evaluations that the update from `names[0]` to `names[1]` needs, `names[2]` being star; all without names.
+
+    Of a mapped gallery the self-test of the model that embedded it is needed.
+    """
     if names is None:
         return list(evaluations)
     known = {model.name for evaluation in evaluations for model in (evaluation.query, evaluation.gallery)}
@@ -81,17 +91,22 @@ def choose_models(evaluations: Sequence[Evaluation], names: Sequence[str] | None
     if missing:
         raise UserError(f"--models {missing[0]}: the files have no such model, only {', '.join(sorted(known))}")
     old, new, star = names
+    origins = {one.gallery.mapped_from for one in evaluations if one.gallery.name == old} - {""}
     pairs = {(old, old), (new, new), (star, star), (new, old)}
-    chosen = [one for one in evaluations if (one.query.name, one.gallery.name) in pairs]
+    chosen = [
+        one
+        for one in evaluations
+        if (one.query.name, one.gallery.name) in pairs or (one.is_self_test and one.query.fingerprint in origins)
+    ]
     if not chosen:
         raise UserError(f"--models {' '.join(names)}: the files have no test of this update: add their results.json")
     return chosen
 
 
-def find_tests(evaluations: Sequence[Evaluation]) -> dict[str, UpdateTests]:
+def find_tests(evaluations: Sequence[Evaluation], star_is_new: bool) -> dict[str, UpdateTests]:
     """The four tests by task; `UserError` unless all tasks test the same three models."""
     tasks = dict.fromkeys(evaluation.task for evaluation in evaluations)
-    by_task = {task: assign_roles([e for e in evaluations if e.task == task]) for task in tasks}
+    by_task = {task: assign_roles([e for e in evaluations if e.task == task], star_is_new) for task in tasks}
     first, *others = by_task
     for task in others:
         for role, model in by_task[task].models().items():

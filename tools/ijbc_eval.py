@@ -18,12 +18,13 @@ from command_line import ArgumentParser, add_arguments, check_arguments, load_mo
 from core.errors import run_program
 from core.evaluation.flips import mean_flip_rates
 from core.evaluation.identification import IdentificationResult, evaluate_1_n
-from core.evaluation.ijb import RocResult, evaluate_1_1, template_features
+from core.evaluation.ijb import evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import SUBSETS, IjbImages, read_identification, read_images, read_pairs, require_meta
 from core.evaluation.model_pairs import EMBEDS
 from core.evaluation.plots import plot_identification, plot_roc
 from core.evaluation.results import Evaluation, Model, write_evaluation
+from core.evaluation.roc import RocResult
 from core.evaluation.tables import format_rate, format_table
 from core.logs import set_up_logging
 from core.models.encoder import Encoder
@@ -58,7 +59,9 @@ def main() -> None:
     gallery_templates = query_templates if gallery is query else embed_templates(args, gallery, images)
     result = evaluate(query_templates, gallery_templates)
     if isinstance(result, IdentificationResult) and gallery is not query:
-        before = evaluate(gallery_templates, gallery_templates)
+        served = gallery.gallery_model
+        own_templates = gallery_templates if served is gallery else embed_templates(args, served, images)
+        before = evaluate(own_templates, own_templates)
         assert isinstance(before, IdentificationResult), "the same evaluation"
         result.metrics.update(mean_flip_rates(before.found, result.found))
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
@@ -74,7 +77,8 @@ def main() -> None:
         Model.of(encoder, path, part)
         for encoder, path, part in zip((query, gallery), (args.model, args.model_old or args.model), parts)
     )
-    evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args))
+    thresholds = result.thresholds if isinstance(result, RocResult) else {}
+    evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args), thresholds)
     write_evaluation(args.out / "results.json", evaluation)
 
 

@@ -84,7 +84,8 @@ def main() -> None:
     scores, rows = rank_database(query, gallery, test, options)
     result = test.evaluate(rows)
     if query is not gallery:
-        _, rows_before = rank_database(gallery, gallery, test, options)
+        before = gallery.gallery_model
+        _, rows_before = rank_database(before, before, test, options)
         result.metrics.update(flip_rates(found_first(test, rows_before), found_first(test, rows)))
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
     print(make_table(name, result.metrics))

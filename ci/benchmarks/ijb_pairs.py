@@ -16,9 +16,10 @@ import polars as pl
 import torch
 
 from core.evaluation.identification import evaluate_1_n
-from core.evaluation.ijb import pair_scores, receiver_operating_characteristic, template_features
+from core.evaluation.ijb import pair_scores, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, Subjects, read_images, read_pairs
+from core.evaluation.roc import receiver_operating_characteristic
 
 NUM_IMAGES, NUM_TEMPLATES, NUM_PAIRS, NUM_SUBJECTS, DIM = 469_375, 23_124, 15_658_489, 3_531, 512
 LOOP_TEMPLATES, LOOP_PAIRS = 200, 20_000

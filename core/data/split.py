@@ -26,8 +26,9 @@ Sides = tuple[np.ndarray, np.ndarray]
 
 
 def class_split(labels: np.ndarray, ratio: float, rounded: bool = False) -> Sides:
-    """The first floor(ratio * C) of the C identities, in label order, go to the old side (`rounded`: to the nearest
-    number, of two the even one). Both sides are numbered from 0.
+    """The sides of a split by class: the first floor(ratio * C) of the C identities, in label order, are old.
+
+    Both sides are numbered from 0. `rounded`: to the nearest number, of two the even one.
     """
     present, rank = np.unique(labels, return_inverse=True)
     num_old = round(ratio * len(present)) if rounded else int(ratio * len(present) + 1e-9)
@@ -35,8 +36,10 @@ def class_split(labels: np.ndarray, ratio: float, rounded: bool = False) -> Side
 
 
 def data_split(labels: np.ndarray, ratio: float, seed: int) -> Sides:
-    """Of the k images of a class, max(1, round(ratio * k)) but never all go to the old side, drawn at random, and the
-    others to the new side; a single image goes to both. Labels stay.
+    """The sides of a split by image; labels stay.
+
+    Of the k images of a class, max(1, round(ratio * k)) but never all go to the old side, drawn at random, and the
+    others to the new side; a single image goes to both.
     """
     rank, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
     num_old = np.minimum(np.maximum(1, np.rint(ratio * counts)), np.maximum(counts - 1, 1))
@@ -52,8 +55,8 @@ def split_records(
     """Split the records X that `rec` names by "class" or "data" into X_part_30_class and X_part_70_class (ratio 0.3).
 
     Returns images and classes by output prefix. The outputs have InsightFace's header; payloads and further labels of
-    a record stay as they are. They lie beside X, or in the folder `out`, which is made if missing. Images are
-    copied one by one; memory is about 60 bytes an image.
+    a record stay as they are. They lie beside X, or in the folder `out`, which is made if missing. `rule`: of `RULES`.
+    Images are copied one by one; memory is about 60 bytes an image.
     """
     _require_options(ratio, seed, rule)
     prefix = record_prefix(rec)

@@ -15,10 +15,11 @@ from core.errors import UserError
 from core.files import require_writable
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
+from core.models.mapped import Rows
 from core.parallel import collectives
 from core.parallel.ranks import Ranks
 
-__all__ = ["cached_embeddings", "require_cache"]
+__all__ = ["cached_embeddings", "cached_views", "require_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,3 +62,23 @@ def cached_embeddings(
     return extract_embeddings(
         encoder, source, path, ranks, batch_size, num_workers, views=views, settings=settings, wait=True
     )
+
+
+def cached_views(
+    encoder: Encoder,
+    source: ImageSource,
+    folder: Path,
+    views: Views,
+    settings: Mapping[str, object],
+    batch_size: int,
+    num_workers: int,
+) -> dict[str, Rows]:
+    """The arrays (N, D) of the store of `cached_embeddings`, for views that are embeddings of single images.
+
+    Those of a map's run folder are its base model's, mapped when they are read: no image is embedded twice.
+    """
+    if encoder.base is not None:
+        of_base = cached_views(encoder.base, source, folder, views, settings, batch_size, num_workers)
+        return {name: encoder.mapped(rows) for name, rows in of_base.items()}
+    store = cached_embeddings(encoder, source, folder, views, settings, batch_size, num_workers)
+    return {name: store.view(name) for name in views}

@@ -23,11 +23,13 @@ from core.files import ROOT, require_replaceable
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
+from core.models.mapped import Rows
 from core.parallel.collectives import barrier, broadcast_object
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
-__all__ = ["Views", "default_store_path", "extract_embeddings", "extract_together", "require_writable_store"]
+__all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "extract_together",
+           "require_writable_store"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 BLOCK = 4096
@@ -36,6 +38,12 @@ BLOCK = 4096
 Views: TypeAlias = Mapping[str, Callable[[Encoder, Mapping[str, Tensor]], Tensor]]
 """By the name of its array: a function from a batch of a source, on the model's device, to float32 (B, D)."""
 PLAIN: Views = {FEATURES: lambda encoder, batch: encoder(batch["image"])}
+PLAIN_AND_MIRRORED: Views = {
+    "plain": lambda encoder, batch: encoder(batch["image"]),
+    "mirrored": lambda encoder, batch: encoder(batch["image"].flip(2)),
+}
+AS_STORED: Views = {FEATURES: lambda encoder, batch: batch["embedding"]}
+"""Of `_StoredEmbeddings`."""
 
 
 def default_store_path(encoder: Encoder, source: ImageSource) -> Path:
@@ -63,6 +71,8 @@ def extract_embeddings(
     where a killed extraction goes on with any number of ranks. One run at a time works there: a second one is an error,
     or waits for the first (`wait`). `UserError` if an image cannot be read, an embedding is not finite, or the disk has
     no room, which is reserved before anything is embedded. Memory: a few batches a rank; disk: 4 N D bytes a view.
+
+    A map's run folder reads no images where its base model's embeddings of `source` are at their default place.
     """
     (store,) = extract_together(
         [(encoder, path)], source, ranks, batch_size, num_workers, views=views, settings=settings, wait=wait
@@ -93,7 +103,16 @@ def extract_together(
     if ranks.is_first:
         for work in missing:
             _require_place(work.path)
-    made = _make(missing, source, ranks, batch_size, num_workers, views, wait) if missing else []
+    made, of_images = [], []
+    for work in missing:
+        rows = _rows_of_base(work.encoder, source) if views is PLAIN else None
+        if rows is None:
+            of_images.append(work)
+        else:
+            logger.info("%s: its base model's stored embeddings are mapped", work.encoder.name)
+            made += _make([work], _StoredEmbeddings(source, rows), ranks, BLOCK, 0, AS_STORED, wait)
+    if of_images:
+        made += _make(of_images, source, ranks, batch_size, num_workers, views, wait)
     stores |= {work.path: EmbeddingStore.open(work.path) if work in made else work.open_found() for work in missing}
     return [stores[work.path] for work in works]
 
@@ -120,6 +139,35 @@ class _Work:
         store.require(self.info)
         logger.info("%s: embeddings from the store %s", self.info.model_name, self.path)
         return store
+
+
+class _StoredEmbeddings:
+    """A source whose images are embedded already: it reads their embeddings (N, D)."""
+
+    def __init__(self, source: ImageSource, rows: Rows):
+        self.name, self.num_images, self.fingerprint = source.name, source.num_images, source.fingerprint
+        self.labels, self.image_name = source.labels, source.image_name
+        self._rows = rows
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`embedding`: float32 (B, D)."""
+        return {"embedding": self._rows[rows]}
+
+
+def _rows_of_base(encoder: Encoder, source: ImageSource) -> Rows | None:
+    """The embeddings (N, D) of a mapped model from the store of its base, or of the base's base, at its default place.
+
+    None for another model, and if there is no such store. Collective.
+    """
+    if encoder.base is None:
+        return None
+    path = default_store_path(encoder.base, source)
+    if broadcast_object(_is_finished(path)):
+        store = EmbeddingStore.open(path)
+        store.require(StoreInfo.of(encoder.base, source, tuple(PLAIN), {}))
+        return encoder.mapped(store.features)
+    rows = _rows_of_base(encoder.base, source)
+    return None if rows is None else encoder.mapped(rows)
 
 
 def _make(

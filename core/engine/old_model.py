@@ -1,7 +1,8 @@
 """The old model of a training: what it is, its embeddings of the training images, and its own classifier.
 
 A run folder keeps the classifier that its model was trained with (`core.engine.run_classifier`), and in its config the
-number of its classes as `num_classes`. Other model arguments (a `.pt` or `.onnx` file) have embeddings alone.
+number of its classes as `num_classes`. Other model arguments (a `.pt` or `.onnx` file) have embeddings alone. A map's
+run folder has embeddings, in the space that the map leads to, and the classes that its base model was trained on.
 """
 
 import logging
@@ -18,6 +19,7 @@ from core.errors import UserError
 from core.files import resolve
 from core.heads.frozen_classifier import FrozenClassifier
 from core.models.encoder import Encoder, load_encoder
+from core.models.map_run import is_map_run, model_chain
 from core.models.run_config import read_run_config
 from core.parallel.ranks import Ranks
 from core.settings import Settings
@@ -32,16 +34,16 @@ class OldModel:
     """The model that the new one is to be compatible with."""
 
     path: Path
-    """The model argument: a run folder, or a `.pt` or `.onnx` file."""
+    """The model argument: a run folder, that of a map too, or a `.pt` or `.onnx` file."""
     name: str
     network: str
     fingerprint: str
     """As `core.models.encoder.Encoder` has it."""
     embedding_size: int
-    preprocessing: str = ""
-    """What it is fed, as `core.models.encoder.Encoder` has it."""
     stored_features: EmbeddingStore | None = None
     """None before the training images are opened."""
+    preprocessing: str = ""
+    """What it is fed, as `core.models.encoder.Encoder` has it."""
 
     @property
     def features(self) -> EmbeddingStore:
@@ -61,14 +63,15 @@ class OldModel:
 
         `UserError` if the model argument is not a run folder, or its config does not say.
         """
-        if not self.path.is_dir():
+        path = model_chain(self.path)[-1]
+        if not path.is_dir():
             raise UserError(
-                f"old_model {self.path} is not a run folder, so the classes that the old model was trained on are not "
+                f"old_model {path} is not a run folder, so the classes that the old model was trained on are not "
                 "known: name its run folder, or set old_classes_only=false"
             )
-        config = read_run_config(self.path)
+        config = read_run_config(path)
         if "num_classes" not in config:
-            raise UserError(f"the config of {self.path} has no 'num_classes': it is not a run folder of this project")
+            raise UserError(f"the config of {path} has no 'num_classes': it is not a run folder of this project")
         return config["num_classes"]
 
     @cached_property
@@ -86,6 +89,8 @@ class OldModel:
 
     def _own_classifier(self) -> RunClassifier:
         remedy = "name another old_model, or set old_classifier=means"
+        if is_map_run(self.path):
+            raise UserError(f"old_model {self.path} is the run folder of a map, which has no classifier: {remedy}")
         return read_run_classifier(self.path, self.embedding_size, "old", remedy)
 
 
@@ -116,7 +121,12 @@ def load_old_model(settings: Settings, ranks: Ranks) -> tuple[Encoder, OldModel]
         require_writable_store(resolve(settings.features))
     logger.info("old model: %s (%s, fingerprint %s)", settings.old_model, encoder.network, encoder.fingerprint[:12])
     old_model = OldModel(
-        path, encoder.name, encoder.network, encoder.fingerprint, encoder.embedding_size, encoder.preprocessing
+        path,
+        encoder.name,
+        encoder.network,
+        encoder.fingerprint,
+        encoder.embedding_size,
+        preprocessing=encoder.preprocessing,
     )
     return encoder, old_model
 

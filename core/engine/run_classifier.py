@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.heads.build import build_margin
+from core.heads.class_weights import read_classifier_file
 from core.heads.margins import Margin
 from core.models.run_config import read_run_config
 
@@ -60,14 +61,8 @@ def read_run_classifier(folder: Path, embedding_size: int, which: str, remedy: s
             f"the {which} model has no classifier of its own at {path}: a run folder has it once its training has "
             f"ended; start that training again to have it written, {remedy}"
         )
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        weight, bias = tensors["weight"], tensors.get("bias")
-        fits = weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1]) and len(tensors) <= 2
-    except Exception as error:  # of many kinds, for a damaged file or another format
-        raise UserError(f"cannot read {path} ({type(error).__name__}): it is damaged or not a classifier") from error
-    if not fits:
-        raise UserError(f"{path} is not a classifier: expected weight (C, D) and bias (C,)")
+    tensors = read_classifier_file(path)
+    weight, bias = tensors["weight"], tensors.get("bias")
     if weight.shape[1] != embedding_size:
         raise UserError(
             f"{path} takes embeddings of size {weight.shape[1]}, not {embedding_size}: it is not of this run"

@@ -70,18 +70,24 @@ class RunFolder:
         with replaced_atomically(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(values, indent=2, default=list) + "\n")
 
+    def read_config(self) -> dict[str, Any]:
+        """`config.json` as an earlier start of the run wrote it; empty if there is none or it is not readable."""
+        try:
+            return dict(json.loads((self.path / "config.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def changed_settings(self, settings: Settings | MapSettings) -> list[str]:
         """The settings that differ from those in `config.json`, as "key old -> new".
 
-        Keys missing in the file are ignored, and so are the counts of the data, and what a run derives from its data
-        where the setting is None. Empty if there is no such file or it is not readable.
+        Keys missing in the file are ignored, and so are the counts of the data, what a run derives from its data where
+        the setting is None, and the weights that it began with, which are not read again. Empty if there is no such
+        file or it is not readable.
         """
-        try:
-            before = dict(json.loads((self.path / "config.json").read_text()))
-        except (OSError, ValueError, TypeError):
-            return []
+        before = self.read_config()
         now = json.loads(json.dumps(asdict(settings), default=list))
-        ignored = {"num_classes", "num_image", *(("image_size",) if now.get("image_size") is None else ())}
+        ignored = {"num_classes", "num_image", "weights", "head_weights"}
+        ignored |= {"image_size"} if now.get("image_size") is None else set()
         changed = [key for key in now if key not in ignored and before.get(key, now[key]) != now[key]]
         return [f"{key} {before[key]!r} -> {now[key]!r}" for key in changed]
 

@@ -19,6 +19,7 @@ from core.backbones.onednn import avoid_unsafe_kernels
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
+from core.engine.initial_weights import INITIAL_WEIGHTS, load_initial_backbone, open_initial_classes
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import load_old_model, open_old_features
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
@@ -29,6 +30,8 @@ from core.files import resolve
 from core.heads.build import build_margin
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
+from core.models.map_run import is_map_run, model_chain
+from core.models.weights import fingerprint
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
 from core.settings import Settings
@@ -96,16 +99,19 @@ class Trainer:
             settings.seed,
         )
         self._build_backbone()
+        self.initial_classes = None
+        if settings.head_weights is not None and self.checkpoint is None:
+            self.initial_classes = open_initial_classes(settings, self.data.num_classes)
         if encoder is not None and self.old_model is not None:
             features = open_old_features(encoder, settings, self.data, ranks)
             self.old_model = replace(self.old_model, stored_features=features)
         self._build(Run(settings, self.data, ranks, self.old_model))
 
     def _check_settings(self) -> None:
-        """`UserError` for settings that exclude each other, or a network that cannot be built: no file is read."""
+        """`UserError` for settings that exclude each other, or a network that cannot be built: no images are read."""
         settings = self.settings
         build_margin(settings.loss, settings.margin_scale, settings.margin)
-        if settings.old_model is not None and resolve(settings.old_model) == settings.run_folder:
+        if settings.old_model is not None and settings.run_folder in model_chain(resolve(settings.old_model)):
             raise UserError(f"output {settings.run_folder} is the old model's own run folder: name another one")
         if "image_size" in settings.network_options:
             raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")
@@ -133,7 +139,9 @@ class Trainer:
                 )
 
     def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from, if any."""
+        """The checkpoint to resume from, if any; `UserError` if the run folder is another's."""
+        if is_map_run(self.folder.path):
+            raise UserError(f"output {self.folder.path} is the run folder of a map: name another one")
         if not self.settings.resume:
             return None
         checkpoint = latest_checkpoint(self.folder.checkpoints)
@@ -150,9 +158,12 @@ class Trainer:
         if self.checkpoint is not None:  # it has the weights; the initial ones may no longer exist
             options.pop("pretrained", None)
         torch.manual_seed(settings.seed)  # the same first weights on every rank
-        self.backbone = build_backbone(
-            settings.network, settings.embedding_size, image_size=self.data.image_size, **options
-        )
+        if settings.weights is not None and self.checkpoint is None:
+            self.backbone = load_initial_backbone(settings, self.data.image_size)
+        else:
+            self.backbone = build_backbone(
+                settings.network, settings.embedding_size, image_size=self.data.image_size, **options
+            )
         self.backbone.to(self.ranks.device).to(memory_format=torch.channels_last)
         if self.ranks.device.type == "cpu":
             avoid_unsafe_kernels(self.backbone)
@@ -161,6 +172,8 @@ class Trainer:
         settings, ranks = self.settings, self.ranks
         self.method.setup(run)
         self.method.to(ranks.device)
+        if self.initial_classes is not None:
+            self.initial_classes.load_into(self.method.classifier)
         self.optimizer = build_optimizer(settings, [*self.backbone.parameters(), *self.method.parameters()])
         self.scaler = LossScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
         self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
@@ -223,6 +236,8 @@ class Trainer:
         changed = self.folder.changed_settings(self.settings)
         if changed:
             logger.warning("resuming with other settings than before: %s", ", ".join(changed))
+        if self.settings.weights is not None or self.settings.head_weights is not None:
+            logger.info("weights and head_weights are not read: the run goes on from its checkpoint")
         self.state.load(checkpoint, position, self.settings.seed)
         if self.scaler.is_enabled() and position.scaler:
             self.scaler.load_state_dict(position.scaler)
@@ -289,7 +304,21 @@ class Trainer:
             "version": code_version(),
             "torch_version": torch.__version__,
         }
-        return {**asdict(self.settings), **derived}
+        return {**asdict(self.settings), **derived, **self._initial_weights()}
+
+    def _initial_weights(self) -> dict[str, str | None]:
+        """What the training began with, given weights and their fingerprints; called before the first step."""
+        if self.checkpoint is not None:
+            before = self.folder.read_config()
+            return {key: before.get(key) for key in INITIAL_WEIGHTS}
+        settings, classes = self.settings, self.initial_classes
+        values = (
+            settings.weights,
+            fingerprint(self.backbone.state_dict()) if settings.weights is not None else None,
+            settings.head_weights,
+            fingerprint(classes.tensors()) if classes is not None else None,
+        )
+        return dict(zip(INITIAL_WEIGHTS, values))
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         """Micro-batches from the present position to the end of the training, by one set of workers."""

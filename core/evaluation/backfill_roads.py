@@ -100,7 +100,7 @@ def run_ijb(models: BackfillModels, root: Path, subset: str, options: BackfillOp
         for name, encoder in models.all().items()
     }
     templates = {name: template_features(each, images) for name, each in embeddings.items()}
-    errors = _predicted_errors(models, embeddings["old"].plain)
+    errors = _predicted_errors(models, np.asarray(embeddings["old"].plain))
     predicted = None if errors is None else mean_over_members(errors, images)
     roads: Roads = {}
     for road, (query, gallery) in models.roads().items():
@@ -130,8 +130,10 @@ def run_retrieval(
     """
     database, queries = (
         {
-            name: describe_images(
-                encoder, which, image_sides(encoder), options.batch_size, options.num_workers, options.cache
+            name: np.asarray(
+                describe_images(
+                    encoder, which, image_sides(encoder), options.batch_size, options.num_workers, options.cache
+                )
             )
             for name, encoder in models.all().items()
         }

@@ -22,15 +22,18 @@ class UpdateMatrix:
 
     names: Sequence[str]
     rates: np.ndarray
+    before: np.ndarray
+    """(M,): the rate of the search that each gallery served before, of its own model or, where a stored gallery is
+    mapped into another space, of the model that embedded it."""
 
     def updates(self) -> list[tuple[int, int]]:
         """The pairs (query, gallery) in which the query model is newer than the gallery's."""
         return [(query, gallery) for query in range(len(self.names)) for gallery in range(query)]
 
     def is_compatible(self, query: int, gallery: int) -> bool | None:
-        """Whether the query model finds more in the gallery than the gallery's own model does; None where not known."""
-        cross, own = self.rates[query, gallery], self.rates[gallery, gallery]
-        return None if np.isnan([cross, own]).any() else bool(cross > own)
+        """Whether the query model finds more in the gallery than the search before did; None where not known."""
+        cross, before = self.rates[query, gallery], self.before[gallery]
+        return None if np.isnan([cross, before]).any() else bool(cross > before)
 
     def table(self) -> str:
         """The rates in per cent as aligned text."""
@@ -42,8 +45,8 @@ class UpdateMatrix:
         compatible = self.is_compatible(query, gallery)
         if compatible is None:
             return "-"
-        cross, own = self._cell(self.rates[query, gallery]), self._cell(self.rates[gallery, gallery])
-        return f"yes ({cross} against {own})" if compatible else f"no ({cross} against {own})"
+        cross, before = self._cell(self.rates[query, gallery]), self._cell(self.before[gallery])
+        return f"yes ({cross} against {before})" if compatible else f"no ({cross} against {before})"
 
     def texts(self) -> list[list[str]]:
         """The rates in per cent, those of the updates with a tick or a cross."""

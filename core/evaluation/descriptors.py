@@ -18,6 +18,7 @@ from core.errors import UserError
 from core.evaluation.retrieval_images import ResizedImages, RetrievalImages
 from core.files import ROOT
 from core.models.encoder import Encoder
+from core.models.mapped import Rows
 
 __all__ = ["CACHE", "Whitening", "describe_images", "expand_queries", "image_sides"]
 
@@ -51,13 +52,17 @@ def describe_images(
     batch_size: int = 32,
     num_workers: int = 2,
     cache: Path = CACHE,
-) -> np.ndarray:
-    """Unit descriptors, float32 (N, D), memory-mapped: the mean over `sides` of the unit embeddings, normalised again.
+) -> Rows:
+    """Unit descriptors, float32 (N, D), read from disk: the mean over `sides` of the unit embeddings, normalised again.
 
+    Those of a map's run folder at one scale are its base model's, mapped when they are read: nothing is embedded twice.
     From the cache below `cache` if this model has described these images at these sizes before; a run that was killed
     goes on where it was. Memory: some batches; disk: 4 N D bytes. `UserError` if an image cannot be used or an
     embedding is not finite.
     """
+    if encoder.base is not None and len(sides) == 1:
+        of_base = describe_images(encoder.base, images, sides, batch_size, num_workers, cache)
+        return encoder.mapped(of_base, normalized=True)
     store = cached_embeddings(
         encoder,
         ResizedImages(images, sides),
@@ -85,7 +90,7 @@ class Whitening:
     `UserError` if the descriptors do not vary at all.
     """
 
-    def __init__(self, descriptors: np.ndarray):
+    def __init__(self, descriptors: Rows):
         blocks = [descriptors[start : start + BLOCK] for start in range(0, len(descriptors), BLOCK)]
         self.mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / len(descriptors)
         centred = (block - self.mean for block in blocks)
@@ -95,7 +100,7 @@ class Whitening:
             raise UserError("the descriptors of the gallery are all the same: there is nothing to learn whitening from")
         self.projection = directions[:, kept] / np.sqrt(variances[kept])
 
-    def __call__(self, descriptors: np.ndarray) -> np.ndarray:
+    def __call__(self, descriptors: Rows) -> np.ndarray:
         """Whitened unit descriptors, float32 (N, at most D)."""
         whitened = np.empty((len(descriptors), self.projection.shape[1]), dtype=np.float32)
         for start in range(0, len(descriptors), BLOCK):
@@ -105,14 +110,14 @@ class Whitening:
 
 
 def expand_queries(
-    queries: np.ndarray, gallery: np.ndarray, scores: np.ndarray, rows: np.ndarray, alpha: float = ALPHA
+    queries: Rows, gallery: Rows, scores: np.ndarray, rows: np.ndarray, alpha: float = ALPHA
 ) -> np.ndarray:
     """Queries (Q, D) plus their best results, each weighted by its score to the power of `alpha`, as unit vectors.
 
     `scores` and `rows` (Q, n) are the first n results of a search in `gallery` (N, D); a score below 0 adds nothing.
     """
     weights = np.maximum(scores, 0.0).astype(np.float64) ** alpha
-    expanded = queries + np.einsum("qn,qnd->qd", weights, gallery[rows].astype(np.float64))
+    expanded = np.asarray(queries) + np.einsum("qn,qnd->qd", weights, gallery[rows].astype(np.float64))
     return _unit(expanded).astype(np.float32)
 
 

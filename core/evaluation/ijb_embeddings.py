@@ -1,19 +1,18 @@
 """A model's embeddings of the aligned faces of IJB-B or IJB-C, and of their mirror images."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from core.embeddings.cache import cached_embeddings
-from core.embeddings.extraction import Views
+from core.embeddings.cache import cached_views
+from core.embeddings.extraction import PLAIN_AND_MIRRORED
 from core.evaluation.ijb_meta import IjbImages
 from core.files import ROOT
 from core.images.alignment import similarity_transforms, warp
 from core.images.codec import read_image
 from core.models.encoder import Encoder
+from core.models.mapped import Rows
 
 __all__ = ["CACHE", "AlignedImages", "ImageEmbeddings", "embed_images"]
 
@@ -24,10 +23,10 @@ ALIGNMENT_VERSION = 2
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
-    """Float32 (N, D) each, memory-mapped, as the model gives them (not normalised): of the images, and mirrored."""
+    """Float32 (N, D) each, read from disk, as the model gives them (not normalised): of the images, and mirrored."""
 
-    plain: np.ndarray
-    mirrored: np.ndarray
+    plain: Rows
+    mirrored: Rows
 
 
 class AlignedImages:
@@ -58,32 +57,22 @@ class AlignedImages:
         return str(self.images.path(row))
 
 
-def _embed_plain(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
-    return encoder(batch["image"])
-
-
-def _embed_mirrored(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
-    return encoder(batch["image"].flip(2))
-
-
-VIEWS: Views = {"plain": _embed_plain, "mirrored": _embed_mirrored}
-
-
 def embed_images(
     encoder: Encoder, images: IjbImages, batch_size: int = 128, num_workers: int = 2, cache: Path = CACHE
 ) -> ImageEmbeddings:
     """The embeddings of all images, from the cache below `cache` if this model has embedded this data before.
 
-    A run that was killed goes on where it was. Memory: some batches; disk: 8 N D bytes. `UserError` if an image cannot
-    be read or an embedding is not finite.
+    Those of a map's run folder are its base model's, mapped when they are read: nothing is embedded twice. A run that
+    was killed goes on where it was. Memory: some batches; disk: 8 N D bytes. `UserError` if an image cannot be read or
+    an embedding is not finite.
     """
-    store = cached_embeddings(
+    views = cached_views(
         encoder,
         AlignedImages(images, encoder.image_size),
         cache / images.subset.lower(),
-        VIEWS,
+        PLAIN_AND_MIRRORED,
         {"alignment": ALIGNMENT_VERSION},
         batch_size,
         num_workers,
     )
-    return ImageEmbeddings(store.view("plain"), store.view("mirrored"))
+    return ImageEmbeddings(views["plain"], views["mirrored"])

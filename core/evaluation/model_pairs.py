@@ -2,14 +2,18 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache as cache_calls
 from pathlib import Path
+
+import numpy as np
 
 from core.evaluation.flips import flip_rates, mean_flip_rates
 from core.evaluation.identification import IdentificationResult, evaluate_1_n
-from core.evaluation.ijb import RocResult, evaluate_1_1, template_features
+from core.evaluation.ijb import evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import CACHE, embed_images
 from core.evaluation.ijb_meta import read_identification, read_images, read_pairs, require_meta
 from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, found_first, rank_database
+from core.evaluation.roc import RocResult
 from core.models.encoder import Encoder
 
 __all__ = ["DEFAULT_SETTINGS", "EMBEDS", "PairResult", "evaluate_pairs", "evaluate_retrieval_pairs"]
@@ -30,7 +34,7 @@ class PairResult:
     verification: RocResult
     identification: IdentificationResult
     flips: dict[str, float | None]
-    """`nfr` and `pfr` against the gallery model's own search; empty in a self-test."""
+    """`nfr` and `pfr` against the search that the gallery served before (its `gallery_model`); none in a self-test."""
 
     @property
     def metrics(self) -> dict[str, Mapping[str, object]]:
@@ -54,27 +58,37 @@ def evaluate_pairs(
     """
     images = read_images(require_meta(data_path, subset, one_to_n=True), subset)
     comparisons, lists = read_pairs(images), read_identification(images)
+    models = _models(encoders, pairs)
     templates = {
-        name: template_features(embed_images(encoder, images, batch_size, num_workers, cache), images)
-        for name, encoder in encoders.items()
+        fingerprint: template_features(embed_images(encoder, images, batch_size, num_workers, cache), images)
+        for fingerprint, encoder in models.items()
     }
-    before = {name: evaluate_1_n(templates[name], templates[name], lists) for name in _galleries(pairs)}
+
+    @cache_calls
+    def own_search(fingerprint: str) -> IdentificationResult:
+        return evaluate_1_n(templates[fingerprint], templates[fingerprint], lists)
+
     results = {}
     for pair in pairs:
-        query, gallery = pair.split("/")
-        if query == gallery:
-            verification = evaluate_1_1(templates[query], templates[query], comparisons)
-            results[pair] = PairResult(verification, before[query], {})
+        query, gallery = (encoders[name] for name in pair.split("/"))
+        features = templates[query.fingerprint], templates[gallery.fingerprint]
+        verification = evaluate_1_1(*features, comparisons)
+        if query is gallery:
+            results[pair] = PairResult(verification, own_search(query.fingerprint), {})
             continue
-        found = evaluate_1_n(templates[query], templates[gallery], lists)
-        verification = evaluate_1_1(templates[query], templates[gallery], comparisons)
-        results[pair] = PairResult(verification, found, mean_flip_rates(before[gallery].found, found.found))
+        found = evaluate_1_n(*features, lists)
+        before = own_search(gallery.gallery_model.fingerprint)
+        results[pair] = PairResult(verification, found, mean_flip_rates(before.found, found.found))
     return results
 
 
-def _galleries(pairs: Iterable[str]) -> list[str]:
-    """The gallery models of pairs "query/gallery", each once."""
-    return list(dict.fromkeys(pair.split("/")[1] for pair in pairs))
+def _models(encoders: Mapping[str, Encoder], pairs: Iterable[str]) -> dict[str, Encoder]:
+    """By their fingerprints, the models of pairs "query/gallery" and those that searched the galleries before."""
+    models = {}
+    for pair in pairs:
+        query, gallery = (encoders[name] for name in pair.split("/"))
+        models |= {encoder.fingerprint: encoder for encoder in (query, gallery, gallery.gallery_model)}
+    return models
 
 
 def evaluate_retrieval_pairs(
@@ -82,16 +96,22 @@ def evaluate_retrieval_pairs(
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of each of `pairs`, written "query/gallery" with names of `encoders`, on a retrieval test.
 
-    Those of a cross-test have also `nfr` and `pfr` against the gallery model's own search.
+    Those of a cross-test have also `nfr` and `pfr` against the search that the gallery served before.
     """
-    before = {name: rank_database(encoders[name], encoders[name], test, options)[1] for name in _galleries(pairs)}
+    models = _models(encoders, pairs)
+
+    @cache_calls
+    def own_search(fingerprint: str) -> np.ndarray:
+        return rank_database(models[fingerprint], models[fingerprint], test, options)[1]
+
     results = {}
     for pair in pairs:
-        query, gallery = pair.split("/")
-        if query == gallery:
-            results[pair] = test.evaluate(before[query]).metrics
+        query, gallery = (encoders[name] for name in pair.split("/"))
+        if query is gallery:
+            results[pair] = test.evaluate(own_search(query.fingerprint)).metrics
             continue
-        _, rows = rank_database(encoders[query], encoders[gallery], test, options)
-        flips = flip_rates(found_first(test, before[gallery]), found_first(test, rows))
+        _, rows = rank_database(query, gallery, test, options)
+        before = own_search(gallery.gallery_model.fingerprint)
+        flips = flip_rates(found_first(test, before), found_first(test, rows))
         results[pair] = {**test.evaluate(rows).metrics, **flips}
     return results

@@ -1,13 +1,14 @@
-"""results.json: what an evaluation, a matrix of models or the demo found, written and read here alone.
+"""results.json: what evaluations, a matrix of models or the demo found, written and read here alone.
 
 An evaluation is one query model against the gallery of the same or another one, on one task:
 
     {"task": "ijbc-1:N", "models": {"query": MODEL, "gallery": MODEL}, "metrics": {...}, "settings": {...}}
 
-with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing"}. A matrix is a list
-of them under "evaluations", with "compatible" beside it. The demo's file has only the metrics, by pair "query/gallery"
-of its models' names and by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve
-one.
+with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing", "mapped_from"};
+tests of pairs also have "thresholds", scores by the rate that they give. Several evaluations are a list under
+"evaluations"; a matrix of models has "compatible" beside it. The demo's file has only the metrics, by pair
+"query/gallery" of its models' names, where a plus and the kind of a map follow the model whose embeddings it maps, and
+by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve one.
 """
 
 import json
@@ -23,7 +24,7 @@ from core.files import replaced_atomically, require_file
 from core.models.encoder import Encoder
 
 __all__ = ["Evaluation", "Model", "UpdateTests", "assign_roles", "default_metric", "read_evaluations",
-           "write_backfill", "write_evaluation", "write_matrix", "write_pairs"]  # fmt: skip
+           "write_backfill", "write_evaluation", "write_evaluations", "write_matrix", "write_pairs"]  # fmt: skip
 
 DEFAULT_METRICS = {
     "ijbc-1:1": "tar@far=1e-04",
@@ -34,6 +35,9 @@ DEFAULT_METRICS = {
     "rparis6k": "map_medium",
     "gldv2": "map@100",
 }
+VERIFICATION = "verification-"
+"""What the task of a verification set begins with; its name follows."""
+STAR = "self-test of a model trained alone (star; if the new model was, name it twice with --models)"
 PROTOCOLS = ("1:1", "1:N")
 DEMO_SUBSET = "ijbc"
 """The subset of the demo's evaluation tree."""
@@ -52,10 +56,13 @@ class Model:
     """What it embeds in this evaluation, in words."""
     preprocessing: str = ""
     """What it is fed: input size, mean and standard deviation, and BGR if it is that."""
+    mapped_from: str = ""
+    """Of a stored gallery that is mapped into another space: the fingerprint of the model that embedded it."""
 
     @classmethod
     def of(cls, encoder: Encoder, path: str | Path, embeds: str, name: str | None = None) -> "Model":
         """Of an encoder that was loaded from the model argument `path`."""
+        origin = encoder.gallery_model
         return cls(
             name or encoder.name,
             encoder.fingerprint,
@@ -64,6 +71,7 @@ class Model:
             encoder.embedding_size,
             embeds,
             encoder.preprocessing,
+            "" if origin is encoder else origin.fingerprint,
         )
 
 
@@ -77,6 +85,8 @@ class Evaluation:
     metrics: Mapping[str, object]
     """Rates in [0, 1] by name, None where the data cannot resolve one; 1:N has each gallery's own nested below."""
     settings: Mapping[str, object] = field(default_factory=dict)
+    thresholds: Mapping[str, object] = field(default_factory=dict)
+    """Tests of pairs: the score from which a pair is accepted, by the name of a rate."""
     path: Path = Path()
     """The file that it was read from."""
 
@@ -104,12 +114,18 @@ class Evaluation:
     def as_json(self) -> dict[str, object]:
         """The evaluation as results.json has it."""
         models = {"query": asdict(self.query), "gallery": asdict(self.gallery)}
-        return {"task": self.task, "models": models, "metrics": self.metrics, "settings": self.settings}
+        thresholds = {"thresholds": self.thresholds} if self.thresholds else {}
+        return {"task": self.task, "models": models, "metrics": self.metrics, **thresholds, "settings": self.settings}
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write the results file of one evaluation."""
     _write(path, evaluation.as_json())
+
+
+def write_evaluations(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Write the results file of several evaluations."""
+    _write(path, {"evaluations": [one.as_json() for one in evaluations]})
 
 
 def write_matrix(path: Path, evaluations: Sequence[Evaluation], compatible: Sequence[Mapping[str, object]]) -> None:
@@ -196,26 +212,26 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no results file of an evaluation ({type(error).__name__}: {error}): give the results.json that "
-            "tools/ijbc_eval.py, tools/roxford_eval.py, tools/compatibility_matrix.py or the demo writes"
+            "tools/ijbc_eval.py, roxford_eval.py, verify.py, compatibility_matrix.py or the demo writes"
         ) from error
 
 
 def _evaluation(content: Mapping[str, dict], path: Path) -> Evaluation:
     query, gallery = (_model(content["models"][side]) for side in ("query", "gallery"))
-    settings = dict(content.get("settings", {}))
-    return Evaluation(str(content["task"]), query, gallery, dict(content["metrics"]), settings, path)
+    settings, thresholds = (dict(content.get(key, {})) for key in ("settings", "thresholds"))
+    return Evaluation(str(content["task"]), query, gallery, dict(content["metrics"]), settings, thresholds, path)
 
 
 def _model(content: Mapping[str, object]) -> Model:
-    known = {
-        key: content[key] for key in ("path", "network", "embedding_size", "embeds", "preprocessing") if key in content
-    }
+    optional = ("path", "network", "embedding_size", "embeds", "preprocessing", "mapped_from")
+    known = {key: content[key] for key in optional if key in content}
     return Model(str(content["name"]), str(content["fingerprint"]), **known)  # pyrefly: ignore[bad-argument-type]
 
 
 def _pair(pair: str, protocol: str, metrics: Mapping[str, object], path: Path) -> Evaluation:
-    query, gallery = (Model(name, name) for name in pair.split("/"))
-    return Evaluation(f"{DEMO_SUBSET}-{protocol}", query, gallery, dict(metrics), {}, path)
+    query, gallery = pair.split("/")
+    models = Model(query, query), Model(gallery, gallery, mapped_from=gallery.rpartition("+")[0])
+    return Evaluation(f"{DEMO_SUBSET}-{protocol}", *models, dict(metrics), path=path)
 
 
 @dataclass(frozen=True)
@@ -242,29 +258,36 @@ class UpdateTests:
 
 def default_metric(task: str) -> str:
     """The metric that papers compare by on this task; `UserError` for a task without one."""
+    if task.startswith(VERIFICATION):
+        return "accuracy"
     if task not in DEFAULT_METRICS:
         raise UserError(f"the task {task} has no usual metric: name one with --metric")
     return DEFAULT_METRICS[task]
 
 
-def assign_roles(evaluations: Sequence[Evaluation]) -> UpdateTests:
+def assign_roles(evaluations: Sequence[Evaluation], star_is_new: bool = False) -> UpdateTests:
     """Find from the models' fingerprints which of the evaluations of one task is which test.
 
-    The only cross-test names the new model (queries) and the old one (gallery); their self-tests are new and old, and
-    the remaining self-test is star. `UserError` if a test is missing, if there are two candidates for one, or if their
-    settings differ.
+    The only cross-test names the new model (queries) and the old one (gallery; of a mapped gallery the model that
+    embedded it). Their self-tests are new and old, and the remaining one is star; a mapped gallery's own is left out.
+    `star_is_new`: the new model itself was trained alone, its self-test is star too. `UserError` if a test is missing,
+    if there are two candidates for one, or if their settings differ.
     """
     task = evaluations[0].task
     cross = _only([e for e in evaluations if not e.is_self_test], task, "cross-test (new queries, old gallery)")
-    by_role = {"new": [], "old": [], "star": []}
-    role_of = {cross.query.fingerprint: "new", cross.gallery.fingerprint: "old"}
+    by_role = {"new": [], "old": [], "star": [], "mapped": []}
+    gallery = cross.gallery
+    role_of = {gallery.fingerprint: "mapped", gallery.mapped_from or gallery.fingerprint: "old"}
+    role_of[cross.query.fingerprint] = "new"
     for evaluation in evaluations:
         if evaluation.is_self_test:
             by_role[role_of.get(evaluation.query.fingerprint, "star")].append(evaluation)
+    new = _only(by_role["new"], task, f"self-test of the new model ({cross.query.name})")
+    embedded_by = "the model that embedded " if gallery.mapped_from else ""
     tests = UpdateTests(
-        new=_only(by_role["new"], task, f"self-test of the new model ({cross.query.name})"),
-        old=_only(by_role["old"], task, f"self-test of the old model ({cross.gallery.name})"),
-        star=_only(by_role["star"], task, "self-test of a model trained alone (star)"),
+        new=new,
+        old=_only(by_role["old"], task, f"self-test of the old model ({embedded_by}{gallery.name})"),
+        star=new if star_is_new else _only(by_role["star"], task, STAR),
         cross=cross,
     )
     for other in tests.all():

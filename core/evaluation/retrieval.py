@@ -11,6 +11,7 @@ from core.evaluation.precision_recall import RetrievalResult
 from core.evaluation.retrieval_images import RetrievalImages
 from core.evaluation.search import search
 from core.models.encoder import Encoder
+from core.models.mapped import Rows
 
 __all__ = ["RetrievalOptions", "RetrievalTest", "found_first", "rank_database"]
 
@@ -65,7 +66,7 @@ def rank_database(
         image_sides(encoder, options.image_size, options.scales) for encoder in (query_encoder, gallery_encoder)
     )
 
-    def describe(encoder: Encoder, images: RetrievalImages, sides: list[int]) -> np.ndarray:
+    def describe(encoder: Encoder, images: RetrievalImages, sides: list[int]) -> Rows:
         return describe_images(encoder, images, sides, options.batch_size, options.num_workers, options.cache)
 
     queries = describe(query_encoder, test.queries if options.crop else test.queries.cropped(None), query_sides)

@@ -65,9 +65,13 @@ class RetrievalImages:
 
 
 def read_image_list(path: Path, root: Path, what: str) -> RetrievalImages:
-    """The images that the lines of the text file `path` name, relative to `root`; empty lines are skipped."""
+    """The images that the lines of the text file `path` name, relative to `root`.
+
+    Blanks around a name are dropped, empty lines are skipped.
+    """
     try:
-        names = [line for line in require_file(path, what).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = require_file(path, what).read_text(encoding="utf-8-sig")
+        names = [name for line in text.splitlines() if (name := line.strip())]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}): give a {what} in UTF-8") from error
     if not names:

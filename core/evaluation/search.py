@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from core.errors import UserError
+from core.models.mapped import Rows
 
 __all__ = ["search"]
 
@@ -25,13 +26,13 @@ GPU_MAX_RESULTS = 2048
 OPENBLAS_CORES = {"AVX2": "Haswell", "AVX512": "SkylakeX"}
 
 
-def search(queries: np.ndarray, gallery: np.ndarray, k: int, use_gpu: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def search(queries: Rows, gallery: Rows, k: int, use_gpu: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of `gallery` (N, D) with the largest inner products with each of `queries` (Q, D).
 
     Returns scores float32 (Q, k) and rows int64 (Q, k), best first. faiss proposes k + 16 candidates in float32, with
     `use_gpu` on all GPUs that it sees, and their products are computed again in float64. Where a row that was not
     proposed could still belong to the k, within the error of float32 sums, and where all rows are wanted, all products
-    of the query are computed in float64 and sorted. The gallery may be memory-mapped. Memory beside vectors and
+    of the query are computed in float64 and sorted. The gallery is read block by block. Memory beside vectors and
     result: under 2 GB for a million rows of 512. `ValueError` for shapes that do not fit or k not in [1, N],
     `UserError` if faiss is not installed.
     """
@@ -55,7 +56,7 @@ def search(queries: np.ndarray, gallery: np.ndarray, k: int, use_gpu: bool = Tru
     return scores, rows
 
 
-def _search_all(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search_all(queries: np.ndarray, gallery: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
     scores = np.empty((len(queries), len(gallery)), dtype=np.float32)
     queries = queries.astype(np.float64)
     for start, vectors in _blocks(gallery):
@@ -65,7 +66,7 @@ def _search_all(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nd
 
 
 def _search_candidates(
-    queries: np.ndarray, gallery: np.ndarray, k: int, use_gpu: bool
+    queries: np.ndarray, gallery: Rows, k: int, use_gpu: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores (Q, k), rows (Q, k), and (Q,) whether a row that faiss did not propose may belong to them."""
     proposed, rows, longest = _propose(queries, gallery, k + SPARE, use_gpu)
@@ -82,9 +83,7 @@ def _search_candidates(
     return scores, rows, scores[:, -1] <= proposed.min(axis=1) + rounding
 
 
-def _propose(
-    queries: np.ndarray, gallery: np.ndarray, count: int, use_gpu: bool
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _propose(queries: np.ndarray, gallery: Rows, count: int, use_gpu: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """The `count` best that faiss finds: scores (Q, count), rows; and the length of the longest vector.
 
     faiss searches block by block and merges; with `use_gpu` each block is cut into shards for all GPUs that it sees.
@@ -105,7 +104,7 @@ def _propose(
     return scores, rows, longest
 
 
-def _blocks(gallery: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(gallery: Rows) -> Iterator[tuple[int, np.ndarray]]:
     """Starts and float32 vectors of the gallery's blocks."""
     size = max(1, GALLERY_BLOCK // (4 * gallery.shape[1]))
     for start in range(0, len(gallery), size):

@@ -66,6 +66,11 @@ class Encoder:
     """True: a map's run folder of the direction old_to_new, for a gallery that the base model has embedded."""
 
     @property
+    def chain(self) -> "list[Encoder]":
+        """The encoder and, of a map's run folder, its base model, the base's base and so on to a trained model."""
+        return [self, *([] if self.base is None else self.base.chain)]
+
+    @property
     def gallery_model(self) -> "Encoder":
         """The model that searched a gallery of these embeddings before an update.
 

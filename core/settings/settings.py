@@ -53,6 +53,14 @@ class Settings:
         {}, "more arguments of build_backbone; one alone is set as network_options.width=16"
     )
     embedding_size: int = key(512, "D", minimum=1)
+    weights: str | None = key(
+        None, "run folder, .pt, .pth or .safetensors that the backbone starts from; None: random weights", path="input"
+    )
+    head_weights: str | None = key(
+        None,
+        "run folder, arcface_torch's folder, file, or pattern softmax_fc_gpu_*.pt that the classifier starts from",
+        path="input",
+    )
     sample_rate: float = key(
         1.0, "share of the class weights that take part in a step (Partial FC)", above=0, maximum=1
     )

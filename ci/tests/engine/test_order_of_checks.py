@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import write_run_folder, write_verification_set
+from tiny import write_map_run, write_run_folder, write_verification_set
 
 import core.engine.trainer
 from core.engine.checkpoint import latest_checkpoint, read_position
@@ -133,3 +133,12 @@ def test_metrics_that_cannot_be_written_are_one_line_with_their_file(tmp_path):
     message = f"^cannot write {tmp_path / 'metrics.jsonl'}: No space left on device; make room there"
     with pytest.raises(UserError, match=message):
         metrics.write(1, {"loss": 1.0})
+
+
+def test_output_is_neither_a_map_nor_the_model_that_a_map_in_place_of_the_old_model_takes(make, tmp_path):
+    old, newer = write_run_folder(tmp_path / "old"), write_run_folder(tmp_path / "newer", 1)
+    mapped = write_map_run(tmp_path / "mapped", old, newer, "old_to_new")
+    with pytest.raises(UserError, match=r"output .*/old is the old model's own run folder: name another one$"):
+        make("bct", f"old_model={mapped}", f"output={old}", "resume=false")
+    with pytest.raises(UserError, match=r"output .*/mapped is the run folder of a map: name another one$"):
+        make("bct", f"old_model={newer}", f"output={mapped}", "resume=false")

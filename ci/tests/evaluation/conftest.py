@@ -26,6 +26,7 @@ class PixelModel:
     mean: tuple = (127.5, 127.5, 127.5)
     std: tuple = (127.5, 127.5, 127.5)
     device: str = "cpu"
+    base: None = None
 
     def __post_init__(self):
         self.name = f"pixels{self.seed}"

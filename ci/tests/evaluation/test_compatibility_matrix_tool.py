@@ -48,15 +48,20 @@ def run_tool(tree, tmp_path, monkeypatch):
 
 
 def test_newer_model_is_compatible_only_if_it_beats_the_gallerys_own_model():
-    matrix = UpdateMatrix(["a", "b", "c"], np.array([[0.5, 0.9, 0.9], [0.5, 0.8, 0.9], [0.51, np.nan, 0.7]]))
+    rates = np.array([[0.5, 0.9, 0.9], [0.5, 0.8, 0.9], [0.51, np.nan, 0.7]])
+    matrix = UpdateMatrix(["a", "b", "c"], rates, rates.diagonal())
     assert matrix.updates() == [(1, 0), (2, 0), (2, 1)]
     assert [matrix.is_compatible(*pair) for pair in matrix.updates()] == [False, True, None]
     assert [matrix.verdict(*pair) for pair in matrix.updates()] == [
         "no (50.00 against 50.00)", "yes (51.00 against 50.00)", "-"
     ]  # fmt: skip
     assert matrix.texts()[2] == ["51.00 ✓", "-", "70.00"] and matrix.texts()[0] == ["50.00", "90.00", "90.00"]
-    unknown_gallery = UpdateMatrix(["a", "b"], np.array([[np.nan, 0.1], [0.1, 0.1]]))
-    assert unknown_gallery.is_compatible(1, 0) is None
+    assert (
+        UpdateMatrix(["a", "b"], np.array([[0.1, 0.1], [0.1, 0.1]]), np.array([np.nan, 0.1])).is_compatible(1, 0)
+        is None
+    )
+    mapped_gallery = UpdateMatrix(["a+ridge", "b"], np.array([[0.6, 0.1], [0.5, 0.7]]), np.array([0.4, 0.7]))
+    assert mapped_gallery.verdict(1, 0) == "yes (50.00 against 40.00)"
 
 
 def test_matrix_holds_what_the_single_tests_find_and_each_model_embeds_once(run_tool, models, tmp_path, caplog, capsys):

@@ -27,6 +27,7 @@ class PoolingModel:
     mean: tuple = (0.0, 0.0, 0.0)
     std: tuple = (1.0, 1.0, 1.0)
     device: str = "cpu"
+    base: None = None
     calls: int = 0
 
     @property
@@ -99,8 +100,9 @@ def test_missing_image_is_named_before_anything_is_embedded(test, tmp_path):
 
 
 def test_list_of_images_has_a_line_an_image(tmp_path):
-    (tmp_path / "list.txt").write_text("a/b.jpg\n\nc d.jpg\n")
-    assert read_image_list(tmp_path / "list.txt", Path("/root"), "list").names == ["a/b.jpg", "c d.jpg"]
+    for text in (b"a/b.jpg\n\nc d.jpg\n", b"\xef\xbb\xbfa/b.jpg\r\nc d.jpg\r\n \r\n", b"a/b.jpg \n\tc d.jpg"):
+        (tmp_path / "list.txt").write_bytes(text)
+        assert read_image_list(tmp_path / "list.txt", Path("/root"), "list").names == ["a/b.jpg", "c d.jpg"]
     with pytest.raises(UserError, match="list of distractors not found: .*none.txt"):
         read_image_list(tmp_path / "none.txt", tmp_path, "list of distractors")
     (tmp_path / "latin.txt").write_bytes("Zürich.jpg\n".encode("latin-1"))

@@ -4,9 +4,10 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from core.evaluation import identification, ijb
 from core.evaluation.identification import evaluate_1_n
-from core.evaluation.ijb import evaluate_1_1, receiver_operating_characteristic, template_features
+from core.evaluation.ijb import evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects
+from core.evaluation.roc import receiver_operating_characteristic
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -77,13 +78,20 @@ def test_tar_and_auc_equal_scikit_learns_curve_with_and_without_ties(num_genuine
     genuine = rng.normal(1.5, 1, num_genuine).round(decimals).astype(np.float32)
     impostor = rng.normal(0, 1, num_impostor).round(decimals).astype(np.float32)
     labels, scores = np.repeat([1, 0], [num_genuine, num_impostor]), np.concatenate([genuine, impostor])
-    metrics = receiver_operating_characteristic(genuine, impostor).metrics
+    result = receiver_operating_characteristic(genuine, impostor)
+    metrics = result.metrics
     assert list(metrics) == [f"tar@far=1e-0{i}" for i in (6, 5, 4, 3, 2, 1)] + ["auc"]
     for far, value in zip(FARS, metrics.values()):
         if far * num_impostor < 1 - 1e-9:
             assert value is None
         else:
             assert value == pytest.approx(reference_tar(labels, scores, far), abs=1e-12)
+            fpr, tpr, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+            accepted = result.thresholds[f"far={far:.0e}"]
+            point = np.flatnonzero(
+                (tpr == tpr[tpr >= value - 1e-12].min()) & (np.abs(fpr - far) == np.abs(fpr - far).min())
+            )
+            assert accepted == thresholds[point[-1]] or np.isinf(thresholds[point[-1]]) and accepted > scores.max()
     assert metrics["auc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
 
 

@@ -112,7 +112,7 @@ def test_two_ranks_share_the_own_classifier(store, ranks, tmp_path, own):
     [
         (lambda run: (run / "classifier.pt").unlink(), "no classifier of its own at .*classifier.pt.*means"),
         (lambda run: (run / "classifier.pt").write_bytes(b"no zip"), "cannot read .*classifier.pt"),
-        (lambda run: torch.save({"weights": torch.zeros(2, D)}, run / "classifier.pt"), "cannot read .*KeyError"),
+        (lambda run: torch.save({"weights": torch.zeros(2, D)}, run / "classifier.pt"), "is not a classifier"),
         (lambda run: torch.save({"weight": torch.zeros(D)}, run / "classifier.pt"), "expected weight .C, D."),
         (lambda run: torch.save({"weight": torch.zeros(3, D + 1)}, run / "classifier.pt"), "of size 7, not 6"),
         (lambda run: torch.save({"weight": torch.zeros(7, D)}, run / "classifier.pt"), "on 7 classes.*data have 6"),
