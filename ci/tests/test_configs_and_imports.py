@@ -10,22 +10,31 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from core.engine.map_method import MapMethod
 from core.engine.trainer import PRECISIONS
 from core.heads.build import MARGINS
 from core.images.transforms import NORMALIZATIONS
 from core.program import load_method
-from core.settings import Settings, describe, load_settings
+from core.settings import MapSettings, MapTrainingSettings, Settings, describe, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
+ALL_METHODS = {path.parent: load_method(path) for path in sorted(ROOT.glob("methods/*/train.py"))}
+MAPS = [folder for folder, method in ALL_METHODS.items() if isinstance(method, MapMethod)]
+METHODS = [folder for folder in ALL_METHODS if folder not in MAPS]
+"""The methods that train an embedding model; `MAPS` fit maps between two."""
 PROGRAM_CONFIGS = sorted(
-    path for pattern in ("old_model/configs/*.py", "methods/*/configs/*.py") for path in ROOT.glob(pattern)
+    path for folder in (ROOT / "old_model", *METHODS) for path in (folder / "configs").glob("*.py")
 )
+MAP_CONFIGS = sorted(path for folder in MAPS for path in (folder / "configs").glob("*.py"))
+SHARED_MAP_CONFIGS = sorted((ROOT / "configs" / "maps").glob("*.py"))
 SHARED_CONFIGS = sorted(path for room in ("scenarios", "datasets") for path in (ROOT / "configs" / room).glob("*.py"))
-PROGRAMS = sorted([ROOT / "old_model" / "train.py", *ROOT.glob("methods/*/train.py")])
-SETTINGS_TYPES = {path.parent: load_method(path).settings_type for path in PROGRAMS}
+SETTINGS_TYPES = {folder: method.settings_type for folder, method in ALL_METHODS.items()}
+SETTINGS_TYPES[ROOT / "old_model"] = load_method(ROOT / "old_model" / "train.py").settings_type
+SETTINGS_TYPES |= {ROOT / "configs" / "maps": MapSettings}
 CONTRACT_KEYS = """rec network embedding_size batch_size num_epoch warmup_epoch lr optimizer momentum weight_decay
     sample_rate gradient_acc seed num_workers frequent verbose rec_val val_targets output resume old_model""".split()
 PARTS = {
+    "class70": "train_part_70_class",
     "OPclass": "train_part_70_class", "OPdata": "train_part_70_data", "EXclass": "train", "EXdata": "train",
     "class30": "train_part_30_class", "data30": "train_part_30_data", "data100": "train",
 }  # fmt: skip
@@ -59,12 +68,16 @@ RELEASED_MODELS = {
     "f256_r50_arc_data100": ("r50", 256, "arcface", "train"),
     "f512_r50_arc_data100": ("r50", 512, "arcface", "train"),
 }
+OWN_MODELS = {
+    "f128_r50_arc_class70": ("r50", 128, "arcface", "train_part_70_class"),
+    "f512_r50_arc_class70": ("r50", 512, "arcface", "train_part_70_class"),
+}
 """The configs that MixBCT's repository has for each method, and those of its old models and upper bounds."""
-METHODS = sorted(path.parent for path in ROOT.glob("methods/*/train.py"))
 
 
 def loaded(path: Path):
-    return load_settings(path, settings_type=SETTINGS_TYPES.get(path.parents[1], Settings))
+    kinds = [SETTINGS_TYPES[folder] for folder in (path.parents[1], path.parent) if folder in SETTINGS_TYPES]
+    return load_settings(path, settings_type=kinds[0] if kinds else Settings)
 
 
 def name_of(path: Path) -> str:
@@ -122,7 +135,7 @@ def check_scenario(path: Path) -> None:
 def test_every_method_has_the_released_scenarios_of_faces_and_landmarks_and_the_built_in_data():
     scenarios = {path.stem for path in scenario_configs() if path.parent.name == "scenarios"}
     assert sum("ms1mv3" in name for name in scenarios) == 9 and sum("gldv2" in name for name in scenarios) == 6
-    for method in (path for path in (ROOT / "methods").iterdir() if (path / "train.py").exists()):
+    for method in METHODS:
         names = {path.stem for path in (method / "configs").glob("*.py")}
         assert {"glyphs", "orl", "glyphs_retrieval"} <= names
         released = {name for name in names if name.startswith(("OP", "EX"))}
@@ -132,7 +145,7 @@ def test_every_method_has_the_released_scenarios_of_faces_and_landmarks_and_the_
 
 def test_every_old_model_config_holds_what_its_name_says():
     def check(path: Path) -> None:
-        pattern = r"(?:gldv2_)?f(\d+)_(\w+)_(arc|softmax)_(class30|data30|data100)"
+        pattern = r"(?:gldv2_)?f(\d+)_(\w+)_(arc|softmax)_(class30|class70|data30|data100)"
         size, network, loss, part = re.fullmatch(pattern, path.stem).groups()
         config = loaded(path)
         assert (config.embedding_size, config.network, config.loss) == (int(size), network, LOSSES[loss])
@@ -164,7 +177,7 @@ def test_configs_of_the_released_old_models_and_upper_bounds_are_all_there():
         config = loaded(path)
         check_faces(config)
         found[path.stem] = (config.network, config.embedding_size, config.loss, config.rec.removeprefix(FACES))
-    assert found == RELEASED_MODELS
+    assert found == RELEASED_MODELS | OWN_MODELS
 
 
 def check_faces(config: Settings) -> None:
@@ -209,13 +222,42 @@ def check_landmarks(path: Path) -> None:
 )
 def test_built_in_configs_train_old_and_new_on_their_parts_with_one_embedding_size(data, old_part, new_part):
     old, alone = (loaded(ROOT / "old_model" / "configs" / f"{name}.py") for name in (data, f"{data}_independent"))
-    for path in (ROOT / "methods").glob(f"*/configs/{data}.py"):
+    for path in (method / "configs" / f"{data}.py" for method in METHODS):
         new = loaded(path)
         assert new.old_model == old.output and new.embedding_size == old.embedding_size == alone.embedding_size
         folder = f"datasets/{data.removesuffix('_retrieval')}"
         assert (old.rec, new.rec) == (f"{folder}/{old_part}", f"{folder}/{new_part}")
         assert alone.rec == new.rec and alone.network_options == new.network_options and alone.lr == new.lr
         assert getattr(new, "old_classes_only", data == "glyphs_retrieval") == (data == "glyphs_retrieval")
+
+
+def test_every_map_has_faces_landmarks_and_the_built_in_data():
+    shared = {path.stem for path in SHARED_MAP_CONFIGS}
+    assert {"glyphs", "orl", "glyphs_retrieval"} < shared and sum("ms1mv3" in name for name in shared) == 4
+    assert sum("gldv2" in name for name in shared) == 1
+    for method in MAPS:
+        names = {path.stem for path in (method / "configs").glob("*.py")}
+        assert {re.sub(r"(_to_r\w*?\d+)_\w+?_((arc|softmax)_to)", r"\1_\2", name) for name in names} == shared
+
+
+def test_every_config_of_a_map_names_models_that_a_config_trains_on_those_images():
+    outputs = {loaded(path).output: loaded(path) for path in (ROOT / "old_model" / "configs").glob("*.py")}
+
+    def check(path: Path) -> None:
+        config = loaded(path)
+        old, new = outputs[config.old_model], outputs[config.new_model]
+        assert config.rec == new.rec and config.image_root == new.image_root  # so its classifier knows the labels
+        assert old.rec != new.rec
+        name = re.fullmatch(r"(OP|EX)(class|data)_\w+?_to_r\w*?\d+_(?:(\w+?)_)?(\w+)_to_(\w+)_f(\d+)", path.stem)
+        if name is None:
+            return
+        setting, split, method, old_loss, loss, size = name.groups()
+        assert (old.embedding_size, new.embedding_size) == (int(size), int(size))
+        assert (old.loss, new.loss) == (LOSSES[old_loss], LOSSES[loss]) and config.old_model.endswith(f"_{split}30")
+        assert config.new_model.endswith("_class70" if setting == "OP" else "_data100")
+        assert method is None or plain(path.parents[1].name) == plain(method)
+
+    check_each(MAP_CONFIGS + SHARED_MAP_CONFIGS, check)
 
 
 def names_of(settings_type: type[Settings]) -> set[str]:
@@ -226,19 +268,35 @@ def test_keys_of_the_contract_exist():
     assert set(CONTRACT_KEYS) <= names_of(Settings)
 
 
-@pytest.mark.parametrize("folder", [None, *SETTINGS_TYPES], ids=lambda folder: folder.name if folder else "shared")
-def test_every_key_is_read_by_some_code(folder):
-    rooms = [folder] if folder else [ROOT / "core", ROOT / "old_model", ROOT / "methods"]
+PARENTS = {folder: MapSettings if folder in MAPS else Settings for folder in SETTINGS_TYPES}
+"""Of each program's settings the class that other programs share."""
+
+
+@pytest.mark.parametrize("shared", [Settings, MapSettings, MapTrainingSettings])
+def test_every_shared_key_is_read_by_some_code(shared):
+    rooms = ROOT / "core", ROOT / "old_model", ROOT / "methods"
+    assert unread(names_of(shared), rooms) == []
+
+
+@pytest.mark.parametrize("folder", ALL_METHODS, ids=lambda folder: folder.name)
+def test_every_key_of_a_method_is_read_by_some_code(folder):
+    own = names_of(SETTINGS_TYPES[folder]) - names_of(PARENTS[folder])
+    assert unread(own, [folder, ROOT / "core"] if folder in MAPS else [folder]) == []
+
+
+def unread(names: set[str], rooms: Iterable[Path]) -> list[str]:
     code = "".join(path.read_text() for room in rooms for path in room.rglob("*.py") if "configs" not in path.parts)
-    names = names_of(SETTINGS_TYPES[folder]) - names_of(Settings) if folder else names_of(Settings)
-    assert [name for name in names if not re.search(rf"\b(settings|self)\.{name}\b", code)] == []
+    return [name for name in names if not re.search(rf"\b(settings|self)\.{name}\b", code)]
 
 
-@pytest.mark.parametrize("folder", SETTINGS_TYPES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", ALL_METHODS, ids=lambda folder: folder.name)
 def test_help_has_a_heading_for_the_keys_of_each_method(folder):
-    own = [field for field in fields(SETTINGS_TYPES[folder]) if field.name not in names_of(Settings)]
+    kind = SETTINGS_TYPES[folder]
+    assert describe(kind).count("\n  ") >= len(names_of(kind))
+    bases = [base for base in kind.__mro__[1:-1] if base not in (Settings, MapSettings) or base is PARENTS[folder]]
+    known = set().union(*(names_of(base) for base in bases))
+    own = [field for field in fields(kind) if field.name not in known]
     assert [bool(field.metadata["heading"]) for field in own] == [number == 0 for number in range(len(own))]
-    assert describe(SETTINGS_TYPES[folder]).count("\n  ") >= len(names_of(SETTINGS_TYPES[folder]))
 
 
 def test_choices_of_the_settings_are_those_that_the_code_knows():

@@ -1,4 +1,4 @@
-"""Glyphs as landmarks: the old model, and the new network trained on all identities without a thought of the old one."""
+"""Glyphs as landmarks: the old model, and the new network trained on all identities without a thought of it."""
 
 from easydict import EasyDict as edict
 

@@ -31,7 +31,7 @@ __all__ = ["PairBatch", "Spread", "TrainedMap", "finished_map"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=MapTrainingSettings)
 WITHOUT_EFFECT = {
-    "output", "resume", "frequent", "device", "num_workers", "batch_size", "image_root", "rec",
+    "output", "resume", "frequent", "device", "num_workers", "batch_size", "image_root", "rec", "direction",
     *(f"{which}_{what}" for which in ("old", "new", "side") for what in ("features", "model", "network")),
 }  # fmt: skip
 """Settings that do not decide a map, or are compared by the fingerprints of what they name."""

@@ -88,14 +88,14 @@ class FastFill(ForwardMap[FastFillSettings]):
             batch, mapped
         )
         return {
-            "weighted": 0.5 * (torch.exp(-log_variance) * errors).mean(),
+            "weighted": 0.5 * (torch.exp(-log_variance.to(errors.dtype)) * errors).mean(),
             "log_variance": self.settings.uncertainty_weight * log_variance.mean(),
         }
 
     def _class_losses(self, batch: PairBatch, mapped: Tensor) -> Tensor:
         """The new classifier's loss of each mapped embedding, (B,)."""
         mapped = normalize(mapped) if self.on_cosines else mapped
-        logits = linear(self.scale * mapped, self.weight, self.bias).float()
+        logits = linear(self.scale * mapped, self.weight, self.bias)
         return cross_entropy(logits, batch.label, label_smoothing=self.settings.label_smoothing, reduction="none")
 
     def _read_classifier(self, run: Fitting[FastFillSettings]) -> RunClassifier:

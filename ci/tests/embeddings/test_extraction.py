@@ -19,7 +19,7 @@ import core.embeddings.claim as claim
 import core.embeddings.extraction as extraction
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
-from core.embeddings.extraction import default_store_path, extract_embeddings
+from core.embeddings.extraction import default_store_path, extract_embeddings, extract_together
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import ROOT
@@ -78,6 +78,66 @@ def test_interrupted_extraction_goes_on_without_embedding_finished_blocks_again(
     store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
     assert encoder.module.images == 35 - first
     assert np.array_equal(store.features, whole.features) and np.array_equal(store.labels(), whole.labels())
+
+
+class CountingReads:
+    """Images that count how often each is read."""
+
+    def __init__(self, data: RecordDataset):
+        self.data, self.counts = data, np.zeros(len(data), np.int64)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.data, name)
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        self.counts[rows] += 1
+        return self.data.read(rows)
+
+
+def test_models_together_give_the_stores_of_each_alone_and_read_each_image_once(data, ranks, tmp_path):
+    sizes = (8, 5, 12)
+    alone = [
+        extract_embeddings(projection_encoder(seed, embedding_size=size), data, tmp_path / f"alone{seed}", ranks, 5)
+        for seed, size in enumerate(sizes)
+    ]
+    encoders = [projection_encoder(seed, embedding_size=size) for seed, size in enumerate(sizes)]
+    source = CountingReads(data)
+    models = [(encoder, tmp_path / f"together{3 - seed}") for seed, encoder in enumerate(encoders)]
+    stores = extract_together(models, source, ranks, batch_size=5)
+    assert source.counts.tolist() == [1] * 35 and [encoder.module.images for encoder in encoders] == [35] * 3
+    for store, other, (_, path) in zip(stores, alone, models):
+        assert store.path == path and store.info == other.info
+        assert np.array_equal(store.features, other.features) and store.labels().tolist() == LABELS
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_models_together_embed_only_what_each_lacks(data, ranks, tmp_path):
+    wholes = [
+        extract_embeddings(projection_encoder(seed), data, tmp_path / f"whole{seed}", ranks, 4) for seed in (0, 1)
+    ]
+    extract_embeddings(projection_encoder(2), data, tmp_path / "store2", ranks)
+    broken = projection_encoder(1)
+    broken.module.fail_at = 6  # two calls a block of 8: two blocks are done
+    with pytest.raises(KeyboardInterrupt):
+        extract_embeddings(broken, data, tmp_path / "store1", ranks, batch_size=4)
+    encoders, source = [projection_encoder(seed) for seed in range(3)], CountingReads(data)
+    models = [(encoder, tmp_path / f"store{seed}") for seed, encoder in enumerate(encoders)]
+    stores = extract_together(models, source, ranks, batch_size=4)
+    assert [encoder.module.images for encoder in encoders] == [35, 19, 0] and source.counts.tolist() == [1] * 35
+    for whole, store in zip(wholes, stores):
+        assert np.array_equal(store.features, whole.features)
+    source.counts[:] = 0
+    extract_together(models, source, ranks, batch_size=4)
+    assert source.counts.sum() == 0
+
+
+def test_store_of_another_model_among_several_is_found_before_any_image_is_read(data, ranks, tmp_path):
+    extract_embeddings(projection_encoder(3), data, tmp_path / "store1", ranks)
+    source = CountingReads(data)
+    models = [(projection_encoder(seed), tmp_path / f"store{seed}") for seed in (0, 1)]
+    with pytest.raises(UserError, match="made with another model or preprocessing .projection3"):
+        extract_together(models, source, ranks)
+    assert source.counts.sum() == 0 and not (tmp_path / "store0").exists()
 
 
 def test_interrupted_extraction_of_another_model_is_not_gone_on_with(data, ranks, tmp_path):

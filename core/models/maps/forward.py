@@ -37,11 +37,11 @@ class ForwardNetwork(nn.Module):
         return self.scaled(x) / self.scale
 
     def scaled(self, x: Tensor) -> Tensor:
-        """The result at its length inside, float32 (B, D_t)."""
+        """The result at its length inside, (B, D_t)."""
         old = normalize(x[:, : self.old_size])
         side = normalize(x[:, self.old_size :]) if self.side_size else old
         branches = self.old(old * math.sqrt(old.shape[1])), self.side(side * math.sqrt(side.shape[1]))
-        return self.mixer(torch.cat(branches, dim=1)).float()
+        return self.mixer(torch.cat(branches, dim=1))
 
 
 class FastFillNetwork(ForwardNetwork):
@@ -54,7 +54,7 @@ class FastFillNetwork(ForwardNetwork):
     def with_log_error(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D_s) to the result (B, D_t) and s (B,)."""
         scaled = self.scaled(x)
-        return scaled / self.scale, self.log_variance(scaled).float().squeeze(1)
+        return scaled / self.scale, self.log_variance(scaled).squeeze(1)
 
     def log_error(self, x: Tensor) -> Tensor:
         """(B, D_s) to s (B,)."""
