@@ -56,7 +56,10 @@ def write_mapped(mapping: Map, vectors: np.ndarray, path: Path, plain: bool) -> 
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(vectors), mapping.target.size))
         for start in range(0, len(vectors), BLOCK):
             rows = slice(start, min(start + BLOCK, len(vectors)))
-            mapping(vectors[rows], normalized=not plain, out=out[rows])
+            try:
+                mapping(vectors[rows], normalized=not plain, out=out[rows])
+            except UserError as error:
+                raise UserError(f"counted from row {start} of the file: {error}" if start else str(error)) from error
             progress.update(rows.stop - rows.start)
         out.flush()
 

@@ -49,9 +49,11 @@ def test_vectors_of_another_size_and_other_files_are_refused_and_leave_nothing(m
     np.save(folder / "flat.npy", np.ones(5, np.float32))
     (folder / "text.npy").write_text("0.1 0.2\n")
     np.save(folder / "zero.npy", np.zeros((5, 6), np.float32))
+    np.save(folder / "late.npy", np.r_[np.ones((70, 6)), np.zeros((1, 6))].astype(np.float32))
     for name, reason in (
         ("wide", "takes vectors of size 6, got size 7"), ("flat", r"no .npy file of vectors \(N, D\).*\(5,\)"),
-        ("text", "no .npy file of vectors"), ("none", "file of vectors not found"), ("zero", "row 0 .* is zero"),
+        ("text", "no .npy file of vectors"), ("none", "file of vectors not found"), ("zero", "^row 0 .* is zero"),
+        ("late", "^counted from row 64 of the file: row 6 .* is zero"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=reason):
             map_file(folder / "map", "--in", folder / f"{name}.npy", "--out", folder / "out.npy")
