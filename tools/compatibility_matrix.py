@@ -184,7 +184,7 @@ def make_evaluations(
             )
             task = f"{args.subset.lower()}-{protocol}"
             metrics = results.metrics[protocol]
-            thresholds = results.verification.thresholds if protocol == "1:1" else {}
+            thresholds = results.verification.all_thresholds() if protocol == "1:1" else {}
             evaluations.append(Evaluation(task, query_model, gallery_model, metrics, DEFAULT_SETTINGS, thresholds))
     return evaluations
 

@@ -2,6 +2,7 @@
 
 python tools/export_onnx.py -m work_dirs/mixbct_r50 -o r50.onnx
 python tools/export_onnx.py -m backbone.pt -net r18 -o r18.onnx
+python tools/export_onnx.py -m work_dirs/glyphs_procrustes -o query.onnx    (a map: its base model and the map in one)
 """
 
 import logging
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Parse the command line, export, and say what was written."""
     parser = ArgumentParser("Write a model as one ONNX file, checked against PyTorch before it gets its name.")
-    parser.add_argument("-m", "--model", required=True, help="run folder, or .pt file of weights")
+    parser.add_argument("-m", "--model", required=True, help="run folder of a model or a map, or .pt file of weights")
     parser.add_argument("-net", "--network", help="network of a .pt file, for example r50")
     add_preprocessing_arguments(parser)
     parser.add_argument("-o", "--output", required=True, help="file to write; its folder must exist")

@@ -10,7 +10,6 @@ a table to the terminal.
 
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from command_line import ArgumentParser, add_arguments, check_arguments, load_models
@@ -57,13 +56,12 @@ def main() -> None:
     evaluate = make_evaluation(args, images)
     query_templates = embed_templates(args, query, images)
     gallery_templates = query_templates if gallery is query else embed_templates(args, gallery, images)
-    result = evaluate(query_templates, gallery_templates)
-    if isinstance(result, IdentificationResult) and gallery is not query:
-        served = gallery.gallery_model
-        own_templates = gallery_templates if served is gallery else embed_templates(args, served, images)
-        before = evaluate(own_templates, own_templates)
-        assert isinstance(before, IdentificationResult), "the same evaluation"
-        result.metrics.update(mean_flip_rates(before.found, result.found))
+    before = None
+    if gallery is not query:
+        before = gallery_templates
+        if gallery.gallery_model is not gallery:
+            before = embed_templates(args, gallery.gallery_model, images)
+    result = evaluate(query_templates, gallery_templates, before)
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
     print(make_table(name, result))
     args.out.mkdir(exist_ok=True)
@@ -77,18 +75,35 @@ def main() -> None:
         Model.of(encoder, path, part)
         for encoder, path, part in zip((query, gallery), (args.model, args.model_old or args.model), parts)
     )
-    thresholds = result.thresholds if isinstance(result, RocResult) else {}
+    thresholds = result.all_thresholds() if isinstance(result, RocResult) else {}
     evaluation = Evaluation(task, query_model, gallery_model, result.metrics, settings(args), thresholds)
     write_evaluation(args.out / "results.json", evaluation)
 
 
 def make_evaluation(
     args: Namespace, images: IjbImages
-) -> Callable[[np.ndarray, np.ndarray], RocResult | IdentificationResult]:
-    """The protocol's evaluation of query and gallery templates, its lists read: mistakes in them are reported now."""
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray | None], RocResult | IdentificationResult]:
+    """The protocol's evaluation, its lists read: mistakes in them are reported now.
+
+    It takes the templates of the query model, of the gallery model and, in a cross-test, of the model that searched the
+    gallery before: flips and rates at the old thresholds are against its self-test.
+    """
     if args.one_to_n:
-        return partial(evaluate_1_n, lists=read_identification(images))
-    return partial(evaluate_1_1, pairs=read_pairs(images))
+        lists = read_identification(images)
+
+        def identify(query: np.ndarray, gallery: np.ndarray, old: np.ndarray | None) -> IdentificationResult:
+            result = evaluate_1_n(query, gallery, lists)
+            if old is not None:
+                result.metrics.update(mean_flip_rates(evaluate_1_n(old, old, lists).found, result.found))
+            return result
+
+        return identify
+    pairs = read_pairs(images)
+
+    def verify(query: np.ndarray, gallery: np.ndarray, old: np.ndarray | None) -> RocResult:
+        return evaluate_1_1(query, gallery, pairs, None if old is None else evaluate_1_1(old, old, pairs))
+
+    return verify
 
 
 def settings(args: Namespace) -> dict[str, bool]:
@@ -109,11 +124,19 @@ def embed_templates(args: Namespace, encoder: Encoder, images: IjbImages) -> np.
 
 
 def make_table(name: str, result: RocResult | IdentificationResult) -> str:
-    """The metrics in per cent: one line for 1:1, a line a gallery for 1:N."""
+    """The metrics in per cent: one line for 1:1 and, in a cross-test, the rates at the old thresholds; a line a gallery
+    for 1:N.
+    """
     rows = {name: {key: value for key, value in result.metrics.items() if not isinstance(value, dict)}}
     header = list(rows[name])
     rows.update({key: value for key, value in result.metrics.items() if isinstance(value, dict)})
-    return format_table(["%", *header], [[row, *(format_rate(rows[row].get(key)) for key in header)] for row in rows])
+    table = format_table(["%", *header], [[row, *(format_rate(rows[row].get(key)) for key in header)] for row in rows])
+    kept = result.at_old_threshold if isinstance(result, RocResult) else {}
+    kept = {name: rates for name, rates in kept.items() if rates is not None}
+    if not kept:
+        return table
+    lines = [[rate.upper(), *(format_rate(rates[rate]) for rates in kept.values())] for rate in ("tar", "far")]
+    return f"{table}\n\n" + format_table(["at the old model's threshold for", *kept], lines)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ that are equal share one threshold.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IjbImages, Pairs
-from core.evaluation.roc import RocResult, receiver_operating_characteristic
+from core.evaluation.roc import RocResult, rates_at, receiver_operating_characteristic
 
 __all__ = ["evaluate_1_1", "pair_scores", "template_features"]
 
@@ -75,10 +76,17 @@ def pair_scores(first_templates: np.ndarray, second_templates: np.ndarray, pairs
     return scores
 
 
-def evaluate_1_1(query_templates: np.ndarray, gallery_templates: np.ndarray, pairs: Pairs) -> RocResult:
+def evaluate_1_1(
+    query_templates: np.ndarray, gallery_templates: np.ndarray, pairs: Pairs, before: RocResult | None = None
+) -> RocResult:
     """Verification: a pair's first template is the gallery's (the old model's), its second the query's (the new one's).
 
-    Template features are float32 (T, D) of `template_features`; give the same array twice for a self-test.
+    Template features are float32 (T, D) of `template_features`; give the same array twice for a self-test. With the
+    result `before` an update, the old model's self-test, also what the rates are at its thresholds.
     """
     scores = pair_scores(gallery_templates, query_templates, pairs)
-    return receiver_operating_characteristic(scores[pairs.same], scores[~pairs.same])
+    genuine, impostor = scores[pairs.same], scores[~pairs.same]
+    result = receiver_operating_characteristic(genuine, impostor)
+    if before is None:
+        return result
+    return replace(result, at_old_threshold=rates_at(genuine, impostor, before.thresholds))

@@ -65,20 +65,22 @@ def evaluate_pairs(
     }
 
     @cache_calls
-    def own_search(fingerprint: str) -> IdentificationResult:
-        return evaluate_1_n(templates[fingerprint], templates[fingerprint], lists)
+    def own_search(fingerprint: str) -> PairResult:
+        own = templates[fingerprint]
+        return PairResult(evaluate_1_1(own, own, comparisons), evaluate_1_n(own, own, lists), {})
 
     results = {}
     for pair in pairs:
         query, gallery = (encoders[name] for name in pair.split("/"))
-        features = templates[query.fingerprint], templates[gallery.fingerprint]
-        verification = evaluate_1_1(*features, comparisons)
         if query is gallery:
-            results[pair] = PairResult(verification, own_search(query.fingerprint), {})
+            results[pair] = own_search(query.fingerprint)
             continue
-        found = evaluate_1_n(*features, lists)
+        features = templates[query.fingerprint], templates[gallery.fingerprint]
         before = own_search(gallery.gallery_model.fingerprint)
-        results[pair] = PairResult(verification, found, mean_flip_rates(before.found, found.found))
+        verification = evaluate_1_1(*features, comparisons, before=before.verification)
+        found = evaluate_1_n(*features, lists)
+        flips = mean_flip_rates(before.identification.found, found.found)
+        results[pair] = PairResult(verification, found, flips)
     return results
 
 

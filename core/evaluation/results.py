@@ -38,6 +38,8 @@ DEFAULT_METRICS = {
 VERIFICATION = "verification-"
 """What the task of a verification set begins with; its name follows."""
 STAR = "self-test of a model trained alone (star; if the new model was, name it twice with --models)"
+MAIN_ROADS = ("gallery_map", "query_map", "direct", "side_by_side")
+"""Of a backfill: the first of them that there is stands for it."""
 PROTOCOLS = ("1:1", "1:N")
 DEMO_SUBSET = "ijbc"
 """The subset of the demo's evaluation tree."""
@@ -151,8 +153,8 @@ def write_backfill(
 ) -> None:
     """Write the results file of a backfill, curves by road, scale and order.
 
-    Under "orders" are again the curves of the first road, on its last scale: {order: {metric: [...], "nfr": [...],
-    "pfr": [...], "auc": area of `metric`}}.
+    Under "orders" are again the curves of one road, a mapped one if there is one, on its last scale: {order: {metric:
+    [...], "nfr": [...], "pfr": [...], "auc": area of `metric`}}.
     """
     described = {
         road: {
@@ -169,12 +171,12 @@ def write_backfill(
         }
         for road, scales in roads.items()
     }
-    road = next(iter(described))
+    road = next(name for name in MAIN_ROADS if name in described)
     scale = list(described[road])[-1]
     content = {
         "task": task,
         "models": {role: asdict(model) for role, model in models.items()},
-        "share": shares.tolist(),
+        "share": np.round(shares, 6).tolist(),
         "road": road,
         "scores": scale,
         "orders": described[road][scale],

@@ -1,10 +1,11 @@
 """Verification of pairs: rates of true and false accepts (TAR and FAR) by the threshold, and thresholds by the FAR."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["FARS", "RocResult", "receiver_operating_characteristic"]
+__all__ = ["FARS", "RocResult", "rates_at", "receiver_operating_characteristic"]
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -22,6 +23,29 @@ class RocResult:
     thresholds: dict[str, float | None]
     fpr: np.ndarray
     tpr: np.ndarray
+    at_old_threshold: dict[str, dict[str, float] | None] = field(default_factory=dict)
+    """In a cross-test, by each FAR of old/old, `tar` and `far` of the cross-test at the same score (`rates_at`)."""
+
+    def all_thresholds(self) -> dict[str, object]:
+        """`thresholds` as results files have them: in a cross-test also `at_old_threshold`."""
+        return {**self.thresholds, **({"at_old_threshold": self.at_old_threshold} if self.at_old_threshold else {})}
+
+
+def rates_at(
+    genuine: np.ndarray, impostor: np.ndarray, thresholds: Mapping[str, float | None]
+) -> dict[str, dict[str, float] | None]:
+    """`tar` and `far` where scores from each threshold on are accepted, by its name; None where one is missing.
+
+    `genuine` (G,) and `impostor` (I,) are scores of pairs of one person and of two. With the thresholds of another
+    model they say what becomes of a service that keeps its threshold.
+    """
+    if not len(genuine) or not len(impostor):
+        return dict.fromkeys(thresholds)
+    rates: dict[str, dict[str, float] | None] = dict.fromkeys(thresholds)
+    for name, least in thresholds.items():
+        if least is not None:
+            rates[name] = {"tar": float((genuine >= least).mean()), "far": float((impostor >= least).mean())}
+    return rates
 
 
 def receiver_operating_characteristic(genuine: np.ndarray, impostor: np.ndarray) -> RocResult:

@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.images.preprocessing import RAW, Numbers, Preprocessing
 from core.images.transforms import NORMALIZATIONS, Triple, normalize
 from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW, is_map_run, model_chain, read_map_run
-from core.models.mapped import MappedNetwork, MappedRows, Rows
+from core.models.mapped import MappedRows, Rows, UnitMap
 from core.models.maps import Map, Space
 from core.models.onnx_file import read_onnx_file
 from core.models.onnx_model import OnnxNetwork, load_onnx_network
@@ -83,8 +83,13 @@ class Encoder:
 
         float32 (N, `embedding_size`), as unit vectors if they are to be `normalized`.
         """
-        assert isinstance(self.module, MappedNetwork), "only a map's run folder has a base model"
-        return MappedRows(self.module, rows, self.embedding_size, self.device, normalized)
+        return MappedRows(self.mapping, rows, self.embedding_size, self.device, normalized)
+
+    @property
+    def mapping(self) -> nn.Module:
+        """Of a map's run folder: from the base model's embeddings (B, D) to its own."""
+        assert isinstance(self.module, nn.Sequential) and self.base is not None, "only a map's run folder has a base"
+        return self.module[1]
 
     @property
     def preprocessing(self) -> str:
@@ -238,7 +243,7 @@ def _load_map_run(folder: Path, device: torch.device) -> Encoder:
         network=f"{base.network}+{run.map.kind}",
         embedding_size=run.map.target.size,
         fingerprint=hashlib.sha256(f"{base.fingerprint} {run.map.fingerprint}".encode()).hexdigest(),
-        module=_frozen(MappedNetwork(base.module, run.map), device),
+        module=_frozen(nn.Sequential(base.module, UnitMap(run.map)), device),
         old_model_fingerprint=run.map.target.fingerprint if run.direction == NEW_TO_OLD else None,
         base=base,
         map=run.map,

@@ -1,4 +1,4 @@
-"""A trained encoder as one ONNX file that any runtime, and the `insightface` package, can load.
+"""A trained encoder, or a map's run folder, as one ONNX file that any runtime, and the `insightface` package, can load.
 
 The file has one input `input`, float32 (batch, 3, H, W), already normalised, with a dynamic batch and fixed H and W,
 and one output `embedding`, float32 (batch, D), not normalised. Its metadata: `network`, `embedding_size`, `input_size`
@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from torch import Tensor, nn
 
 from core.errors import UserError
 from core.files import replaced_atomically
 from core.models.encoder import Encoder
+from core.models.onnx_merge import join_graphs
 from core.models.onnx_model import OnnxNetwork
 
 __all__ = ["export_onnx", "to_onnx", "worst_difference"]
@@ -64,22 +66,16 @@ def export_onnx(encoder: Encoder, path: str | Path) -> float:
 
 
 def to_onnx(encoder: Encoder) -> onnx.ModelProto:
-    """The ONNX model of the encoder's module, with its metadata, unchecked."""
-    inputs = torch.zeros(2, 3, encoder.image_size, encoder.image_size, device=encoder.device)
-    with _silence():
-        program = torch.onnx.export(
-            encoder.module,
-            (inputs,),
-            dynamo=True,
-            input_names=["input"],
-            output_names=["embedding"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )
-    assert program is not None, "the exporter returns a program where it is given no file to write"
-    model = program.model_proto
-    graph = model.graph
-    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
-        item.ClearField("metadata_props")  # the exporter's notes, with stack traces that name this machine's folders
+    """The ONNX model of the encoder's module, with its metadata, unchecked; of a map's run folder base and map in one.
+
+    `UserError` if the base of a map is an ONNX file that the map cannot be joined to.
+    """
+    base = encoder.chain[-1].module
+    if isinstance(base, OnnxNetwork):
+        model = _joined(encoder, base)
+    else:
+        images = torch.zeros(2, 3, encoder.image_size, encoder.image_size, device=encoder.device)
+        model = _traced(encoder.module, images, "input")
     metadata = {
         "network": encoder.network,
         "embedding_size": encoder.embedding_size,
@@ -93,6 +89,48 @@ def to_onnx(encoder: Encoder) -> onnx.ModelProto:
         metadata["old_model_fingerprint"] = encoder.old_model_fingerprint
     onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
     return model
+
+
+def _traced(module: nn.Module, inputs: Tensor, input_name: str) -> onnx.ModelProto:
+    """A module with one output, `embedding`, and a dynamic batch."""
+    with _silence():
+        program = torch.onnx.export(
+            module,
+            (inputs,),
+            dynamo=True,
+            input_names=[input_name],
+            output_names=["embedding"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )
+    assert program is not None, "the exporter returns a program where it is given no file to write"
+    model = program.model_proto
+    graph = model.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        item.ClearField("metadata_props")  # the exporter's notes, with stack traces that name this machine's folders
+    return model
+
+
+def _joined(encoder: Encoder, base: OnnxNetwork) -> onnx.ModelProto:
+    """The graph of a foreign base model, followed by the maps behind it."""
+    about = f"the base model of {encoder.name} is the ONNX file {base.path}"
+    if base.takes_pixels or base.channels_last:
+        raise UserError(
+            f"{about}, whose input is {base.inputs[0].type} {base.inputs[0].shape}: a map is joined to one of float "
+            "(batch, 3, height, width) alone; export the base model so, and fit the map to that"
+        )
+    maps = [mapped.mapping for mapped in reversed(encoder.chain[:-1])]
+    size = encoder.chain[-1].embedding_size
+    shape = (2, size, *[1] * max(0, len(base.output.shape or ()) - 2))
+    try:
+        behind = _traced(
+            nn.Sequential(nn.Flatten(), *maps), torch.zeros(shape, device=encoder.device), "base_embedding"
+        )
+        return join_graphs(base, behind, "base_embedding")
+    except Exception as error:  # of many kinds
+        raise UserError(
+            f"{about}, which the map cannot be joined to ({type(error).__name__}: {error}): export the base model with "
+            "other settings and fit the map to that, or use the run folder"
+        ) from error
 
 
 def worst_difference(encoder: Encoder, path: str | Path) -> float:

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.files import ROOT, resolve
 from core.models.maps import Map, load_map
 
-__all__ = ["DIRECTIONS", "NEW_TO_OLD", "OLD_TO_NEW", "BaseModel", "MapRun", "is_map_run", "model_chain",
+__all__ = ["DIRECTIONS", "NEW_TO_OLD", "OLD_TO_NEW", "BaseModel", "SavedMap", "is_map_run", "model_chain",
            "read_map_run"]  # fmt: skip
 
 NEW_TO_OLD, OLD_TO_NEW = "new_to_old", "old_to_new"
@@ -44,7 +44,7 @@ class BaseModel:
 
 
 @dataclass(frozen=True)
-class MapRun:
+class SavedMap:
     """What a map's run folder holds."""
 
     map: Map
@@ -59,7 +59,7 @@ def is_map_run(path: Path) -> bool:
     return "map" in _read_config(path) or ((path / "map.pt").exists() and not (path / "model.pt").exists())
 
 
-def read_map_run(folder: Path) -> MapRun:
+def read_map_run(folder: Path) -> SavedMap:
     """`UserError` if a file is missing or damaged, or does not say whose embeddings the map takes."""
     loaded = load_map(folder)
     config = _read_config(folder)
@@ -69,7 +69,7 @@ def read_map_run(folder: Path) -> MapRun:
             f"{folder / 'config.json'}: direction is {direction!r}, not {' or '.join(DIRECTIONS)}: the run folder is "
             "damaged"
         )
-    return MapRun(loaded, _base_model(folder, config), direction)
+    return SavedMap(loaded, _base_model(folder, config), direction)
 
 
 def model_chain(path: Path) -> list[Path]:

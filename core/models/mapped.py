@@ -1,4 +1,4 @@
-"""A network followed by a map, and a base model's embeddings read through a map."""
+"""Maps behind networks, and behind embeddings that are stored."""
 
 import copy
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from core.models.maps import Map
 from core.models.maps.vectors import row_blocks
 
-__all__ = ["MappedNetwork", "MappedRows", "Rows"]
+__all__ = ["MappedRows", "Rows", "UnitMap"]
 
 
 class Rows(Protocol):
@@ -33,21 +33,16 @@ class Rows(Protocol):
     def __array__(self) -> np.ndarray: ...  # noqa: D105
 
 
-class MappedNetwork(nn.Module):
-    """Images (B, 3, H, W) to the map's plain output (B, D_t) of the base network's unit embeddings."""
+class UnitMap(nn.Module):
+    """Embeddings (B, D_s) of any length to the map's plain output (B, D_t) of their unit vectors."""
 
-    def __init__(self, base: nn.Module, mapping: Map):
+    def __init__(self, mapping: Map):
         super().__init__()
-        self.base = base
-        self.mapping = copy.deepcopy(mapping.module)  # which may move to another device
+        self.module = copy.deepcopy(mapping.module)  # which may move to another device
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, D_t)."""
-        return self.map_embeddings(self.base(images))
-
-    def map_embeddings(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (B, D_s) of the base network, of any length, to (B, D_t)."""
-        return self.mapping(normalize(embeddings, dim=1))
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, D_s) to (B, D_t)."""
+        return self.module(normalize(embeddings, dim=1))
 
 
 class MappedRows:
@@ -58,9 +53,9 @@ class MappedRows:
 
     dtype, ndim = np.dtype(np.float32), 2
 
-    def __init__(self, network: MappedNetwork, rows: Rows, size: int, device: torch.device, normalized: bool = False):
-        """`size`: D_t; `device`: where the network is."""
-        self._network, self._rows, self._device, self._normalized = network, rows, device, normalized
+    def __init__(self, mapping: nn.Module, rows: Rows, size: int, device: torch.device, normalized: bool = False):
+        """`mapping`: a `UnitMap` on `device`; `size`: D_t."""
+        self._mapping, self._rows, self._device, self._normalized = mapping, rows, device, normalized
         self.shape = (len(rows), size)
 
     def __len__(self) -> int:
@@ -72,7 +67,7 @@ class MappedRows:
         mapped = np.empty((len(flat), self.shape[1]), np.float32)
         with torch.inference_mode():
             for block in row_blocks(len(flat)):
-                units = self._network.map_embeddings(torch.from_numpy(np.array(flat[block])).to(self._device))
+                units = self._mapping(torch.from_numpy(np.array(flat[block])).to(self._device))
                 mapped[block] = (normalize(units, dim=1) if self._normalized else units).cpu().numpy()
         return mapped.reshape(*vectors.shape[:-1], self.shape[1])
 

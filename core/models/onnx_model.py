@@ -24,31 +24,32 @@ class OnnxNetwork(nn.Module):
     """Normalised images (B, 3, H, W) to float32 embeddings (B, D), by ONNX Runtime with as many threads as torch uses.
 
     The output is the one called `embedding`, else the first of two dimensions, else the first. A model with a fixed
-    batch runs in parts of that size. Failures of the runtime are passed on. Attributes: `inputs` (as ONNX Runtime
-    describes them) and `metadata`.
+    batch runs in parts of that size. Failures of the runtime are passed on. Attributes: `path`, `inputs` and `output`
+    (as ONNX Runtime describes them) and `metadata`.
     """
 
     def __init__(self, path: str | Path, device: torch.device, open_size: int = DEFAULT_IMAGE_SIZE):
         """`open_size`: side of the images of a model that leaves height and width open."""
         super().__init__()
+        self.path = Path(path)
         self._session = _open_session(path, device)
         self._open_size = open_size
         self.inputs = self._session.get_inputs()
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         outputs = self._session.get_outputs()
-        flat = [output.name for output in outputs if len(output.shape or ()) in (0, 2)]
-        names = [output.name for output in outputs]
-        self._output = "embedding" if "embedding" in names else (flat or names)[0]
+        flat = [output for output in outputs if len(output.shape or ()) in (0, 2)]
+        named = [output for output in outputs if output.name == "embedding"]
+        self.output = (named or flat or outputs)[0]
 
     @property
     def image_size(self) -> int:
         """Height of the images in pixels."""
-        return self._open_size if self.size_is_open else self.inputs[0].shape[1 if self._channels_last else 2]
+        return self._open_size if self.size_is_open else self.inputs[0].shape[1 if self.channels_last else 2]
 
     @property
     def size_is_open(self) -> bool:
         """Whether the model says nothing of the height of its images."""
-        return not isinstance(self.inputs[0].shape[1 if self._channels_last else 2], int)
+        return not isinstance(self.inputs[0].shape[1 if self.channels_last else 2], int)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -62,14 +63,14 @@ class OnnxNetwork(nn.Module):
         return TYPES[self.inputs[0].type] is np.uint8
 
     @property
-    def _channels_last(self) -> bool:
+    def channels_last(self) -> bool:
         """Whether the input is (B, H, W, 3), as in networks from Keras."""
         shape = self.inputs[0].shape
         return shape[1] != 3 and shape[3] == 3
 
     def as_input(self, images: np.ndarray) -> np.ndarray:
         """Images (B, 3, H, W) in the type and layout of the model's input."""
-        laid_out = images.transpose(0, 2, 3, 1) if self._channels_last else images
+        laid_out = images.transpose(0, 2, 3, 1) if self.channels_last else images
         return np.ascontiguousarray(laid_out, TYPES[self.inputs[0].type])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(np.concatenate(parts)[: len(pixels)]).to(images.device)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
-        (embeddings,) = self._session.run([self._output], {self.inputs[0].name: pixels})
+        (embeddings,) = self._session.run([self.output.name], {self.inputs[0].name: pixels})
         embeddings = np.asarray(embeddings, np.float32)
         return embeddings.reshape(embeddings.shape[:2]) if set(embeddings.shape[2:]) == {1} else embeddings
 

@@ -30,7 +30,9 @@ def read_run_config(folder: Path) -> EasyDict:
     `UserError` if the file is missing or damaged, lacks a required key, or names an unknown normalization.
     """
     file = folder / "config.json"
-    weights = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES and path.name != "model.pt")
+    weights = sorted(path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES)
+    if file.exists():  # beside arcface_torch's model.pt there is none
+        weights = [path for path in weights if path.name != "model.pt"]
     hint = f"; if {weights[0]} is the model, give that file and name its network" if weights else ""
     if not file.is_file():
         raise UserError(f"config of the run folder not found: {file}{hint}")

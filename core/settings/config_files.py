@@ -80,11 +80,11 @@ def load_settings(path: str | Path, overrides: Sequence[str] = (), settings_type
 
 def _config_file(path: Path) -> Path:
     """The path, or with `.py` where it is named without."""
-    if path.is_dir():
-        raise UserError(f"config {path} is a folder: name a file in it")
     for file in (path, Path(f"{path}.py")):
         if file.is_file():
             return file
+    if path.is_dir():
+        raise UserError(f"config {path} is a folder: name a file in it")
     raise UserError(f"config not found: {path} (looked in {Path.cwd()})")
 
 

@@ -7,7 +7,7 @@ from core.evaluation.identification import evaluate_1_n
 from core.evaluation.ijb import evaluate_1_1, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects
-from core.evaluation.roc import receiver_operating_characteristic
+from core.evaluation.roc import rates_at, receiver_operating_characteristic
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -223,3 +223,29 @@ def test_far_between_two_impostor_pairs_takes_the_nearer_one():
     impostor = np.arange(19) / 19  # 0.1 of them is 1.9: two may pass
     genuine = np.array([0.0, 16.5 / 19])  # the second lies below the two best impostors and above the third
     assert receiver_operating_characteristic(genuine, impostor).metrics["tar@far=1e-01"] == 0.5
+
+
+def test_rates_at_the_thresholds_of_another_model_by_hand():
+    genuine, impostor = np.array([0.9, 0.5, 0.3, 0.3]), np.array([0.6, 0.3, 0.2, 0.1, 0.0])
+    found = rates_at(genuine, impostor, {"far=1e-01": 0.3, "far=1e-02": 0.7, "far=1e-03": None})
+    assert found == {"far=1e-01": {"tar": 1.0, "far": 0.4}, "far=1e-02": {"tar": 0.25, "far": 0.0}, "far=1e-03": None}
+    assert rates_at(genuine, np.empty(0), {"far=1e-01": 0.3}) == {"far=1e-01": None}
+
+
+def test_own_thresholds_give_the_own_rates_and_a_cross_test_has_those_of_the_old_model():
+    rng = np.random.default_rng(0)
+    templates = unit(rng.standard_normal((40, 8)))
+    new = unit(templates + 0.3 * rng.standard_normal(templates.shape))
+    first, second = np.triu_indices(40, 1)
+    pairs = Pairs(first, second, rng.random(len(first)) < 0.2)
+    old = evaluate_1_1(templates, templates, pairs)
+    again = evaluate_1_1(templates, templates, pairs, before=old).at_old_threshold
+    for far in ("1e-01", "1e-02"):
+        rates = again[f"far={far}"]
+        assert rates["tar"] == old.metrics[f"tar@far={far}"] and rates["far"] == pytest.approx(float(far), abs=2e-3)
+    cross = evaluate_1_1(new, templates, pairs, before=old)
+    scores = (new[second].astype(float) * templates[first]).sum(axis=1)
+    least = old.thresholds["far=1e-01"]
+    assert cross.at_old_threshold["far=1e-01"]["far"] == pytest.approx((scores[~pairs.same] >= least).mean(), abs=2e-3)
+    assert cross.all_thresholds() == {**cross.thresholds, "at_old_threshold": cross.at_old_threshold}
+    assert old.all_thresholds() == old.thresholds

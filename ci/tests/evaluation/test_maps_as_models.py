@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from core.evaluation.revisited_files import read_revisited
 from core.evaluation.verification import VerificationImages, embed_pairs
 from core.files import ROOT
 from core.models.encoder import Encoder, load_encoder
-from core.models.mapped import MappedNetwork
+from core.models.mapped import UnitMap
 from core.models.maps import Space, fit_map
 from core.program import load_method
 from core.settings import load_settings
@@ -110,10 +111,8 @@ def test_descriptors_at_several_scales_are_made_from_the_images(landmarks, tmp_p
     base = Encoder("pool", "pool", 6, 16, face, face, "b", torch.device("cpu"), Pool(), any_size=True)
     rng = np.random.default_rng(0)
     fitted = fit_map("ridge", rng.normal(size=(40, 6)), rng.normal(size=(40, 4)), spaces=(Space(6), Space(4)))
-    mapped = Encoder(
-        "pool+ridge", "pool+ridge", 4, 16, face, face, "m", torch.device("cpu"), MappedNetwork(base.module, fitted),
-        any_size=True, base=base, map=fitted,
-    )  # fmt: skip
+    module = nn.Sequential(base.module, UnitMap(fitted))
+    mapped = replace(base, name="pool+ridge", embedding_size=4, fingerprint="m", module=module, base=base, map=fitted)
     found = describe_images(mapped, landmarks.database, [16, 23], num_workers=0, cache=tmp_path)
     batch = ResizedImages(landmarks.database, [16, 23]).read(np.arange(len(landmarks.database)))
     units = [nn.functional.normalize(mapped(batch[name])) for name in ("image0", "image1")]

@@ -117,7 +117,7 @@ def test_network_that_contradicts_the_run_is_an_error(run):
     "damage, message",
     [
         (lambda run: (run / "model.pt").unlink(), "not found: .*model.pt"),
-        (lambda run: (run / "config.json").unlink(), "not found: .*config.json"),
+        (lambda run: (run / "config.json").unlink(), "not found: .*config.json; if .*/model.pt is the model,"),
         (lambda run: (run / "config.json").write_text("{"), "config.json is no JSON object"),
         (lambda run: (run / "config.json").write_text("3"), "config.json is no JSON object"),
         (lambda run: (run / "config.json").write_text("{}"), "config.json has no 'embedding_size'"),

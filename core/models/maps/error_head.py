@@ -17,7 +17,7 @@ from core.models.maps.vectors import BLOCK_ROWS, Pairs, unit_rows
 
 __all__ = ["fit_error_head"]
 
-MAX_PAIRS = 1 << 15
+MAX_PAIRS = 1 << 14
 """That the head is fitted on, evenly spread over all: many for the few numbers that are fitted."""
 LEAST_ERROR = 1e-10
 """Smaller errors are rounding."""
@@ -35,7 +35,7 @@ class _LogErrorMoments(Moments):
 
 
 def fit_error_head(pairs: Pairs, module: nn.Module) -> dict[str, Tensor]:
-    """`weight` (1, D_s) and `bias` (1,) of the head of a map's network, from at most 32,768 of the pairs.
+    """`weight` (1, D_s) and `bias` (1,) of the head of a map's network, from at most 16,384 of the pairs.
 
     The penalty is chosen by generalised cross-validation. Memory: D_s² numbers and a block of rows.
     """

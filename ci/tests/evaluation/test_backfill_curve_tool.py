@@ -1,0 +1,113 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from landmark_trees import write_revisited_tree
+from launching import load_program
+from tiny import write_map_run, write_records, write_run_folder
+
+from core.errors import UserError
+from core.evaluation.backfill_orders import class_distances, mean_over_members
+from core.evaluation.identification import evaluate_1_n
+from core.evaluation.ijb import template_features
+from core.evaluation.ijb_embeddings import ImageEmbeddings, embed_images
+from core.evaluation.ijb_meta import read_identification, read_images, require_meta
+from core.models.encoder import load_encoder
+
+TOOL = Path(__file__).parents[3] / "tools" / "backfill_curve.py"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Run folders: old, new of another size, and maps both ways."""
+    folder = tmp_path_factory.mktemp("models")
+    old, new = write_run_folder(folder / "old", 0, 8), write_run_folder(folder / "new", 1, 12)
+    write_map_run(folder / "query", new, old, kind="procrustes")
+    write_map_run(folder / "gallery", old, new, "old_to_new")
+    return folder
+
+
+@pytest.fixture
+def draw(monkeypatch, models, tmp_path):
+    tool = load_program(TOOL)
+    monkeypatch.setattr(tool, "set_up_logging", lambda: None)
+
+    def run(data, *arguments):
+        fixed = ["-m", models / "new", "-m_old", models / "old", "--data-path", data, "--out", tmp_path / "out"]
+        fixed += ["--cache", tmp_path / "cache", "--num-workers", 0, "--steps", 3, "--repeats", 2]
+        monkeypatch.setattr(sys, "argv", ["backfill_curve.py", *map(str, [*fixed, *arguments])])
+        tool.main()
+        return json.loads((tmp_path / "out" / "results.json").read_text())
+
+    return run
+
+
+def test_roads_of_models_of_two_sizes_end_where_the_single_tests_do(draw, models, tree_writer, tmp_path, capsys):
+    tree = tree_writer(tmp_path / "data", num_subjects=36)
+    results = draw(tree, "--query-map", models / "query", "--gallery-map", models / "gallery")
+    assert results["task"] == "backfill-ijbc" and results["share"] == [0, 0.5, 1]
+    assert list(results["roads"]) == ["gallery_map", "query_map", "side_by_side"], "no direct road between two sizes"
+    assert (results["road"], results["scores"]) == ("gallery_map", "far")
+    assert set(results["orders"]) == {"random", "class_distance", "predicted_error", "oracle"}
+    images = read_images(require_meta(tree, "IJBC", True), "IJBC")
+    lists = read_identification(images)
+    features = {
+        name: template_features(embed_images(load_encoder(models / name), images, 8, 0, tmp_path / "cache"), images)
+        for name in ("old", "new", "query", "gallery")
+    }
+    for road, (query, gallery) in {
+        "gallery_map": ("new", "gallery"), "query_map": ("query", "old"), "side_by_side": ("old", "old"),
+    }.items():  # fmt: skip
+        for curve in results["roads"][road]["raw"].values():
+            ends = [
+                evaluate_1_n(features[q], features[g], lists).metrics["top1"]
+                for q, g in ((query, gallery), ("new", "new"))
+            ]
+            assert [curve["top1"][0], curve["top1"][-1]] == pytest.approx(ends)
+    assert results["roads"]["side_by_side"]["far"]["random"]["nfr"][0] == 0
+    assert (tmp_path / "out" / "backfill.png").stat().st_size > 10_000
+    assert "predicted_error" in capsys.readouterr().out
+
+
+def test_retrieval_has_raw_scores_and_with_other_images_calibrated_ones(draw, models, tmp_path):
+    write_revisited_tree(tmp_path / "roxford5k")
+    data = ("--dataset", "roxford5k", "--gallery-map", models / "gallery")
+    results = draw(tmp_path, *data)
+    assert results["task"] == "backfill-roxford5k" and set(results["roads"]["gallery_map"]) == {"raw"}
+    assert set(results["orders"]) == {"random", "predicted_error", "oracle"}
+    records = write_records(tmp_path / "train", sorted(list(range(6)) * 5))
+    calibrated = draw(tmp_path, *data, "--calibration", records)
+    assert set(calibrated["roads"]["gallery_map"]) == {"raw", "z-score", "far"}
+    assert calibrated["roads"]["gallery_map"]["raw"] == results["roads"]["gallery_map"]["raw"]
+    assert len(calibrated["orders"]["oracle"]["map_medium"]) == 3
+
+
+def test_mistakes_are_one_line(draw, models, tree_writer, tmp_path):
+    tree = tree_writer(tmp_path / "data")
+    for arguments, message in (
+        (("--query-map", models / "gallery"), "takes embeddings of old, not of new: name a map that leads from new to"),
+        (("--gallery-map", models / "old"), "gallery map old is a model without a map"),
+        (("--orders", "predicted_error"), "not to be had here, only random, class_distance.* a --gallery-map that"),
+        (("--calibration", "x"), "each gallery of IJB is calibrated on the other"),
+        (("--steps", "1"), "--steps must be 2 or more"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            draw(tree, *arguments)
+        assert not (tmp_path / "out").exists()
+
+
+def test_orders_of_templates_equal_loops(tree, pixel_model, tmp_path):
+    images = read_images(require_meta(tree, "IJBC", True), "IJBC")
+    lists = read_identification(images)
+    vectors = np.random.default_rng(0).standard_normal((len(images.names), 5)).astype(np.float32)
+    found = class_distances(ImageEmbeddings(vectors, vectors), images, lists)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for gallery in lists.galleries.values():
+        for template in gallery.templates:
+            own = units[images.member_image[images.member_template == template]]
+            assert found[template] == pytest.approx(np.linalg.norm(own - own.mean(axis=0), axis=1).mean(), rel=1e-5)
+    means = mean_over_members(np.arange(len(images.names), dtype=float), images)
+    for template in range(images.num_templates):
+        assert means[template] == pytest.approx(images.member_image[images.member_template == template].mean())
