@@ -12,7 +12,7 @@ demo: .venv/demo
 	.venv/bin/python tools/demo.py --dataset $(DATASET) --seed $(SEED) --out $(OUT)
 
 test: .venv/dev
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/dev
 	.venv/bin/ruff check .

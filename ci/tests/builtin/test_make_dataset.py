@@ -4,13 +4,14 @@ import hashlib
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from launching import Launch
 
 from core.builtin.dataset_folder import check_replaceable
 from core.builtin.glyphs import distinct_characters
@@ -25,8 +26,10 @@ from core.images.codec import decode_image
 
 
 def make(*arguments):
-    command = [sys.executable, "tools/make_dataset.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    """Runs the tool in a process of its own: its status, and all that it printed as `stderr`."""
+    with tempfile.TemporaryDirectory() as logs:
+        (status,), (output,) = Launch(ROOT / "tools" / "make_dataset.py", list(arguments), Path(logs)).wait()
+    return SimpleNamespace(returncode=status, stderr=output)
 
 
 def digests(folder):

@@ -75,6 +75,7 @@ def test_faces_of_a_mapped_model_are_its_bases_read_through_the_map(models, tree
     cache = {"num_workers": 0, "cache": tmp_path / "cache"}
     of_base = embed_images(encoder.base, images, **cache)
     caplog.set_level(logging.INFO)
+    caplog.clear()
     found = embed_images(encoder, images, **cache)
     assert "embedding " not in caplog.text and "embeddings from the store" in caplog.text
     assert len(list((tmp_path / "cache").rglob("plain.npy"))) == 1
@@ -91,6 +92,7 @@ def test_descriptors_of_a_mapped_model_are_its_bases_read_through_the_map(models
     encoder, images = load_encoder(models / "query"), landmarks.database
     describe_images(encoder.base, images, [24], num_workers=0, cache=tmp_path)
     caplog.set_level(logging.INFO)
+    caplog.clear()
     found = describe_images(encoder, images, [24], num_workers=0, cache=tmp_path)
     assert "embedding " not in caplog.text
     wanted = encoder(ResizedImages(images, [24]).read(np.arange(len(images)))["image0"]).numpy()

@@ -152,7 +152,7 @@ def without(run, *names):
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (lambda f: (f / "query/map.pt").unlink(), "model weights not found: .*query/map.pt"),
+    (lambda f: (f / "query/map.pt").unlink(), "weights of the map not found: .*query/map.pt"),
     (lambda f: cut(f / "query/map.pt"), "cannot read .*query/map.pt: .*"),
     (lambda f: (f / "query/map.pt").write_bytes(b""), "cannot read .*query/map.pt: .*"),
     (lambda f: shutil.copy(f / "gallery/map.pt", f / "query/map.pt"), ".*query/map.pt is not the map that .*"),

@@ -14,6 +14,7 @@ import core.models.maps.moments as moments_module
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.errors import UserError
 from core.models.maps import Map, Space, fit_map, load_map
+from core.models.maps.linear import RidgeProblem
 from core.models.maps.moments import compute_moments
 from core.models.maps.vectors import BLOCK_ROWS, open_pairs
 
@@ -92,6 +93,37 @@ def test_ridge_is_scikit_learns_on_the_same_grid(sizes, seed, noise, centre):
     np.testing.assert_allclose(bias, reference.intercept_, atol=1e-5)
     np.testing.assert_allclose(fitted(source, normalized=False), reference.predict(unit(source)), atol=1e-5)
     np.testing.assert_allclose(fitted(source), unit(reference.predict(unit(source))), atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(30, (6, 4)), (12, (16, 5))])
+def test_errors_that_choose_the_penalty_are_those_of_refits_and_of_the_hat_matrix(count, sizes):
+    source, target, _ = make_pairs(count, sizes=sizes)
+    pairs, penalties = open_pairs(source, target), np.array([0.01, 0.3, 4.0])
+    problem = RidgeProblem(compute_moments(pairs, with_gram=True))
+    left, right = unit(source), unit(target)
+    refits, generalised = [], []
+    for penalty in penalties:
+        errors = []
+        for row in range(count):
+            others = np.arange(count) != row
+            model = Ridge(alpha=penalty).fit(left[others], right[others])
+            errors.append(((model.predict(left[[row]]) - right[row]) ** 2).sum())
+        refits.append(np.mean(errors))
+        model = Ridge(alpha=penalty).fit(left, right)
+        centred = left - left.mean(axis=0)
+        hat = centred @ np.linalg.inv(centred.T @ centred + penalty * np.eye(sizes[0])) @ centred.T + 1 / count
+        generalised.append(count * ((model.predict(left) - right) ** 2).sum() / np.trace(np.eye(count) - hat) ** 2)
+    np.testing.assert_allclose(problem.leave_one_out_errors(penalties, *pairs.unit_rows()), refits, rtol=1e-6)
+    np.testing.assert_allclose(problem.gcv_errors(penalties), generalised, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [40, 400, 3000])
+def test_generalised_cross_validation_chooses_nearly_what_leaving_out_does(count, monkeypatch):
+    source, target, _ = make_pairs(count, sizes=(20, 14))
+    exact = fit_map("ridge", source[:2000], target[:2000], penalty=GRID)
+    monkeypatch.setattr("core.models.maps.fit.LEFT_OUT_PAIRS", 0)
+    general = fit_map("ridge", source[:2000], target[:2000], penalty=GRID)
+    assert abs(np.log10(general.penalty / exact.penalty)) < 0.26  # a step of the grid at most
 
 
 @pytest.mark.parametrize("alphas", [(0.1, 1.0, 10.0), GRID], ids=["RidgeCV's own grid", "a fine grid"])
@@ -386,11 +418,7 @@ def test_a_saved_map_is_loaded_as_it_was(kind, sizes, tmp_path):
     assert sorted(path.name for path in (tmp_path / "map").iterdir()) == ["config.json", "map.pt"]
     assert json.loads((tmp_path / "map" / "config.json").read_text())["rec"] == "datasets/faces"
     heads = {"error_head.weight", "error_head.bias"}
-    heads = {"error_head.weight", "error_head.bias"}
-    assert (
-        set(torch.load(tmp_path / "map" / "map.pt", weights_only=True))
-        == set(fitted.module.state_dict()) | heads | heads
-    )
+    assert set(torch.load(tmp_path / "map" / "map.pt", weights_only=True)) == set(fitted.module.state_dict()) | heads
 
 
 @pytest.fixture
@@ -412,7 +440,7 @@ def edited(**changes):
 
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda f: (f / "config.json").unlink(), "config of the map's run folder not found: .*config.json"),
-    (lambda f: (f / "map.pt").unlink(), "model weights not found: .*map.pt"),
+    (lambda f: (f / "map.pt").unlink(), "weights of the map not found: .*map.pt"),
     (lambda f: (f / "config.json").write_text("{"), ".*config.json does not describe a map .*"),
     (lambda f: (f / "config.json").write_text('{"network": "r18"}'), ".*config.json does not describe a map .*"),
     (lambda f: (f / "config.json").write_text("[1]"), ".*config.json does not describe a map .*"),
@@ -421,6 +449,7 @@ def edited(**changes):
     (edited(source={"size": 11}), ".*config.json does not describe a map .*"),
     (edited(colour="red"), ".*config.json does not describe a map .*"),
     (lambda f: (f / "map.pt").write_bytes((f / "map.pt").read_bytes()[:-40]), "cannot read .*map.pt: .*"),
+    (lambda f: torch.save([torch.ones(3)], f / "map.pt"), ".*map.pt is not the state dict of a map: fit the map again"),
     (lambda f: torch.save({"weight": torch.ones(7, 12), "bias": torch.ones(7)}, f / "map.pt"),
      ".*map.pt is not the map that .*config.json describes: one of them is damaged, fit it again"),
 ])  # fmt: skip
@@ -437,8 +466,10 @@ def test_a_map_is_not_saved_over_a_model_or_into_nowhere(tmp_path):
     (tmp_path / "run" / "model.pt").write_bytes(b"weights")
     with pytest.raises(UserError, match="is the run folder of a model, whose config would be lost"):
         fitted.save(tmp_path / "run")
-    with pytest.raises(UserError, match="the folder .*nowhere of the output map does not exist: make it"):
-        fitted.save(tmp_path / "nowhere" / "map")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="^cannot write .*file/map: "):
+        fitted.save(tmp_path / "file" / "map")
+    (tmp_path / "file").unlink()
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "model.pt"]
 
 

@@ -26,6 +26,8 @@ __all__ = ["KINDS", "MIN_PAIRS", "fit_map", "require_options"]
 logger = logging.getLogger(__name__)
 MIN_PAIRS = 10
 """Fewer say nothing about a space."""
+LEFT_OUT_PAIRS = 2048
+"""Up to so many the penalty is chosen by leaving out one pair at a time; of more by generalised cross-validation."""
 DEFAULT_RANK = 64
 """Of low-rank maps, as in Drift-Adapter (arXiv 2509.23471)."""
 
@@ -55,7 +57,7 @@ def fit_map(
     arrays are `spaces`, if given. `labels` (N,), the classes of the images, are used by "mlp" alone. Kinds and options:
 
     - "procrustes": orthogonal (`core.models.maps.linear`); `centred=True`: about the means, which are mapped too.
-    - "ridge": affine; `penalty`: a number, several to choose from by generalised cross-validation, or None for a grid.
+    - "ridge": affine; `penalty`: a number, several to choose from by cross-validation, or None for a grid.
     - "low_rank": a ridge of `rank` (64, or the smaller size), with `penalty` as above.
     - "mlp": a ridge and a hidden layer, trained on `labels` (`core.models.maps.network`): `hidden` units, `scale`,
       `num_epoch`, `batch_size`, `lr`, `seed`.
@@ -160,9 +162,11 @@ def _ridge(pairs: Pairs, penalty: float | Sequence[float] | None) -> tuple[Ridge
     """The ridge problem of the pairs, and the penalty to use: the one given, or the best of several."""
     choices = None if penalty is None else _checked_penalties(penalty)
     problem = RidgeProblem(compute_moments(pairs, with_gram=True))
-    if choices is not None and len(choices) == 1:
+    if choices is None:
+        choices = penalty_grid(problem.moments)
+    if len(choices) == 1:
         return problem, float(choices[0])
-    return problem, problem.choose_penalty(penalty_grid(problem.moments) if choices is None else choices)
+    return problem, problem.choose_penalty(choices, pairs.unit_rows() if len(pairs) <= LEFT_OUT_PAIRS else None)
 
 
 def _checked_penalties(penalty: float | Sequence[float]) -> np.ndarray:

@@ -7,12 +7,13 @@ ridge        min sum |v_i W + b - u_i|² + penalty |W|², b free (Hoerl and Kenn
              centred V'V gives W for every penalty.
 low_rank     the same among all W of a rank (reduced-rank ridge regression, Mukherjee and Zhu 2011).
 
-The penalty is the one of a grid with the least generalised cross-validation error (Golub, Heath and Wahba 1979),
+The penalty is the one of a grid with the least error on pairs that are left out, one at a time, in closed form from the
+same decomposition, as scikit-learn's RidgeCV has it. Of many pairs, whose leverages hardly differ, it is the one with
+the least error of generalised cross-validation (Golub, Heath and Wahba 1979), which needs no second pass over the rows:
 
     GCV(penalty) = N RSS / (N - 1 - t)²,    t = sum_j e_j / (e_j + penalty),  e_j the eigenvalues,
 
-RSS the sum of squared errors on the pairs. It differs from the exact leave-one-out error (scikit-learn's RidgeCV) in
-taking the mean of the pairs' leverages for the leverage of each: so it needs no second pass over the rows.
+RSS the sum of squared errors on the pairs.
 """
 
 from collections.abc import Sequence
@@ -68,10 +69,30 @@ class RidgeProblem:
         residual = left_over + (shrunk**2) @ explained
         return count * residual / (count - 1 - rank + shrunk.sum(axis=1)) ** 2
 
-    def choose_penalty(self, penalties: Sequence[float] | np.ndarray) -> float:
-        """The penalty with the least GCV, the largest of them if several have it."""
+    def leave_one_out_errors(self, penalties: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """For each of the penalties (P,) the mean squared error of a pair that the map is fitted without, exactly.
+
+        `source` (N, D_s) and `target` (N, D_t) are the pairs, of unit length.
+        """
+        scores = (source - self.moments.source_mean) @ self._vectors
+        target = target - self.moments.target_mean
+        errors = np.empty(len(penalties))
+        for number, penalty in enumerate(penalties):
+            shrunk = scores / (self.eigenvalues + penalty)
+            left = 1 - 1 / len(source) - (shrunk * scores).sum(axis=1)  # 1 - leverage
+            errors[number] = (((target - shrunk @ self._targets) / left[:, None]) ** 2).sum(axis=1).mean()
+        return errors
+
+    def choose_penalty(
+        self, penalties: Sequence[float] | np.ndarray, pairs: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> float:
+        """The penalty with the least error, the largest of them if several have it.
+
+        With the `pairs`, of unit length, by leaving out one at a time, else by GCV.
+        """
         ordered = np.sort(np.asarray(penalties, dtype=np.float64))[::-1]
-        return float(ordered[self.gcv_errors(ordered).argmin()])
+        errors = self.gcv_errors(ordered) if pairs is None else self.leave_one_out_errors(ordered, *pairs)
+        return float(ordered[errors.argmin()])
 
     def solve(self, penalty: float) -> Affine:
         """The map with this penalty; 0: of those with the least squared error the one of least norm."""

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.backbones.state_dicts import read_state_dict
+from core.backbones.weight_files import read_weight_file
 from core.errors import UserError
-from core.files import replaced_atomically, require_file
+from core.files import replaced_atomically, require_file, writing
 from core.models.maps.modules import build_error_head, build_module
-from core.models.maps.vectors import BLOCK_ROWS, SAFE_LENGTHS, Space, Vectors, open_vectors, row_blocks, unit_rows
+from core.models.maps.threads import in_shares
+from core.models.maps.vectors import BLOCK_ROWS, SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
 from core.models.weights import fingerprint
 
 __all__ = ["Map", "load_map"]
@@ -56,8 +57,8 @@ class Map:
         """Vectors (N, D_s) of the source's space, of any length, to unit vectors (N, D_t), float32.
 
         `normalized=False` gives the network's plain output, in which uncertain vectors are short. The result is written
-        to `out` if it is given, which may be memory-mapped. Memory beside it: a block of rows. `UserError` for vectors
-        of another size, a store of another model, and a row without a direction.
+        to `out` if it is given, which may be memory-mapped. Memory beside it: a block of rows a thread. `UserError` for
+        vectors of another size, a store of another model, and a row without a direction.
         """
         rows, space = open_vectors(vectors, "vectors")
         self.require_source(space)
@@ -104,14 +105,13 @@ class Map:
     def save(self, folder: str | Path, config: Mapping[str, Any] | None = None) -> None:
         """Write the run folder, which is made if it is missing; `config` are further entries of its `config.json`.
 
-        `UserError` if its parent does not exist or it holds a model.
+        `UserError` if it holds a model, whose config would be lost, or the disk refuses.
         """
         folder = Path(folder)
         if (folder / "model.pt").exists():
             raise UserError(f"{folder} is the run folder of a model, whose config would be lost: name another folder")
-        if not folder.parent.is_dir():
-            raise UserError(f"the folder {folder.parent} of the output {folder.name} does not exist: make it")
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         described = {
             "kind": self.kind,
             "source": asdict(self.source),
@@ -134,7 +134,7 @@ def load_map(folder: str | Path) -> Map:
     """The map of a run folder; `UserError` if a file is missing or damaged, or the two are not of the same map."""
     folder = Path(folder)
     file = require_file(folder / "config.json", "config of the map's run folder")
-    tensors = read_state_dict(folder / "map.pt")
+    tensors = _read_tensors(folder / "map.pt")
     head = {name.removeprefix(ERROR_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(ERROR_HEAD)}
     try:
         described = json.loads(file.read_text(encoding="utf-8"))["map"]
@@ -156,14 +156,27 @@ def load_map(folder: str | Path) -> Map:
     return loaded
 
 
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of `map.pt` by name."""
+    content = read_weight_file(require_file(path, "weights of the map"))
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is not the state dict of a map: fit the map again")
+    return dict(content)
+
+
 def _fill_blocks(out: np.ndarray, rows: np.ndarray, compute: Callable[[Tensor, Tensor], object]) -> None:
     """Let `compute` write to the rows of `out` what it makes of the rows (N, D), normalised, block by block."""
-    buffer = torch.empty(min(BLOCK_ROWS, len(rows)), rows.shape[1])
-    with torch.inference_mode(), warnings.catch_warnings():
+
+    @torch.inference_mode()
+    def fill(blocks: list[slice]) -> None:
+        buffer = torch.empty(min(BLOCK_ROWS, len(rows)), rows.shape[1])
+        for block in blocks:
+            compute(_unit_tensor(rows, block, buffer), result[block])
+
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
         result = torch.from_numpy(out)
-        for block in row_blocks(len(rows)):
-            compute(_unit_tensor(rows, block, buffer), result[block])
+        in_shares(len(rows), fill)
 
 
 def _apply(module: nn.Module, inputs: Tensor, out: Tensor) -> Tensor:

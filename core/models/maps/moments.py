@@ -1,13 +1,11 @@
 """Sums over pairs, from which the linear maps are computed: one pass over the rows, memory for a few (D, D) tables."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
-from core.models.maps.vectors import BLOCK_ROWS, Pairs, read_rows, row_blocks, scaled_rows, unit_rows
+from core.models.maps.threads import in_shares
+from core.models.maps.vectors import BLOCK_ROWS, Pairs, read_rows, scaled_rows, unit_rows
 
 __all__ = ["Moments", "compute_moments"]
 
@@ -54,12 +52,7 @@ def compute_moments(pairs: Pairs, with_gram: bool) -> Moments:
     """
     dtype = np.dtype(np.float64 if len(pairs) <= EXACT_PAIRS else np.float32)
     origin = _rough_mean(pairs, dtype) if with_gram else np.zeros(pairs.source_space.size, dtype)
-    num_threads = torch.get_num_threads()
-    blocks = list(row_blocks(len(pairs)))
-    shares = [blocks[thread::num_threads] for thread in range(num_threads)]
-    # one thread of BLAS for each of ours: normalising rows is not left to a single thread, and none waits for another
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads) as threads:
-        parts = list(threads.map(lambda share: _sum_blocks(pairs, share, origin, dtype, with_gram), shares))
+    parts = in_shares(len(pairs), lambda blocks: _sum_blocks(pairs, blocks, origin, dtype, with_gram))
     source_sum, target_sum, cross, gram = (np.sum(part, axis=0) for part in zip(*parts))
     count = len(pairs)
     size = pairs.source_space.size

@@ -95,6 +95,13 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.source)
 
+    def unit_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """All pairs at once, normalised, float64."""
+        rows = slice(0, len(self))
+        sides = (self.source, "source vectors"), (self.target, "target vectors")
+        source, target = (unit_rows(side, rows, what, np.empty(side.shape)) for side, what in sides)
+        return source, target
+
 
 def open_pairs(source: Vectors, target: Vectors, spaces: tuple[Space, Space] | None = None) -> Pairs:
     """The pairs of two arrays or stores, and the spaces that they lie in, unless `spaces` says it.
