@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.files import replaced_atomically, require_file, writing
 from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.threads import in_shares
-from core.models.maps.vectors import BLOCK_ROWS, SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
+from core.models.maps.vectors import SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
 from core.models.weights import fingerprint
 
 __all__ = ["Map", "load_map"]
@@ -67,8 +67,8 @@ class Map:
         if out.shape != shape or out.dtype != np.float32:
             raise ValueError(f"out is {out.dtype} {out.shape}, not float32 {shape}")
 
-        def map_block(units: Tensor, result: Tensor) -> None:
-            mapped = _apply(self.module, units, result)
+        def map_block(block: Tensor, scales: Tensor, result: Tensor) -> None:
+            mapped = _apply(self.module, block, scales, result)
             if normalized:
                 mapped.mul_(1 / _lengths(mapped).clamp_(min=SAFE_LENGTHS[0]))
 
@@ -86,7 +86,11 @@ class Map:
         rows, space = open_vectors(vectors, "vectors")
         self.require_source(space)
         errors = np.empty(len(rows), np.float32)
-        _fill_blocks(errors, rows, lambda units, result: result.copy_(predict(units).reshape(-1).exp()))
+
+        def predict_block(block: Tensor, scales: Tensor, result: Tensor) -> None:
+            result.copy_(predict(block * scales).reshape(-1).exp())
+
+        _fill_blocks(errors, rows, predict_block)
         return errors
 
     def require_source(self, space: Space) -> None:
@@ -164,14 +168,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _fill_blocks(out: np.ndarray, rows: np.ndarray, compute: Callable[[Tensor, Tensor], object]) -> None:
-    """Let `compute` write to the rows of `out` what it makes of the rows (N, D), normalised, block by block."""
+def _fill_blocks(out: np.ndarray, rows: np.ndarray, compute: Callable[[Tensor, Tensor, Tensor], object]) -> None:
+    """Let `compute` write to the rows of `out` what it makes of the rows (N, D) of vectors, block by block.
+
+    It is called with rows (n, D), one over the length of each (n, 1), and the rows of `out`.
+    """
 
     @torch.inference_mode()
     def fill(blocks: list[slice]) -> None:
-        buffer = torch.empty(min(BLOCK_ROWS, len(rows)), rows.shape[1])
         for block in blocks:
-            compute(_unit_tensor(rows, block, buffer), result[block])
+            compute(*_read_block(rows, block), result[block])
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
@@ -179,21 +185,23 @@ def _fill_blocks(out: np.ndarray, rows: np.ndarray, compute: Callable[[Tensor, T
         in_shares(len(rows), fill)
 
 
-def _apply(module: nn.Module, inputs: Tensor, out: Tensor) -> Tensor:
-    """The module's output, in `out`: that of a linear one is computed there."""
-    if isinstance(module, nn.Linear):
-        return torch.addmm(module.bias, inputs, module.weight.T, out=out)
-    return out.copy_(module(inputs))
-
-
-def _unit_tensor(vectors: np.ndarray, rows: slice, buffer: Tensor) -> Tensor:
-    """The rows of `vectors` (N, D), normalised, in `buffer` (at least n, D)."""
+def _read_block(vectors: np.ndarray, rows: slice) -> tuple[Tensor, Tensor]:
+    """The rows of `vectors` (N, D), perhaps scaled, and one over the length (n, 1) of each as they are given here."""
     block = torch.from_numpy(np.ascontiguousarray(vectors[rows], dtype=np.float32))
     lengths = _lengths(block)
     shortest, longest = torch.aminmax(lengths)
     if not (shortest > SAFE_LENGTHS[0] and longest < SAFE_LENGTHS[1]):  # also where one is not a number
-        return torch.from_numpy(unit_rows(vectors, rows, "vectors", buffer.numpy()))
-    return torch.mul(block, 1 / lengths, out=buffer[: len(block)])
+        units = unit_rows(vectors, rows, "vectors", np.empty(block.shape, np.float32))
+        return torch.from_numpy(units), torch.ones_like(lengths)
+    return block, 1 / lengths
+
+
+def _apply(module: nn.Module, rows: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+    """The module's output for rows (n, D) times `scales` (n, 1), in `out`."""
+    if isinstance(module, nn.Linear):  # its products are scaled, not the rows: a pass over memory less
+        products = torch.mm(rows, module.weight.T, out=out)
+        return torch.addcmul(module.bias, products, scales, out=out)
+    return out.copy_(module(rows * scales))
 
 
 def _lengths(vectors: Tensor) -> Tensor:
