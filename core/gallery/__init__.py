@@ -1,0 +1,1 @@
+"""A live gallery: vectors by the model that made them, search across models, and the upgrade from one to the next."""
