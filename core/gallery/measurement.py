@@ -1,7 +1,7 @@
 """All roads searched on a sample: maps cross-fitted and chosen, hits and rates with their deviations."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

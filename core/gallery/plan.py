@@ -119,7 +119,7 @@ class Plan:
     impossible: dict[str, str]
     """Why, by road."""
     comparisons: dict[str, dict[str, dict[str, float]]]
-    """[road][other]: `difference` of their top1 (the first minus the other) and its paired bootstrap deviation `std`."""
+    """[road][other]: `difference` of their top1 (first minus other) and its paired bootstrap deviation `std`."""
     recommendation: str
     """One of ROADS; "stay" also where the sample is too small to recommend anything."""
     reason: str

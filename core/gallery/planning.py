@@ -1,8 +1,8 @@
 """Making a plan: every road measured on a sample, on identities that neither its map nor its calibration has seen.
 
-One image of each identity is enrolled, ten times another one, and the others are its probes. Maps are cross-fitted: each
-vector is mapped by the one of five maps that was fitted without its identity. Deviations come from a bootstrap over
-identities. In what is said of FARs and of half-embedded galleries, the scores of an identity are calibrated by
+One image of each identity is enrolled, ten times another one, and the others are its probes. Maps are cross-fitted:
+each vector is mapped by the one of five maps that was fitted without its identity. Deviations come from a bootstrap
+over identities. In what is said of FARs and of half-embedded galleries, the scores of an identity are calibrated by
 identities of the other half of the sample. What the plan hands on, maps and calibrations, is of the whole sample.
 """
 

@@ -89,7 +89,7 @@ def judge_sample(choice: Choice, identities: int, images: int, impostors: int, f
 def explain(
     choice: Choice, facts: SampleFacts, roads: Mapping[str, Road | None], comparisons: Comparisons, top1_of_new: float
 ) -> str:
-    """The reason, in plain sentences; `top1_of_new` is that of a gallery that is embedded again, if it can be or not."""
+    """The reason, in plain sentences; `top1_of_new` is that of a gallery embedded again, whether it can be or not."""
     if not facts.enough:
         return (
             f"The sample is too small to recommend a road: {facts.missing}. Give about {facts.needed_identities} "

@@ -64,8 +64,9 @@ def pair_sample(old: str | Path, new: str | Path, labels: str | Path) -> Sample:
         identities.pop()
     if "" in identities:
         raise UserError(f"{labels}, line {identities.index('') + 1} is empty: each line is the identity of an image")
-    vectors = [_read_vectors(Path(path)) for path in (old, new)]
-    return Sample.of(*vectors, identities, None, (f"vectors of {old}", f"vectors of {new}"))
+    return Sample.of(
+        _read_vectors(Path(old)), _read_vectors(Path(new)), identities, None, (f"vectors of {old}", f"vectors of {new}")
+    )
 
 
 def _read_vectors(path: Path) -> np.ndarray:

@@ -102,9 +102,9 @@ def _on_scale(scores: np.ndarray, calibrations: Sequence[ScoreCalibration], halv
 
 
 def _rates(right: np.ndarray, before: np.ndarray, draws: Draws) -> dict[str, list[float]]:
-    top1 = draws.rate(right)
+    top1 = draws.rate(right).tolist()
     return {
-        "top1": top1.tolist(),
+        "top1": top1,
         "nfr": draws.rate(before & ~right).tolist(),
         "pfr": draws.rate(~before & right).tolist(),
         "auc": [area(top1)],

@@ -1,11 +1,11 @@
 """Searches on a sample: one image of each identity is enrolled, drawn several times, and the others are probes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Draws", "Found", "Resampling", "Segments", "search_draws"]
+__all__ = ["Draws", "Found", "Resampling", "Segments", "search_draws", "search_segments"]
 
 BLOCK = 1024
 """Probes whose scores are held at a time."""
@@ -38,9 +38,9 @@ class Draws:
     def by_identity(self, values: np.ndarray) -> np.ndarray:
         """Sums (..., P) over all draws of what is counted for the probes (..., R, N), by the probe's identity."""
         summed = np.where(self.probes, values, 0).sum(axis=-2, dtype=np.float64)
-        sums = np.zeros((*summed.shape[:-1], self.enrolled.shape[1]))
-        np.add.at(sums, (..., self.identities), summed)
-        return sums
+        order = np.argsort(self.identities, kind="stable")
+        firsts = np.searchsorted(self.identities[order], np.arange(self.enrolled.shape[1]))
+        return np.add.reduceat(summed[..., order], firsts, axis=-1)
 
     def rate(self, values: np.ndarray) -> np.ndarray:
         """Means over all probes of all draws of `values` (..., R, N)."""
@@ -115,7 +115,7 @@ def search_segments(
     return {order: Segments(right, each) for order, each in wrong.items()}
 
 
-def _score_blocks(queries: np.ndarray, gallery: np.ndarray):
+def _score_blocks(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of the queries and their scores (B, P), which may be changed."""
     for start in range(0, len(queries), BLOCK):
         block = slice(start, min(start + BLOCK, len(queries)))

@@ -37,7 +37,7 @@ def worst_flips(
 
         def shown(image: int, score: float, road: str) -> Shown:
             name, identity = _named(sample, image)
-            return Shown(image, name, identity, float(score), float(log_far[road](np.float64(score))))
+            return Shown(image, name, identity, float(score), float(log_far[road](np.array(score))))
 
         flips.append(
             Flip(
