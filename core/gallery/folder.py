@@ -14,7 +14,7 @@ import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,9 @@ class FolderStore:
             store.close()
             raise
         return store
+
+    def claimed(self, work: str) -> AbstractContextManager[None]:  # noqa: D102
+        return claimed(self._folder, work)
 
     def close(self) -> None:  # noqa: D102
         self._database.close()
