@@ -68,8 +68,8 @@ def search(
 
     During an upgrade queries of the new model reach all entries by the road of the upgrade, and those of the old model
     all that have an old vector. `old_queries` (Q, D_o): the same queries by the old model, which then search the
-    entries that have no new vector; roads by which new queries cannot reach those need them. With `max_far` only hits of
-    at most that rate are given, perhaps none. `index`: one of INDEXES.
+    entries that have no new vector; roads by which new queries cannot reach those need them. With `max_far` only hits
+    of at most that rate are given, perhaps none. `index`: one of INDEXES.
 
     `UserError` for queries of an unknown model, of another size or without a direction, where old queries are needed,
     and where rates are asked for or needed and a calibration is missing. Memory: unit queries in float64, and for each
@@ -104,7 +104,7 @@ def _parts(
     The new vectors come last: an entry that gets one meanwhile is found twice rather than never.
     """
     versions, calibrations = store.versions(), read_calibrations(store)
-    known = list(versions) if upgrade is None else [upgrade.old, upgrade.new]
+    known = list(versions)[:1] if upgrade is None else [upgrade.old, upgrade.new]  # others wait for an upgrade to begin
     if model not in known or model not in versions:
         raise UserError(
             f"{store.place} has no vectors of the model {model}, only of {_named(versions, known)}: embed the queries "

@@ -33,7 +33,7 @@ REFRESHED = np.arange(60) % 3 == 0
 
 
 def gallery(road="direct", refreshed=REFRESHED, calibrations=None, failed=0, old=OLD, stored=None):
-    """Entries "0", "1" and so on with old vectors, the `refreshed` also with new ones; mapped ones if the road is so."""
+    """Entries "0", "1" and so on with old vectors, the `refreshed` also with new ones; all mapped by that road."""
     store, stored = MemoryStore(), stored or STORED
     names = [str(row) for row in range(len(refreshed))]
     mapped = MAPPED.key if road == "gallery_map" else None
