@@ -252,7 +252,7 @@ def test_images_from_a_list_a_folder_records_and_a_function(case: Case, tmp_path
     for number in range(COUNT):
         shutil.copy(case.folder / "images" / f"{number}.png", folder / f"person {number}.png")
     listed = tmp_path / "list.txt"
-    listed.write_text("".join(f"images/{number}.png person {number}\n" for number in range(COUNT)))
+    listed.write_text("".join(f"images/{number}.png\tperson {number}\n" for number in range(COUNT)))
     by_id = dict(zip(case.ids, case.images))
     case.store._entries = {row: (name, label, None) for row, (name, label, _) in case.store._entries.items()}
     for images in (folder, listed, lambda ids: [by_id[name] for name in ids]):
@@ -278,13 +278,10 @@ def test_function_without_some_images(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "line, message",
-    [
-        ("a.png", "line 2: 'a.png' is not `path id`"),
-        ("b.png person 0", "line 2: the id 'person 0' comes a second time"),
-    ],
+    [("a.png", "line 2: 'a.png' is not a path, a blank and an id"), ("b.png\tx", "line 2: the id 'x' is that of")],
 )
 def test_wrong_list(case: Case, tmp_path: Path, line: str, message: str) -> None:
-    (tmp_path / "list.txt").write_text(f"a.png person 0\n{line}\n")
+    (tmp_path / "list.txt").write_text(f"a.png\tx\n{line}\n")
     with pytest.raises(UserError, match=message):
         case.backfill(1, replace(QUICK, images=tmp_path / "list.txt"))
 
