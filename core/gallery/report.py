@@ -9,6 +9,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -120,23 +121,7 @@ def write_report(
     the page tells to type. `images`: the sample in the order of the plan's rows, for the pictures of flips; without it,
     or for images that cannot be read, there are none. Memory: the page, with 3 JPEGs of a few kB for each flip.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "bytes": format_bytes,
-        "count": format_count,
-        "duration": format_duration,
-        "exp": math.exp,
-        "far": format_far,
-        "percent": format_percent,
-        "points": format_points,
-    }
-    page = environment.get_template(FILE).render(
+    page = _template().render(
         plan=plan,
         texts=ROAD_TEXTS,
         roads=ROADS,
@@ -155,6 +140,27 @@ def write_report(
     )
     with replaced_atomically(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes": format_bytes,
+        "count": format_count,
+        "duration": format_duration,
+        "exp": math.exp,
+        "far": format_far,
+        "percent": format_percent,
+        "points": format_points,
+    }
+    return environment.get_template(FILE)
 
 
 def format_percent(rate: float | None, digits: int = 1) -> str:

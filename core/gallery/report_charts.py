@@ -123,7 +123,10 @@ def _ticks(rates: Sequence[float]) -> list[float]:
     """Round rates in [0, 1], at equal distances, that enclose `rates`."""
     low, high = min(rates, default=0.0), max(rates, default=1.0)
     for step in TICKS:
-        first, last = math.floor(low / step + 1e-9), max(math.ceil(high / step - 1e-9), math.floor(low / step + 1e-9) + 1)
+        first, last = (
+            math.floor(low / step + 1e-9),
+            max(math.ceil(high / step - 1e-9), math.floor(low / step + 1e-9) + 1),
+        )
         if last - first < MOST_TICKS:
             break
     if last * step > 1 + 1e-9:  # all rates are 1

@@ -111,7 +111,9 @@ def made_plan(identity: str = "person 7") -> Plan:
 
 def too_small_plan() -> Plan:
     plan = made_plan()
-    facts = SampleFacts(31, 96, False, 180, 900, "With 31 identities a difference of 5 points cannot be told from chance.")
+    facts = SampleFacts(
+        31, 96, False, 180, 900, "With 31 identities a difference of 5 points cannot be told from chance."
+    )
     return replace(plan, sample=facts, recommendation="stay", reason="31 identities are too few.", flips=[])
 
 
@@ -175,8 +177,14 @@ def test_says_what_why_what_it_costs_and_what_it_gains(tmp_path, sample):
 
 def test_thresholds_stand_beside_what_they_realise(tmp_path):
     page = report(tmp_path, made_plan())
-    assert "Stay 48,000 pairs of two identities 1e-2 0.310 1.2e-3 59.1 – – 1e-3 0.420 1.2e-3 59.1 – – 1e-4 – – – – –" in page.text
-    assert "Gallery map 48,000 pairs of two identities 1e-2 0.310 1.2e-3 59.1 2e-5 7.3 1e-3 0.420 1.2e-3 59.1 2e-5 7.3" in page.text
+    assert (
+        "Stay 48,000 pairs of two identities 1e-2 0.310 1.2e-3 59.1 – – 1e-3 0.420 1.2e-3 59.1 – – 1e-4 – – – – –"
+        in page.text
+    )
+    assert (
+        "Gallery map 48,000 pairs of two identities 1e-2 0.310 1.2e-3 59.1 2e-5 7.3 1e-3 0.420 1.2e-3 59.1 2e-5 7.3"
+        in page.text
+    )
     assert "Side by side 48,000" not in page.text  # two kinds of scores have no threshold in common
 
 
@@ -291,7 +299,7 @@ def test_a_plan_of_vectors_alone_has_no_full_cost_and_may_have_no_curve(tmp_path
 def test_a_plan_without_new_vectors_of_the_whole_sample_says_so(tmp_path):
     roads = made_plan().roads | {"full_backfill": None}
     page = report(tmp_path, replace(made_plan(), roads=roads, impossible={"full_backfill": "no images"}))
-    assert "Not possible: no images" in page.text and "When everything is embedded again" not in page.text
+    assert "Not possible: no images" in page.text and "When all is embedded again" not in page.text
 
 
 def test_charts_put_the_rates_where_their_axis_says():
@@ -310,7 +318,12 @@ def test_charts_put_the_rates_where_their_axis_says():
 
 @pytest.mark.parametrize(
     ("rates", "expected"),
-    [((0.0, 0.0), [0, 0.001]), ((1.0, 1.0), [0.999, 1]), ((0.0, 1.0), [0, 0.2, 0.4, 0.6, 0.8, 1]), ((0.981, 0.999), None)],
+    [
+        ((0.0, 0.0), [0, 0.001]),
+        ((1.0, 1.0), [0.999, 1]),
+        ((0.0, 1.0), [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ((0.981, 0.999), None),
+    ],
 )
 def test_axes_are_round_and_stay_within_all_and_nothing(rates, expected):
     result = [replace(road(rate, 0, 0), top1_std=0.0) for rate in rates]
@@ -341,7 +354,12 @@ def test_templates_are_part_of_the_package(monkeypatch):
     distribution.parse_config_files([str(ROOT / "pyproject.toml")])
     build = distribution.get_command_obj("build_py")
     build.ensure_finalized()
-    packed = {file for package, _, _, files in build.get_data_files_without_manifest() if package == "core.gallery" for file in files}
+    packed = {
+        file
+        for package, _, _, files in build.get_data_files_without_manifest()
+        if package == "core.gallery"
+        for file in files
+    }
     assert {path.relative_to(ROOT / "core" / "gallery").as_posix() for path in TEMPLATES.iterdir()} <= packed
     assert len(packed) >= 3
 
@@ -483,7 +501,9 @@ def test_fits_a_telephone_and_can_be_read_on_it(browser, tmp_path, sample, plan,
     assert browser.execute_script(CONTRAST) == []
     small = "[...document.querySelectorAll('body *')].filter(e => parseFloat(getComputedStyle(e).fontSize) < 12)"
     assert browser.execute_script(f"return {small}.map(e => e.outerHTML)") == []
-    inside = browser.execute_script("const e = document.querySelector('#roads .scroll'); return e.scrollWidth > e.clientWidth")
+    inside = browser.execute_script(
+        "const e = document.querySelector('#roads .scroll'); return e.scrollWidth > e.clientWidth"
+    )
     assert inside  # the table moves in its box
     page, ink = browser.execute_script("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
     values = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (page, ink)]
@@ -497,7 +517,7 @@ def test_a_desk_shows_the_advice_at_once_and_the_page_can_be_pictured(browser, o
         bottom = browser.execute_script("return document.querySelector('#advice').getBoundingClientRect().bottom")
         assert bottom <= 900
         assert browser.execute_script("const e = document.scrollingElement; return e.scrollWidth - e.clientWidth") == 0
-        data = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
-        assert base64.b64decode(data["data"]).startswith(b"\x89PNG") and len(data["data"]) > 50_000
+        data = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
+        assert base64.b64decode(data["data"]).startswith(b"\x89PNG") and len(data["data"]) > 30_000
     pdf = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})
     assert base64.b64decode(pdf["data"]).startswith(b"%PDF")
