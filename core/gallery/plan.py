@@ -5,8 +5,7 @@ folders without a base model. All rates are shares in [0, 1].
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from core.gallery.store import Version
 from core.gallery.upgrade import ROADS, Calibrations, calibration_from_json, calibration_to_json
 from core.models.maps import Map, load_map
 
-__all__ = ["Cost", "Flip", "Plan", "Road", "SampleFacts", "Shown"]
+__all__ = ["Cost", "Flip", "Plan", "Road", "SampleFacts", "Shown", "parse_requirement", "road_of_curve"]
 
 FILE = "plan.json"
 MAPS = ("query_map", "gallery_map")
+AGAIN = "make the plan again (tools/gallery.py plan)"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Plan:
     impossible: dict[str, str]
     """Why, by road."""
     comparisons: dict[str, dict[str, dict[str, float]]]
-    """[road][other]: `difference` of their top1 (the first minus the other) and its paired bootstrap deviation `std`."""
+    """[road][other]: `difference` of their top1 (first minus other) and its paired bootstrap deviation `std`."""
     recommendation: str
     """One of ROADS; "stay" also where the sample is too small to recommend anything."""
     reason: str
@@ -151,17 +151,112 @@ class Plan:
     @property
     def curve(self) -> dict[str, list[list[float]]]:
         """By order [share, top1] at each point: of the recommended road; side_by_side for stay and full_backfill."""
-        raise NotImplementedError
+        return {
+            order: [list(point) for point in zip(self.shares, values["top1"])]
+            for order, values in self.curves[road_of_curve(self.recommendation)].items()
+        }
 
     def meets(self, requirement: str) -> bool:
         """Whether the recommended road reaches, for example, "top1=0.9"; `UserError` for another form."""
-        raise NotImplementedError
+        name, least = parse_requirement(requirement)
+        road = self.roads[self.recommendation]
+        return road is not None and getattr(road, name) >= least
+
+    def to_json(self) -> dict[str, Any]:
+        """What is in `plan.json`."""
+        plain = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in (*MAPS, "calibrations", "curves")
+        }
+        return {
+            **_plain(plain),
+            "curve": self.curve,
+            "curves": self.curves,
+            "calibrations": {pair: calibration_to_json(each) for pair, each in self.calibrations.items()},
+        }
 
     def save(self, folder: str | Path) -> None:
-        """Write the plan's folder, which is made if its parent exists; `plan.json` comes last."""
-        raise NotImplementedError
+        """Write the plan's folder, which is made if its parent exists; `plan.json` comes last.
+
+        A plan that was there is replaced. `UserError` if the disk refuses.
+        """
+        folder = Path(folder)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            (folder / FILE).unlink(missing_ok=True)  # its maps are about to go
+        for name in MAPS:
+            fitted = getattr(self, name)
+            if fitted is not None:
+                fitted.save(folder / name)
+            else:
+                with writing(folder / name):
+                    for file in ("map.pt", "config.json"):
+                        (folder / name / file).unlink(missing_ok=True)
+        with replaced_atomically(folder / FILE) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Plan":
         """The plan of a folder; `UserError` if a file is missing, damaged, or not of the same plan."""
-        raise NotImplementedError
+        folder = Path(folder)
+        path = require_file(folder / FILE, "plan")
+        try:
+            written = json.loads(path.read_text("utf-8"))
+            plan = _from_json(written)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged, or of another version of this program: {AGAIN}") from error
+        maps = {name: load_map(folder / name) for name in plan.maps}
+        for name, fitted in maps.items():
+            if fitted.fingerprint != plan.maps[name].get("fingerprint"):
+                raise UserError(f"{folder / name} is not the map of {path}: {AGAIN}")
+        return replace(plan, **maps)
+
+
+def road_of_curve(road: str) -> str:
+    """The road whose curve tells how the gallery is searched while it is embedded again."""
+    return "side_by_side" if road in ("stay", "full_backfill") else road
+
+
+def parse_requirement(requirement: str) -> tuple[str, float]:
+    """The rate that is asked for, and the least value; `UserError` unless it is like "top1=0.9"."""
+    name, _, value = requirement.partition("=")
+    try:
+        least = float(value)
+    except ValueError:
+        least = -1.0
+    if name != "top1" or not 0 <= least <= 1:
+        raise UserError(f"{requirement!r} is not a requirement: write top1= and a share from 0 to 1, such as top1=0.9")
+    return name, least
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, all the way down."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _from_json(written: dict[str, Any]) -> Plan:
+    """The plan without its maps; an error of any kind if something is missing or of another kind."""
+    known = {field.name: written[field.name] for field in fields(Plan) if field.name not in MAPS}
+    if known["recommendation"] not in ROADS or set(known["roads"]) != set(ROADS) or not set(known["maps"]) <= set(MAPS):
+        raise ValueError("these are not the roads")
+    built: dict[str, Any] = {
+        "old": Version(**known["old"]),
+        "new": Version(**known["new"]),
+        "sample": SampleFacts(**known["sample"]),
+        "roads": {name: None if road is None else Road(**road) for name, road in known["roads"].items()},
+        "calibrations": {pair: calibration_from_json(each) for pair, each in known["calibrations"].items()},
+        "flips": [
+            Flip(**{**flip, **{name: Shown(**flip[name]) for name in ("before", "wrong", "right")}})
+            for flip in known["flips"]
+        ],
+        "cost": Cost(**known["cost"]),
+    }
+    plan = Plan(**{**known, **built}, query_map=None, gallery_map=None)
+    if plan.curve != written["curve"] or plan.roads[plan.recommendation] is None:
+        raise ValueError("the parts are not of one plan")
+    return plan
