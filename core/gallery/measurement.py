@@ -11,6 +11,7 @@ from core.evaluation.flips import flip_rates
 from core.gallery.cross_fitting import FOLDS, Mapped, cross_fit, deal_identities, enough_pairs
 from core.gallery.sample import Sample
 from core.gallery.sample_calibration import PAIRS
+from core.models.maps.fit import DEFAULT_RANK
 from core.gallery.trials import Draws, Found, Resampling, search_draws
 
 __all__ = ["BOTH_WAYS", "Measurement", "measure"]
@@ -82,6 +83,8 @@ def _choose_map(result: Measurement, name: str, folds: np.ndarray) -> None:
     source, target = (result.vectors[side] for side in BOTH_WAYS[name])
     tried: dict[str, tuple[Mapped, Found]] = {}
     for kind in KINDS[name]:
+        if kind == "low_rank" and min(source.shape[1], target.shape[1]) <= DEFAULT_RANK:
+            continue  # it would be the ridge again
         logger.info("%s: %s, fitted without the identities that it is tried on", name.replace("_", " "), kind)
         mapped = cross_fit(kind, source, target, folds)
         queries, gallery = (mapped.vectors, target) if name == "query_map" else (target, mapped.vectors)

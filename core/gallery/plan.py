@@ -210,7 +210,7 @@ class Plan:
         for name, fitted in maps.items():
             if fitted.fingerprint != plan.maps[name].get("fingerprint"):
                 raise UserError(f"{folder / name} is not the map of {path}: {AGAIN}")
-        return replace(plan, **maps)
+        return replace(plan, query_map=maps.get("query_map"), gallery_map=maps.get("gallery_map"))
 
 
 def road_of_curve(road: str) -> str:

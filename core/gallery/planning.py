@@ -6,9 +6,12 @@ over identities. In what is said of FARs and of half-embedded galleries, the sco
 identities of the other half of the sample. What the plan hands on, maps and calibrations, is of the whole sample.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from core.errors import UserError
+from core.evaluation.calibration import ScoreCalibration
 from core.gallery.cost import Holdings, Rate, estimate_cost
 from core.gallery.cross_fitting import deal_identities
 from core.gallery.measurement import BOTH_WAYS, Measurement, measure
@@ -67,7 +70,8 @@ def make_plan(
     probed = int(np.count_nonzero(measured.resampling.trials))
     facts = judge_sample(choice, probed, len(sample.names), impostor_pairs(sample.identities), far)
     recommended = choice.road if facts.enough else "stay"
-    curves = _curves(sample, measured, calibrator, gallery.labelled, seed)
+    of_halves = {pair: calibrator.of_other_halves(pair) for pair in measured.found}
+    curves = _curves(sample, measured, halves, of_halves, gallery.labelled, seed)
     areas = {order: of_order["auc"][0] for order, of_order in curves[road_of_curve(recommended)].items()}
     others = [road for road in possible if PAIRS[road] != PAIRS["stay"]]
     shown = recommended
@@ -91,7 +95,7 @@ def make_plan(
             for name, fitted in maps.items()
         },
         calibrations=calibrations,
-        realised={pair: calibrator.realised(pair) for pair in calibrations},
+        realised={pair: calibrator.realised(pair, of_halves) for pair in calibrations},
         flips=worst_flips(shown, sample, measured.draws, measured.found, calibrations),
         cost=estimate_cost(gallery, new.size, rate),
         seed=seed,
@@ -130,7 +134,12 @@ def _impossible(measured: Measurement, old: Version, new: Version, gallery: Hold
 
 
 def _curves(
-    sample: Sample, measured: Measurement, calibrator: Calibrator, labelled: bool, seed: int
+    sample: Sample,
+    measured: Measurement,
+    halves: np.ndarray,
+    calibrations: Mapping[str, Sequence[ScoreCalibration]],
+    labelled: bool,
+    seed: int,
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Of all roads whose stored part can be searched at all."""
     roads = {road: PAIRS[road] for road in (*FREE[1:], "side_by_side") if PAIRS[road] in measured.found}
@@ -146,9 +155,8 @@ def _curves(
         if road in spaces:
             stored, refreshed = (measured.vectors[name] for name in spaces[road])
             priorities[road][ORACLE] = np.linalg.norm(stored - refreshed, axis=1)
-    calibrations = {pair: calibrator.of_other_halves(pair) for pair in measured.found}
     return backfill_curves(
-        measured.vectors, roads, priorities, calibrations, measured.draws, calibrator.halves, measured.found["old/old"]
+        measured.vectors, roads, priorities, calibrations, measured.draws, halves, measured.found["old/old"]
     )
 
 

@@ -1,6 +1,6 @@
 """Calibrations from a sample, and what their thresholds give on identities of which they have seen nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ PAIRS = {
     "full_backfill": "new/new",
 }
 """What is compared with the stored part of the gallery, by road; of full_backfill with the refreshed one."""
+OLD = "old/old"
 MOST_IMAGES = 4000
 """Of the sample whose scores with each other are counted."""
 
@@ -75,24 +76,26 @@ class Calibrator:
         resolved = impostor_pairs(self.identities)
         return {far_name(far): calibration.threshold(far) if far * resolved >= 1 else None for far in FARS}
 
-    def realised(self, pair: str, old_pair: str = "old/old") -> dict[str, dict[str, float | None]]:
+    def realised(
+        self, pair: str, calibrations: Mapping[str, Sequence[ScoreCalibration]]
+    ) -> dict[str, dict[str, float | None]]:
         """By FAR: `far` and `tar` of each half at the other half's thresholds, and `impostors`, the pairs that tell.
 
         But for the old pair itself also `far_at_old` and `tar_at_old`, at the thresholds of the old pair. Means of the
-        two halves, weighted by their pairs. None where they have too few pairs for the FAR.
+        two halves, weighted by their pairs. None where they have too few pairs for the FAR. `calibrations`: by pair
+        those of `of_other_halves`.
         """
         sums = {far_name(far): np.zeros(4) for far in FARS}
         totals = np.zeros(2)
-        calibrations = [self.of_other_halves(each) for each in (pair, old_pair)]
         for half in (0, 1):
             genuine, impostor = self._scores(pair, self.rows[self.halves[self.rows] == half])
             totals += len(impostor), len(genuine)
             for far in FARS:
-                for place, of_halves in enumerate(calibrations):
+                for place, of_halves in enumerate((calibrations[pair], calibrations[OLD])):
                     least = of_halves[half].threshold(far)
                     accepted = (impostor >= least).sum(), (genuine >= least).sum()
                     sums[far_name(far)][2 * place : 2 * place + 2] += accepted
-        names = ("far", "tar", "far_at_old", "tar_at_old")[: 2 if pair == old_pair else 4]
+        names = ("far", "tar", "far_at_old", "tar_at_old")[: 2 if pair == OLD else 4]
         found: dict[str, dict[str, float | None]] = {}
         for far in FARS:
             known = far * totals[0] >= 1 and totals[1] > 0
