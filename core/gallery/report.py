@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 import jinja2
 import numpy as np
@@ -18,8 +19,10 @@ import simplejpeg
 
 from core.errors import UserError
 from core.files import replaced_atomically
+from core.gallery.orders import ORACLE
 from core.gallery.plan import Flip, Plan, Shown
-from core.gallery.report_charts import ORACLE, draw_curves, draw_forest, orders_of
+from core.gallery.report_charts import draw_curves, draw_forest, orders_of
+from core.gallery.sample_calibration import PAIRS
 from core.gallery.upgrade import ROADS
 from core.images.codec import resize_image
 from core.images.source import ImageSource
@@ -32,7 +35,7 @@ THUMBNAIL = 128
 """Pixels: twice what is shown on a desk, so that it is sharp on dense displays."""
 JPEG_QUALITY = 85
 DASH = "–"
-UNIT = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15}
+BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15}
 SECONDS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 
 
@@ -44,50 +47,42 @@ class RoadText:
     advice: str
     """As a headline."""
     how: str
-    pair: str | None
-    """Query and gallery whose scores it compares, as calibrations name them; None where two kinds are merged."""
 
 
 ROAD_TEXTS = {
-    "stay": RoadText(
-        "Stay", "Stay with the old model", "The old model embeds the queries; nothing changes.", "old/old"
-    ),
+    "stay": RoadText("Stay", "Stay with the old model", "The old model embeds the queries; nothing changes."),
     "direct": RoadText(
         "Direct",
         "Let the new model search the stored vectors as they are",
         "The new model embeds the queries, which are compared with the old model's stored vectors.",
-        "new/old",
     ),
     "query_map": RoadText(
         "Query map",
         "Let the new model search the stored vectors through a map of its queries",
         "The new model embeds the queries, and a map leads them to the old model's space.",
-        "query_map/old",
     ),
     "gallery_map": RoadText(
         "Gallery map",
         "Map the stored vectors to the new model's space, and let the new model search them",
         "All stored vectors are mapped once, without an image; the new model embeds the queries.",
-        "new/gallery_map",
     ),
     "side_by_side": RoadText(
         "Side by side",
         "Let both models search, each its own vectors, until everything is embedded again",
         "Both models embed each query. The old one searches the stored vectors, the new one what is embedded again.",
-        None,
     ),
     "full_backfill": RoadText(
         "Full backfill",
         "Embed the whole gallery again",
         "Everything is embedded again. Until that is done, both models search side by side.",
-        "new/new",
     ),
 }
 ORDER_TEXTS = {
-    "random": "any order; the mean of several",
-    "class_distance": "the farthest from their class's mean first",
-    "predicted_error": "where the map is expected to err most first",
-    ORACLE: "where the map really errs most first: nobody can know this before, it shows what an order can give at most",
+    "random": "any order, for comparison",
+    "predicted_error": "first where the map of the gallery is expected to err most",
+    "length": "first where that map gives short vectors, which it does where it is not sure",
+    "class_distance": "the farthest from the mean of their class first",
+    ORACLE: "first where old and new vector differ most, which is known only afterwards: a bound for any order",
 }
 
 
@@ -107,7 +102,8 @@ class Threshold:
     score: float | None
     far: float | None
     tar: float | None
-    impostors: int
+    impostors: float | None
+    """Pairs of two identities that were compared."""
     far_at_old: float | None
     tar_at_old: float | None
 
@@ -139,7 +135,7 @@ def write_report(
         commands=_commands(plan, gallery, folder),
     )
     with replaced_atomically(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, "utf-8", errors="backslashreplace")  # names may be bytes that are no UTF-8
 
 
 @cache
@@ -165,17 +161,17 @@ def _template() -> jinja2.Template:
 
 def format_percent(rate: float | None, digits: int = 1) -> str:
     """A rate in [0, 1] as per cent without the sign; a dash where it is not known."""
-    return DASH if _unknown(rate) else f"{100 * rate:.{digits}f}"
+    return f"{100 * rate:.{digits}f}" if _known(rate) else DASH
 
 
 def format_points(difference: float | None) -> str:
     """A difference of rates, in points, with its sign."""
-    return DASH if _unknown(difference) else f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}") if _known(difference) else DASH
 
 
 def format_far(far: float | None) -> str:
     """A false accept rate such as 1e-3 or 1.2e-3."""
-    if _unknown(far):
+    if not _known(far):
         return DASH
     if far == 0:
         return "0"
@@ -185,21 +181,21 @@ def format_far(far: float | None) -> str:
 
 def format_count(count: float | None) -> str:
     """A whole number with its thousands set apart."""
-    return DASH if _unknown(count) else f"{count:,.0f}"
+    return f"{count:,.0f}" if _known(count) else DASH
 
 
 def format_bytes(count: float | None) -> str:
     """A number of bytes in the unit that gives it one to three digits before the point."""
-    return DASH if _unknown(count) else _in_units(count, UNIT)
+    return _in_units(count, BYTES) if _known(count) else DASH
 
 
 def format_duration(hours: float | None) -> str:
     """A time in the unit that suits it."""
-    return DASH if _unknown(hours) else _in_units(3600 * hours, SECONDS)
+    return _in_units(3600 * hours, SECONDS) if _known(hours) else DASH
 
 
-def _unknown(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _in_units(value: float, units: dict[str, float]) -> str:
@@ -209,26 +205,29 @@ def _in_units(value: float, units: dict[str, float]) -> str:
 
 
 def _thresholds(plan: Plan) -> dict[str, list[Threshold]]:
-    """By road, for each wanted rate; roads that merge two kinds of scores have none of their own."""
-    rows = {}
-    for name, text in ROAD_TEXTS.items():
-        road = plan.roads[name]
-        if road is None or text.pair not in plan.realised:
-            continue
-        rows[name] = [
+    """By road, for each wanted rate of which the sample can tell anything; no row if there is none.
+
+    Side by side has no scores of its own.
+    """
+    own = {name: road for name, road in plan.roads.items() if road is not None and name != "side_by_side"}
+    wanted = {far for name in own for far, found in plan.realised[PAIRS[name]].items() if found["far"] is not None}
+    rows = {
+        name: [
             Threshold(
-                float(key.partition("=")[2]),
-                score,
-                found.get("far"),
-                found.get("tar"),
-                int(found.get("impostors") or 0),
-                found.get("far_at_old"),
-                found.get("tar_at_old"),
+                wanted=float(far.partition("=")[2]),
+                score=road.thresholds.get(far),
+                far=found["far"],
+                tar=found["tar"],
+                impostors=found["impostors"],
+                far_at_old=found.get("far_at_old"),
+                tar_at_old=found.get("tar_at_old"),
             )
-            for key, score in road.thresholds.items()
-            for found in [plan.realised[text.pair].get(key, {})]
+            for far, found in plan.realised[PAIRS[name]].items()
+            if far in wanted
         ]
-    return rows
+        for name, road in own.items()
+    }
+    return rows if wanted else {}
 
 
 def _pictures(flips: Sequence[Flip], images: ImageSource | None) -> list[tuple[Flip, list[Picture]]]:

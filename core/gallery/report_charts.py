@@ -8,15 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.gallery.plan import Plan
+from core.gallery.orders import ORACLE
+from core.gallery.plan import Plan, road_of_curve
 from core.gallery.upgrade import ROADS
 
-__all__ = ["ORACLE", "Chart", "Forest", "Line", "Mark", "draw_curves", "draw_forest", "orders_of"]
+__all__ = ["Chart", "Forest", "Line", "Mark", "draw_curves", "draw_forest", "orders_of"]
 
-ORACLE = "oracle"
-"""The order that needs what the backfill only finds out: a bound, drawn last."""
-UNTIL_DONE = "side_by_side"
-"""How a gallery is searched while it is embedded again, if the road is to stay or to embed everything."""
 MOST_TICKS = 6
 TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -89,7 +86,7 @@ def draw_curves(plan: Plan) -> list[Chart]:
         points = [(100 * share, height(rate)) for share, rate in zip(plan.shares, curve["top1"])]
         return Line(order, points, curve["top1"], curve["auc"][0], max(curve["nfr"]))
 
-    first = plan.recommendation if plan.recommendation in plan.curves else UNTIL_DONE
+    first = road_of_curve(plan.recommendation)
     return [
         Chart(
             road,
