@@ -36,7 +36,7 @@ THUMBNAIL = 128
 JPEG_QUALITY = 85
 DASH = "–"
 BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15}
-SECONDS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
+SECONDS: dict[str, float] = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ ROAD_TEXTS = {
 ORDER_TEXTS = {
     "random": "any order, for comparison",
     "predicted_error": "first where the map of the gallery is expected to err most",
-    "length": "first where that map gives short vectors, which it does where it is not sure",
+    "length": "first where the map of the gallery gives short vectors, as it does where it is not sure",
     "class_distance": "the farthest from the mean of their class first",
-    ORACLE: "first where old and new vector differ most, which is known only afterwards: a bound for any order",
+    ORACLE: "first where old and new vector differ most, for comparison: this is known only afterwards",
 }
 
 

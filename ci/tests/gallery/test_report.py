@@ -268,6 +268,11 @@ def test_no_text_of_the_user_becomes_markup(tmp_path, sample):
     assert page.text.count("<script>window.evil=1</script>") >= 15  # the parser gives it back as text
 
 
+def test_names_that_are_no_text_are_shown_by_their_bytes(tmp_path):
+    page = report(tmp_path, replace(made_plan("person \udcff"), reason="a\udce9b"))
+    assert "Search for person \\udcff" in page.text and "a\\udce9b" in page.text
+
+
 @pytest.mark.parametrize("plan", [made_plan(), too_small_plan()])
 def test_the_page_refers_to_nothing_outside_itself(tmp_path, sample, plan):
     page = report(tmp_path, plan, sample)
