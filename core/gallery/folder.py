@@ -13,9 +13,11 @@ import shutil
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,9 @@ class FolderStore:
     Writes and searches hold a block of vectors in memory, and 30 bytes an entry.
     """
 
-    def __init__(self, folder: Path, place: str, database: Database, durable: bool = True):
+    def __init__(self, folder: Path, place: str, database: Database):
         """Of `open` and `creating`."""
-        self.place, self._folder, self._database, self._durable = place, folder, database, durable
+        self.place, self._folder, self._database = place, folder, database
 
     @classmethod
     def create(cls, path: str | Path) -> "FolderStore":
@@ -63,34 +65,34 @@ class FolderStore:
     def creating(cls, path: str | Path) -> Iterator["FolderStore"]:
         """A gallery to be filled: it is at `path` when the context ends well, else nothing is.
 
-        Faster than to fill an empty one, since its writes are flushed once, at the end. `UserError` as of `create`,
-        and while another process is creating the same one; what a killed one left is cleared away.
+        Faster than to fill an empty one. `UserError` as of `create`, and while another process is creating the same
+        one; what a killed one left is cleared away.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.creating")
-        with writing(path, partial):
+        temporary = path.with_name(f".{path.name}.creating")
+        with writing(path, temporary):
             _require_new(path)
-            partial.mkdir(exist_ok=True)
-        with claimed(partial, "creation"):
+            temporary.mkdir(exist_ok=True)
+        with claimed(temporary, "creation"):
             try:
-                with writing(path, partial):
-                    _clear(partial)
-                store = cls(partial, str(path), Database(partial, str(path), new=True), durable=False)
+                with writing(path, temporary):
+                    _clear(temporary)
+                store = cls(temporary, str(path), Database(temporary, str(path), new=True))
                 try:
                     yield store
                     store._database.finish()
                 finally:
                     store.close()
-                with writing(path, partial):
-                    for file in partial.iterdir():
+                with writing(path, temporary):
+                    for file in temporary.iterdir():
                         with open(file, "rb") as handle:
                             os.fsync(handle.fileno())
-                    flush_folder(partial)
+                    flush_folder(temporary)
                     _require_new(path)
-                    os.rename(partial, path)
+                    os.rename(temporary, path)
                     flush_folder(path.parent)
             except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
                 raise
 
     @classmethod
@@ -172,12 +174,16 @@ class FolderStore:
         for what, column in (("labels", labels), ("images", images)):
             if column is not None and len(column) != len(ids):
                 raise ValueError(f"{len(column)} {what} for {len(ids)} ids")
-        with self._writing() as db:
+        with self._writing() as db, ThreadPoolExecutor(1) as pool:
+            appended = {}
+            for key, given in vectors.items():
+                append = self._appending(db, self._require(db, key), len(ids), given)
+                appended[key] = given.dtype, pool.submit(append)
             rows = folder_entries.find(db, ids)
             self._remove(db, rows[rows >= 0])
             rows = folder_entries.add(db, ids, labels, images)
-            for key, given in vectors.items():
-                self._put(db, self._require(db, key), rows, given)
+            for key, (dtype, checksums) in appended.items():
+                _give_slots(db, self._require(db, key), rows, dtype, checksums.result())
         self._compact()
 
     def delete(self, ids: Sequence[str]) -> int:  # noqa: D102
@@ -192,9 +198,11 @@ class FolderStore:
         rows = np.asarray(rows, np.int64)
         with self._writing() as db:
             there = np.isin(rows, folder_entries.entries_at(db, rows).rows)
-            self._put(db, self._require(db, key), rows[there], vectors if there.all() else np.asarray(vectors)[there])
+            stored, rows, vectors = self._require(db, key), rows[there], vectors if there.all() else vectors[there]
+            checksums = self._appending(db, stored, len(rows), vectors)()
+            _give_slots(db, stored, rows, vectors.dtype, checksums)
         self._compact()
-        return int(there.sum())
+        return len(rows)
 
     def entries(self, lacking: str | None = None, size: int = BLOCK) -> Iterator[Entries]:
         """As the protocol says; blocks may be smaller than `size`."""
@@ -323,27 +331,20 @@ class FolderStore:
                     elif path.suffix == ".bin":
                         self._file(known[int(match[1])]).trim()
 
-    def _put(self, db: sqlite3.Connection, stored: StoredVersion, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Give entries (B,) that are there vectors (B, D) of a version."""
-        name, size = stored.version.name, stored.version.size
-        if vectors.shape != (len(rows), size) or vectors.dtype not in (np.float32, np.float16):
+    def _appending(
+        self, db: sqlite3.Connection, stored: StoredVersion, count: int, vectors: np.ndarray
+    ) -> Callable[[], list[tuple[int, int]]]:
+        """What writes vectors (count, D) behind those of a version, and returns the checksums of the touched blocks."""
+        name, shape = stored.version.name, (count, stored.version.size)
+        if vectors.shape != shape or vectors.dtype not in (np.float32, np.float16):
             raise UserError(
-                f"{len(rows)} vectors of {name} must be float32 or float16 ({len(rows)}, {size}), not {vectors.dtype} "
-                f"{vectors.shape}: give those of that model"
+                f"vectors of {name} must be float32 or float16 {shape}, not {vectors.dtype} {vectors.shape}: give "
+                "those of that model"
             )
-        if not len(rows):
-            return
-        dtype = stored.dtype or vectors.dtype.name
-        file = self._file(replace(stored, dtype=dtype))
+        file = self._file(replace(stored, dtype=stored.dtype or vectors.dtype.name))
         sql = "SELECT crc FROM vector_checksums WHERE version = ? AND block = ?"
         last = db.execute(sql, (stored.number, stored.slots // BLOCK)).fetchone()
-        checksums = file.append(vectors, last[0] if last else 0, f"vectors of {name}", self._durable)
-        db.executemany(
-            "INSERT OR REPLACE INTO vector_checksums VALUES (?, ?, ?)", ((stored.number, *line) for line in checksums)
-        )
-        end = stored.slots + len(rows)
-        db.execute("UPDATE versions SET dtype = ?, slots = ? WHERE number = ?", (dtype, end, stored.number))
-        set_slots(db, stored.number, rows, np.arange(stored.slots, end))
+        return partial(file.append, vectors, last[0] if last else 0, f"vectors of {name}")
 
     def _remove(self, db: sqlite3.Connection, rows: np.ndarray) -> None:
         """Entries (B,) that are there, with their vectors."""
@@ -378,12 +379,9 @@ class FolderStore:
         checksums = []
         for start in range(0, len(slots), BLOCK):
             new = self._file(replace(stored, file=number, slots=start))
-            last = start + BLOCK >= len(slots)
-            part = vectors[slots[start : start + BLOCK]]
-            checksums += new.append(part, 0, f"vectors of {stored.version.name}", self._durable and last)
-        flush_folder(self._folder)
+            checksums += new.append(vectors[slots[start : start + BLOCK]], 0, f"vectors of {stored.version.name}")
         db.execute("DELETE FROM vector_checksums WHERE version = ?", (stored.number,))
-        db.executemany("INSERT INTO vector_checksums VALUES (?, ?, ?)", ((stored.number, *line) for line in checksums))
+        _keep_checksums(db, stored.number, checksums)
         db.execute("UPDATE versions SET file = ?, slots = ? WHERE number = ?", (number, len(slots), stored.number))
         set_slots(db, stored.number, rows, np.arange(len(slots)))
 
@@ -415,6 +413,21 @@ def _clear(folder: Path) -> None:
 def _selected(entries: Entries, places: np.ndarray) -> Entries:
     columns = ([column[place] for place in places] for column in (entries.ids, entries.labels, entries.images))
     return Entries(entries.rows[places], *columns)
+
+
+def _give_slots(
+    db: sqlite3.Connection, stored: StoredVersion, rows: np.ndarray, dtype: np.dtype, checksums: list[tuple[int, int]]
+) -> None:
+    """Give entries (B,) the slots behind those of a version, where their vectors lie."""
+    end = stored.slots + len(rows)
+    _keep_checksums(db, stored.number, checksums)
+    values = stored.dtype or dtype.name, end, stored.number
+    db.execute("UPDATE versions SET dtype = ?, slots = ? WHERE number = ?", values)
+    set_slots(db, stored.number, rows, np.arange(stored.slots, end))
+
+
+def _keep_checksums(db: sqlite3.Connection, number: int, checksums: list[tuple[int, int]]) -> None:
+    db.executemany("INSERT OR REPLACE INTO vector_checksums VALUES (?, ?, ?)", ((number, *line) for line in checksums))
 
 
 def _set_documents(db: sqlite3.Connection, documents: Mapping[str, Any]) -> None:

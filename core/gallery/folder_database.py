@@ -19,7 +19,7 @@ FORMAT = 1
 """Kept in the head of the file, as SQLite's application id and user version."""
 PATIENCE = 10.0
 """Seconds that a write waits for another one."""
-AT_ONCE = 1000
+AT_ONCE = 400
 """Values in one statement: few statements are faster than many."""
 CACHE_KIB = 1 << 16
 ENTRY_INDEX = "CREATE UNIQUE INDEX entry_of_id ON entries (id)"

@@ -50,11 +50,11 @@ class VectorFile:
             )
         return np.memmap(self.path, self.dtype, "r", shape=(self.slots, self.size))
 
-    def append(self, vectors: np.ndarray, crc: int, what: str, durable: bool) -> list[tuple[int, int]]:
+    def append(self, vectors: np.ndarray, crc: int, what: str) -> list[tuple[int, int]]:
         """Write vectors (B, D) behind the end; returns the blocks of slots that they touch, each with its checksum.
 
-        `crc`: of the last block so far. `durable`: on the disk when it returns. `UserError` that names `what` they are
-        for a vector that is zero or not finite. Memory: a block.
+        `crc`: of the last block so far. They are on the disk when it returns. `UserError` that names `what` they
+        are for a vector that is zero or not finite. Memory: a block.
         """
         checksums = {}
         with writing(self.path), open(self.path, "r+b" if self.slots else "wb", buffering=0) as file:
@@ -68,9 +68,8 @@ class VectorFile:
                 _write(file, data)
                 crc = zlib.crc32(data, crc if (self.slots + rows.start) % BLOCK else 0)
                 checksums[block] = crc
-            if durable:
-                os.fsync(file.fileno())
-        if durable and not self.slots:
+            os.fsync(file.fileno())
+        if not self.slots:
             flush_folder(self.path.parent)
         return list(checksums.items())
 

@@ -26,7 +26,7 @@ from core.files import require_file
 from core.gallery.store import BLOCK
 from core.gallery.text_lists import located, read_ids, read_images, read_labels, require_once
 
-__all__ = ["Block", "VectorFile", "open_vectors"]
+__all__ = ["Block", "VectorFile", "as_stored", "open_vectors"]
 
 logger = logging.getLogger(__name__)
 NPY, PARQUET = b"\x93NUMPY", b"PAR1"
@@ -73,30 +73,39 @@ class VectorFile:
         for vectors in self.read(size):
             rows = slice(start, start + len(vectors))
             ids = self.ids[rows].to_list()
-            yield Block(ids, self._checked(vectors, start), _texts(self.labels, rows), _texts(self.images, rows))
+            yield Block(
+                ids,
+                as_stored(vectors, lambda row, start=start: self.named(start + row)),
+                _texts(self.labels, rows),
+                _texts(self.images, rows),
+            )
             start = rows.stop
 
-    def _checked(self, vectors: np.ndarray, start: int) -> np.ndarray:
-        """The block that begins at row `start` as float16 or float32."""
-        dtype = np.float16 if vectors.dtype == np.float16 else np.float32
-        with np.errstate(all="ignore"):
-            checked = np.ascontiguousarray(vectors, dtype=dtype)
-            wide = checked.astype(np.float32, copy=False)
-            squares = np.einsum("nd,nd->n", wide, wide)
-        suspect = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
-        for row in suspect.tolist():
-            given = vectors[row]
-            if np.isfinite(checked[row]).all() and checked[row].any():
-                continue  # very long or very short
-            problem = "not finite" if not np.isfinite(given).all() else "zero"
-            if problem == "zero" and given.any():
-                problem = "too long or too short for float32"
-            raise self.fault(start + row, f"is {problem}: it has no direction, leave it out")
-        return checked
+    def named(self, row: int) -> str:
+        """Which vector this is, for errors."""
+        return f"{self.path}: the vector in row {row} (counted from 0, id {self.ids[row]!r})"
 
-    def fault(self, row: int, problem: str) -> UserError:
-        """An error about a vector."""
-        return UserError(f"{self.path}: the vector in row {row} (counted from 0, id {self.ids[row]!r}) {problem}")
+
+def as_stored(vectors: np.ndarray, named: Callable[[int], str]) -> np.ndarray:
+    """Vectors (B, D) as a gallery keeps them: float16 as it is, float32 or float64 as float32.
+
+    `UserError` for other types or shapes, and for the first one without a direction, whose row `named` puts into words.
+    """
+    if vectors.ndim != 2 or vectors.dtype.newbyteorder("=").name not in DTYPES:
+        raise UserError(f"vectors are {' or '.join(DTYPES)} (B, D), one a row: got {vectors.dtype} {vectors.shape}")
+    dtype = np.float16 if vectors.dtype == np.float16 else np.float32
+    with np.errstate(all="ignore"):
+        stored = np.ascontiguousarray(vectors, dtype=dtype)
+        wide = stored.astype(np.float32, copy=False)
+        squares = np.einsum("nd,nd->n", wide, wide)
+    for row in np.flatnonzero(~(np.isfinite(squares) & (squares > 0))).tolist():
+        if np.isfinite(stored[row]).all() and stored[row].any():
+            continue  # its square alone is out of range
+        problem = "zero" if not vectors[row].any() else "not finite"
+        if np.isfinite(vectors[row]).all() and vectors[row].any():
+            problem = "too long or too short for float32"
+        raise UserError(f"{named(row)} is {problem}: it has no direction, leave it out")
+    return stored
 
 
 def _texts(column: pl.Series | None, rows: slice) -> list[str | None]:
@@ -250,11 +259,12 @@ def _matrix(file: VectorFile, column: Any, start: int) -> np.ndarray:
     other = np.flatnonzero(sizes != file.size)
     if len(other):
         row = int(other[0])
-        raise file.fault(start + row, f"has {sizes[row]} numbers, not {file.size}: vectors of one model have one size")
+        problem = f"has {sizes[row]} numbers, not {file.size}: vectors of one model have one size"
+        raise UserError(f"{file.named(start + row)} {problem}")
     values = column.flatten()
     if values.null_count:
         row = values.is_null().to_numpy(zero_copy_only=False).argmax() // file.size
-        raise file.fault(start + int(row), "has a missing number: leave it out")
+        raise UserError(f"{file.named(start + int(row))} has a missing number: leave it out")
     return values.to_numpy(zero_copy_only=False).reshape(-1, file.size)
 
 

@@ -7,6 +7,7 @@ from gallery_helpers import MemoryStore, unit, vectors
 from core.errors import UserError
 from core.evaluation.calibration import ScoreCalibration, fit_calibration
 from core.gallery.documents import calibrations_to_document, map_from_document, map_to_document
+from core.gallery.folder import FolderStore
 from core.gallery.search import search
 from core.gallery.store import Hits, Version
 from core.gallery.upgrade import Upgrade
@@ -32,9 +33,9 @@ QUERIES, OLD_QUERIES = vectors(7, seed=4), vectors(7, seed=5)
 REFRESHED = np.arange(60) % 3 == 0
 
 
-def gallery(road="direct", refreshed=REFRESHED, calibrations=None, failed=0, old=OLD, stored=None):
+def gallery(road="direct", refreshed=REFRESHED, calibrations=None, failed=0, old=OLD, stored=None, store=None):
     """Entries "0", "1" and so on with old vectors, the `refreshed` also with new ones; all mapped by that road."""
-    store, stored = MemoryStore(), stored or STORED
+    store, stored = MemoryStore() if store is None else store, stored or STORED
     names = [str(row) for row in range(len(refreshed))]
     mapped = MAPPED.key if road == "gallery_map" else None
     for version in [old, NEW, *([MAPPED] if mapped else [])]:
@@ -93,6 +94,14 @@ def fitted_map(source=8, target=8):
     return fit_map("ridge", vectors(40, source, seed=8), vectors(40, target, seed=9))
 
 
+@pytest.fixture(params=["memory", "folder"])
+def store(request, tmp_path):
+    """An empty one."""
+    opened = MemoryStore() if request.param == "memory" else FolderStore.create(tmp_path / "gallery")
+    yield opened
+    opened.close()
+
+
 ALL = np.ones(60, bool)
 NEW_PART = (QUERIES, STORED["new"], REFRESHED, "new", CALIBRATIONS["new/new"])
 
@@ -105,24 +114,24 @@ NEW_PART = (QUERIES, STORED["new"], REFRESHED, "new", CALIBRATIONS["new/new"])
         ("gallery_map", (QUERIES, STORED["mapped"], ~REFRESHED, "mapped", CALIBRATIONS["new/gallery_map"])),
     ],
 )
-def test_roads_of_new_queries_rank_both_parts_by_their_rates(road, stored, k):
-    found = search(gallery(road), QUERIES, "new", k)
+def test_roads_of_new_queries_rank_both_parts_by_their_rates(store, road, stored, k):
+    found = search(gallery(road, store=store), QUERIES, "new", k)
     assert_hits(found, by_hand([NEW_PART, stored], k))
     assert found.recall is None
 
 
 @pytest.mark.parametrize("road", ["stay", "side_by_side", "full_backfill", "direct", "gallery_map"])
-def test_old_queries_beside_new_ones_search_what_has_no_new_vector(road):
-    found = search(gallery(road), QUERIES, "new", 5, old_queries=OLD_QUERIES)
+def test_old_queries_beside_new_ones_search_what_has_no_new_vector(store, road):
+    found = search(gallery(road, store=store), QUERIES, "new", 5, old_queries=OLD_QUERIES)
     stored = (OLD_QUERIES, STORED["old"], ~REFRESHED, "old", CALIBRATIONS["old/old"])
     assert_hits(found, by_hand([NEW_PART, stored], 5))
 
 
-def test_query_map_is_read_from_the_documents_and_may_lead_to_another_size():
+def test_query_map_is_read_from_the_documents_and_may_lead_to_another_size(store):
     old = Version("old", "old model", 5)
     stored = {**STORED, "old": vectors(60, 5, seed=1)}
     mapping = fitted_map(8, 5)
-    store = gallery("query_map", old=old, stored=stored)
+    gallery("query_map", old=old, stored=stored, store=store)
     store.set_documents({"query_map": map_to_document(mapping)})
     weight, bias = (mapping.module.state_dict()[name].double().numpy() for name in ("weight", "bias"))
     mapped = unit(QUERIES) @ weight.T + bias
@@ -164,8 +173,8 @@ def test_at_either_end_of_the_backfill_one_version_answers(share):
     assert_hits(found, by_hand([(QUERIES, STORED[part[0]], ALL, part[0], CALIBRATIONS[part[1]])], 3))
 
 
-def test_every_entry_is_served_once_and_by_its_newest_vector():
-    hits = search(gallery("gallery_map"), QUERIES, "new", 100).hits
+def test_every_entry_is_served_once_and_by_its_newest_vector(store):
+    hits = search(gallery("gallery_map", store=store), QUERIES, "new", 100).hits
     assert hits.height == 7 * 60
     for query in range(7):
         of_query = hits.filter(hits["query"] == query)
@@ -237,8 +246,9 @@ def test_one_model_with_its_own_calibration_has_rates():
 
 
 @pytest.mark.parametrize("old_queries", [None, OLD_QUERIES])
-def test_empty_galleries_and_no_queries_have_no_hits(old_queries):
-    empty = gallery(refreshed=np.zeros(0, bool), stored={name: each[:0] for name, each in STORED.items()})
+def test_empty_galleries_and_no_queries_have_no_hits(store, old_queries):
+    nothing = {name: each[:0] for name, each in STORED.items()}
+    empty = gallery(refreshed=np.zeros(0, bool), stored=nothing, store=store)
     hits = search(empty, QUERIES, "new", 3, old_queries=old_queries, max_far=0.1).hits
     assert hits.height == 0 and hits.columns == ["query", "rank", "id", "score", "far", "version"]
     assert search(one_model(count=0), QUERIES, "old", 3).hits.height == 0
@@ -283,8 +293,8 @@ def test_entries_whose_images_cannot_be_read_do_not_block_a_full_backfill(caplog
     assert "2 entries, whose images could not be read, are found by queries of old model only" in caplog.text
 
 
-def test_vectors_that_are_not_mapped_yet_are_not_overlooked():
-    store = gallery("gallery_map")
+def test_vectors_that_are_not_mapped_yet_are_not_overlooked(store):
+    gallery("gallery_map", store=store)
     store.enrol(["late"], {"new": vectors(1)})
     search(store, QUERIES, "new", 3)
     store.enrol(["later"], {"old": vectors(1)})
