@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from core.evaluation.flips import flip_rates
 from core.gallery.cross_fitting import FOLDS, Mapped, cross_fit, deal_identities, enough_pairs
 from core.gallery.sample import Sample
 from core.gallery.sample_calibration import PAIRS
-from core.models.maps.fit import DEFAULT_RANK
 from core.gallery.trials import Draws, Found, Resampling, search_draws
+from core.models.maps.fit import DEFAULT_RANK
 
 __all__ = ["BOTH_WAYS", "Measurement", "measure"]
 
@@ -41,14 +40,14 @@ class Measurement:
         """Share of the probes whose identity comes first."""
         return float(self.draws.rate(self.found[pair].is_right))
 
-    def flips(self, pair: str) -> dict[str, float | None]:
-        """`nfr` and `pfr` relative to old/old."""
-        probes = self.draws.probes
-        return flip_rates(self.found["old/old"].is_right[probes], self.found[pair].is_right[probes])
+    def flips(self, pair: str) -> tuple[float, float]:
+        """NFR and PFR relative to old/old."""
+        before, after = self.found["old/old"].is_right, self.found[pair].is_right
+        return float(self.draws.rate(before & ~after)), float(self.draws.rate(~before & after))
 
     def deviations(self, roads: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[str, dict[str, Any]]]]:
         """Of the top1 of each road, and of the differences between any two: `[road][other]`, as plans have them."""
-        counts = np.stack([self.draws.by_identity(self.found[PAIRS[road]].is_right) for road in roads])
+        counts = np.stack([self.draws.influences(self.found[PAIRS[road]]) for road in roads])
         rates = self.resampling.rates(counts)
         apart = (rates[:, :, None] - rates[:, None]).std(axis=0)
         top1 = [self.top1(PAIRS[road]) for road in roads]
@@ -89,7 +88,7 @@ def _choose_map(result: Measurement, name: str, folds: np.ndarray) -> None:
         mapped = cross_fit(kind, source, target, folds)
         queries, gallery = (mapped.vectors, target) if name == "query_map" else (target, mapped.vectors)
         tried[kind] = mapped, search_draws(queries, gallery, result.draws)
-    counts = np.stack([result.draws.by_identity(found.is_right) for _, found in tried.values()])
+    counts = np.stack([result.draws.influences(found) for _, found in tried.values()])
     rates = result.resampling.rates(counts)
     top1 = {kind: float(result.draws.rate(found.is_right)) for kind, (_, found) in tried.items()}
     usual = KINDS[name][0]

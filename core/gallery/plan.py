@@ -250,13 +250,15 @@ def _from_json(written: dict[str, Any]) -> Plan:
         "sample": SampleFacts(**known["sample"]),
         "roads": {name: None if road is None else Road(**road) for name, road in known["roads"].items()},
         "calibrations": {pair: calibration_from_json(each) for pair, each in known["calibrations"].items()},
-        "flips": [
-            Flip(**{**flip, **{name: Shown(**flip[name]) for name in ("before", "wrong", "right")}})
-            for flip in known["flips"]
-        ],
+        "flips": [_flip_from_json(flip) for flip in known["flips"]],
         "cost": Cost(**known["cost"]),
     }
     plan = Plan(**{**known, **built}, query_map=None, gallery_map=None)
     if plan.curve != written["curve"] or plan.roads[plan.recommendation] is None:
         raise ValueError("the parts are not of one plan")
     return plan
+
+
+def _flip_from_json(written: dict[str, Any]) -> Flip:
+    images: dict[str, Any] = {name: Shown(**written[name]) for name in ("before", "wrong", "right")}
+    return Flip(**{**written, **images})

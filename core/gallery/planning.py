@@ -59,10 +59,12 @@ def make_plan(
     roads: dict[str, Road | None] = dict.fromkeys(ROADS)
     for road in possible:
         pair = PAIRS[road]
+        nfr, pfr = measured.flips(pair)
         roads[road] = Road(
             top1=measured.top1(pair),
             top1_std=deviations[road],
-            **measured.flips(pair),
+            nfr=nfr,
+            pfr=pfr,
             thresholds=calibrator.thresholds(calibrations[pair]),
             images_to_embed=gallery.images if road == "full_backfill" else 0,
         )

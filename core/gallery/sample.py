@@ -47,13 +47,13 @@ class Sample:
                     f"{len(old)} {what[0]}, but {count} {name}: give both models' vectors of the same images in the "
                     "same order, and one identity for each"
                 )
-        units = [
+        of_old, of_new = (
             unit_rows(side, slice(0, len(side)), name, np.empty(side.shape, np.float32))
             for side, name in zip((old, new), what)
-        ]
+        )
         numbers = {name: number for number, name in enumerate(dict.fromkeys(identities))}
         rows = np.array([numbers[name] for name in identities], dtype=np.int64)
-        return cls(*units, rows, list(numbers), names or [str(row) for row in range(len(rows))])
+        return cls(of_old, of_new, rows, list(numbers), names or [str(row) for row in range(len(rows))])
 
 
 def pair_sample(old: str | Path, new: str | Path, labels: str | Path) -> Sample:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import UserError
-from core.evaluation.calibration import ScoreCalibration, fit_calibration
+from core.evaluation.calibration import FEWEST, ScoreCalibration, fit_calibration
 from core.evaluation.roc import FARS
 
 __all__ = ["PAIRS", "Calibrator", "far_name", "impostor_pairs"]
@@ -67,9 +67,14 @@ class Calibrator:
         return _fit(self._scores(pair, self.rows)[1])
 
     def of_other_halves(self, pair: str) -> tuple[ScoreCalibration, ScoreCalibration]:
-        """For the identities of each half the calibration from those of the other half."""
-        first, second = (_fit(self._scores(pair, self.rows[self.halves[self.rows] == half])[1]) for half in (1, 0))
-        return first, second
+        """For the identities of each half the calibration from those of the other half.
+
+        From all identities where a half has too few images, in a sample that is not enough for anything.
+        """
+        scores = [self._scores(pair, self.rows[self.halves[self.rows] == half])[1] for half in (1, 0)]
+        if min(map(len, scores)) < FEWEST:
+            return self.of_all(pair), self.of_all(pair)
+        return _fit(scores[0]), _fit(scores[1])
 
     def thresholds(self, calibration: ScoreCalibration) -> dict[str, float | None]:
         """Scores at each FAR; None where fewer than one impostor pair of the sample would be accepted."""

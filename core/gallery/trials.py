@@ -14,6 +14,25 @@ RESAMPLES_AT_A_TIME = 100
 
 
 @dataclass(frozen=True, eq=False)
+class Found:
+    """Scores of each image with the enrolled ones, in each draw; those of an enrolled image mean nothing."""
+
+    right: np.ndarray
+    """(R, N) float32: with the image of its identity."""
+    wrong: np.ndarray
+    """(R, N) float32: the highest with another."""
+    hit: np.ndarray
+    """(R, N): the row of the sample that has it."""
+    alone: np.ndarray
+    """(R, N) bool: whether this one, and no other, keeps the right image from coming first."""
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """(R, N): whether the identity comes first; a tie does not count."""
+        return self.right > self.wrong
+
+
+@dataclass(frozen=True, eq=False)
 class Draws:
     """R ways to enrol one image of each of P identities; an identity with one image only has no probe."""
 
@@ -42,26 +61,19 @@ class Draws:
         firsts = np.searchsorted(self.identities[order], np.arange(self.enrolled.shape[1]))
         return np.add.reduceat(summed[..., order], firsts, axis=-1)
 
+    def influences(self, found: Found) -> np.ndarray:
+        """What each identity adds to the number of right answers (P,), to the first order; their sum is that number.
+
+        Its own probes that are answered rightly, less the probes of others that it alone keeps from it, as an entry of
+        the gallery: with a further identity of this kind there would be as many more. Then the mean is set right.
+        """
+        own = self.by_identity(found.is_right)
+        blamed = np.bincount(self.identities[found.hit[self.probes & found.alone]], minlength=len(own))
+        return own - blamed + blamed.mean()
+
     def rate(self, values: np.ndarray) -> np.ndarray:
         """Means over all probes of all draws of `values` (..., R, N)."""
         return np.where(self.probes, values, 0).sum(axis=(-2, -1)) / max(1, self.probes.sum())
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Scores of each image with the enrolled ones, in each draw; those of an enrolled image mean nothing."""
-
-    right: np.ndarray
-    """(R, N) float32: with the image of its identity."""
-    wrong: np.ndarray
-    """(R, N) float32: the highest with another."""
-    hit: np.ndarray
-    """(R, N): the row of the sample that has it."""
-
-    @property
-    def is_right(self) -> np.ndarray:
-        """(R, N): whether the identity comes first; a tie does not count."""
-        return self.right > self.wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +87,10 @@ class Segments:
 
 
 def search_draws(queries: np.ndarray, gallery: np.ndarray, draws: Draws) -> Found:
-    """Search the enrolled of `gallery` (N, D) with all `queries` (N, D). Memory: scores of 1,024 queries, R N results.
-
-    A search without a wrong entry, of a single identity, has -inf and row -1 as such.
-    """
+    """Search the enrolled of `gallery` (N, D) with all `queries` (N, D). Memory: scores of 1,024 queries."""
     shape = draws.probes.shape
-    right, wrong, hit = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.int64)
+    right, wrong, second = (np.empty(shape, np.float32) for _ in range(3))
+    hit = np.empty(shape, np.int64)
     for draw, columns in enumerate(draws.enrolled):
         for block, scores in _score_blocks(queries, gallery[columns]):
             own = draws.identities[block]
@@ -90,8 +100,9 @@ def search_draws(queries: np.ndarray, gallery: np.ndarray, draws: Draws) -> Foun
             best = scores.argmax(axis=1)
             wrong[draw, block] = scores[rows, best]
             hit[draw, block] = columns[best]
-    hit[np.isneginf(wrong)] = -1
-    return Found(right, wrong, hit)
+            scores[rows, best] = -np.inf
+            second[draw, block] = scores.max(axis=1)
+    return Found(right, wrong, hit, (right <= wrong) & (right > second))
 
 
 def search_segments(
@@ -126,7 +137,8 @@ class Resampling:
     """Bootstrap over identities: rates of many samples of as many identities, drawn with replacement.
 
     An identity keeps all its probes, whose answers depend on each other; the same samples are used for all rates, so
-    that differences are paired (Efron 1979). The entries that a probe is compared with are not drawn again.
+    that differences are paired (Efron 1979). That other identities are enrolled too, then, is in the numbers that are
+    resampled (`Draws.influences`).
     """
 
     def __init__(self, trials: np.ndarray, seed: int):
@@ -134,7 +146,7 @@ class Resampling:
         self.trials, self.seed = trials, seed
 
     def rates(self, counts: np.ndarray) -> np.ndarray:
-        """Of what was counted by identity (K, P): the rates (1000, K) in the samples."""
+        """Of numbers by identity (K, P), sums over its probes,: the rates (1000, K) in the samples."""
         probed = np.flatnonzero(self.trials)
         stacked = np.concatenate([counts[:, probed], self.trials[None, probed]]).T
         rng = np.random.default_rng(self.seed)
