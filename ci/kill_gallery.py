@@ -68,10 +68,12 @@ def kill_and_compare(folder: Path, entries: int, kills: int, seed: int) -> tuple
             usual.append(seconds)
             states.append(contents(folder / "undisturbed"))
     steps = [words for words in steps if words[0] != "plan"]
+    killed.update({words[0]: 0 for words in steps})
     for attempt in range(10 * kills):
         gallery = folder / f"killed{attempt}"
         for words, seconds, state in zip(steps, usual, states):
-            if killed.total() < kills and run(gallery, words, rng.uniform(0, seconds))[1] == -signal.SIGKILL:
+            is_next = killed.total() < kills and killed[words[0]] == min(killed.values())
+            if is_next and run(gallery, words, rng.uniform(0, seconds))[1] == -signal.SIGKILL:
                 killed[words[0]] += 1
                 faults += [f"{words[0]}, killed: {fault}" for fault in faults_of(gallery)]
             run(gallery, words)  # again, which is an error where it was done
