@@ -1,4 +1,4 @@
-"""The whole way on built-in data: old model, MixBCT, an independent new model, maps, cross-tests, report, ONNX.
+"""The whole way on built-in data: old model, MixBCT, an independent new model, maps, tests, ONNX, an upgrade.
 
 python tools/demo.py --dataset glyphs --seed 0 --out work_dirs/demo
 
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from command_line import ArgumentParser
 from commands import Commands
+from demo_gallery import FOLDERS, upgrade_gallery
 
 from core.data.records import RecordDataset
 from core.engine.run_folder import code_version
@@ -85,8 +86,10 @@ def main() -> None:
     fit_maps(out, args.dataset, args.seed, commands)
     results = evaluate(out)
     commands.run("tools/export_onnx.py", "-m", out / "new", "-o", out / "new.onnx")
-    table = write_report(out, args.dataset, args.seed, results)
+    found, upgrade = upgrade_gallery(out, commands)
+    table = write_report(out, args.dataset, args.seed, results, found)
     print(f"\n{table}\n\nreport: {out / 'report.md'}   (took {format_seconds(time.monotonic() - started)})")
+    print(f"The upgrade of the old gallery: open {upgrade} in a browser.")
 
 
 def start_folder(out: Path, demo: dict[str, object]) -> None:
@@ -97,7 +100,7 @@ def start_folder(out: Path, demo: dict[str, object]) -> None:
     marker, text = out / "demo.json", json.dumps(demo) + "\n"
     if marker.exists() and marker.read_text() != text:
         print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")
-        for name in ("data", "embeddings", *MODELS, *MAPS):
+        for name in ("data", "embeddings", *MODELS, *MAPS, *FOLDERS):
             shutil.rmtree(out / name, ignore_errors=True)
     elif out.exists() and not marker.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds files that are not a demo's: name an empty folder with OUT= or --out")
@@ -155,7 +158,9 @@ def evaluate(out: Path) -> dict[str, PairResult]:
     return {name: results[pair] for name, pair in zip(PAIRS, pairs)}
 
 
-def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResult]) -> str:
+def write_report(
+    out: Path, dataset: str, seed: int, results: dict[str, PairResult], upgrade: Mapping[str, float]
+) -> str:
     """Write results.json, the pictures and report.md; returns the table."""
     write_pairs(out / "results.json", {pair: result.metrics for pair, result in results.items()})
     verifications = {pair: result.verification for pair, result in results.items()}
@@ -180,6 +185,9 @@ def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResu
                 seed=seed,
                 table=format_markdown(header, rows),
                 roads=compare_roads({pair: result.metrics["1:N"] for pair, result in results.items()}),
+                upgrade=format_markdown(
+                    ["gallery", "rank-1 (%)"], [[name, format_rate(rate)] for name, rate in upgrade.items()]
+                ),
                 credit=credit or "",
             )
         )
@@ -255,6 +263,14 @@ Compatible training needs the old model while the new one is trained, and leaves
 finished models and images that both have embedded; mapping the gallery rewrites its vectors, mapping queries does not.
 Both together need both. These three networks are of one family, which flatters maps: two models that have little in
 common may not be mappable at all. Measure it on images of your own (docs/maps.md).
+
+## The upgrade of a gallery
+
+The enrolled images of the test are a gallery of single vectors of the old model. Its upgrade to the new model was
+planned on the images of half of the people ([plan/report.html](plan/report.html)); the queries are single images of the
+others. Images were embedded again in the order of the plan, and both parts were searched together.
+
+{upgrade}
 
 ![ROC of the pairs](roc.png)
 
