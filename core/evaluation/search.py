@@ -14,7 +14,7 @@ import torch
 from core.errors import UserError
 from core.models.mapped import Rows
 
-__all__ = ["search"]
+__all__ = ["import_faiss", "search"]
 
 GALLERY_BLOCK, QUERY_BLOCK = 1 << 28, 1 << 14
 """Bytes of the gallery, as float32, and number of queries that are compared at a time."""
@@ -88,7 +88,7 @@ def _propose(queries: np.ndarray, gallery: Rows, count: int, use_gpu: bool) -> t
 
     faiss searches block by block and merges; with `use_gpu` each block is cut into shards for all GPUs that it sees.
     """
-    faiss = _import_faiss()
+    faiss = import_faiss()
     from faiss.contrib.exhaustive_search import knn_ground_truth
 
     longest = 0.0
@@ -111,7 +111,7 @@ def _blocks(gallery: Rows) -> Iterator[tuple[int, np.ndarray]]:
         yield start, np.ascontiguousarray(gallery[start : start + size], dtype=np.float32)
 
 
-def _import_faiss() -> ModuleType:
+def import_faiss() -> ModuleType:
     """The package, imported where it is used, with its fast kernels.
 
     The OpenBLAS in its wheels takes kernels of 2004 on processors that are newer than itself (measured: a fifth of the

@@ -1,0 +1,163 @@
+"""A live gallery, wherever its vectors lie: what `tools/gallery.py` does, as methods."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import UserError
+from core.gallery.documents import map_from_document, read_upgrade
+from core.gallery.exports import export
+from core.gallery.folder import FolderStore
+from core.gallery.model_versions import key_of, version_of
+from core.gallery.search import Found, search
+from core.gallery.store import Store
+from core.gallery.upgrade import Upgrade
+from core.gallery.vector_files import as_stored, open_vectors
+from core.progress import Progress
+
+__all__ = ["Gallery"]
+
+logger = logging.getLogger(__name__)
+
+
+class Gallery:
+    """Vectors with their ids, each stamped with the model that made it.
+
+    A model is named by its model argument, by name:TEXT if it is not at hand, or by its key (`info`). Mistakes are
+    `UserError`s.
+    """
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    @classmethod
+    def create(
+        cls,
+        place: str | Path,
+        vectors: str | Path,
+        model: str | Path,
+        ids: str | Path | None = None,
+        labels: str | Path | None = None,
+        images: str | Path | None = None,
+    ) -> "Gallery":
+        """A new gallery of the vectors in a file, made by `model`; files as of `core.gallery.vector_files`.
+
+        It is there when it is whole: a killed or failed creation leaves none. Memory: a block, and the lists' text.
+        """
+        file = open_vectors(vectors, ids, labels, images)
+        version = version_of(model, file.size)
+        if file.version not in (None, version.key):
+            raise UserError(
+                f"{file.path} says that its vectors are of {file.version}, not of {version.key}: name that model, or "
+                "remove the column version if it means something else"
+            )
+        with FolderStore.creating(place) as store, Progress("creating the gallery", len(file), "vectors") as progress:
+            store.add_version(version)
+            for block in file.blocks():
+                store.enrol(block.ids, {version.key: block.vectors}, block.labels, block.images)
+                progress.update(len(block.ids))
+        return cls.open(place)
+
+    @classmethod
+    def open(cls, place: str | Path) -> "Gallery":
+        """One that is there."""
+        return cls(FolderStore.open(place))
+
+    def close(self) -> None:
+        """Free what is open."""
+        self.store.close()
+
+    def __enter__(self) -> "Gallery":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def info(self) -> dict[str, Any]:
+        """The state of the gallery, as plain values.
+
+        `vectors` (entries), `versions` (entries with a vector of each, by key), `names` of their models, `size` of the
+        first one's vectors; `upgrade`: None, or `done` (entries with a new vector) of `total`, `order`, `road`, `old`,
+        `new`, and `failed` (entries whose images could not be read).
+        """
+        versions, counts, upgrade = self.store.versions(), self.store.counts(), read_upgrade(self.store)
+        return {
+            "vectors": len(self.store),
+            "versions": counts,
+            "names": {key: version.name for key, version in versions.items()},
+            "size": next((version.size for version in versions.values()), None),
+            "upgrade": None if upgrade is None else {
+                "done": counts.get(upgrade.new, 0),
+                "total": len(self.store),
+                **{name: getattr(upgrade, name) for name in ("order", "road", "old", "new", "failed")},
+            },
+        }  # fmt: skip
+
+    def enrol(
+        self,
+        ids: Sequence[str],
+        vectors: Mapping[str, np.ndarray],
+        labels: Sequence[str | None] | None = None,
+        images: Sequence[str | None] | None = None,
+    ) -> None:
+        """Add entries, or put them in the place of those with the same ids; `vectors` (B, D) by model.
+
+        During an upgrade they are given by the old and by the new model. Without new ones the backfill embeds the
+        images. Without old ones an upgrade cannot be rolled back, which is refused if the old model is at hand.
+        """
+        given = {key_of(self.store, model): block for model, block in vectors.items()}
+        upgrade = read_upgrade(self.store)
+        self._require_models(given, upgrade)
+        checked = {
+            key: as_stored(block, lambda row, key=key: f"the vector of {key} for the id {ids[row]!r}")
+            for key, block in given.items()
+        }
+        if upgrade is not None and upgrade.mapped is not None and upgrade.new not in checked and len(ids):
+            checked[upgrade.mapped] = map_from_document(self.store.document("gallery_map"))(checked[upgrade.old])
+        self.store.enrol(ids, checked, labels, images)
+
+    def _require_models(self, keys: Mapping[str, object], upgrade: Upgrade | None) -> None:
+        """`UserError` unless entries with vectors of these models are searched in this gallery."""
+        versions = self.store.versions()
+        known = list(versions)[:1] if upgrade is None else [upgrade.old, upgrade.new]
+        unknown = [key for key in keys if key not in known]
+        if unknown or not keys:
+            raise UserError(
+                f"entries are enrolled in {self.store.place} with vectors of {' and '.join(known) or 'no model'}, not "
+                f"of {unknown[0] if unknown else 'none'}: embed their images by that model"
+            )
+        if upgrade is not None and upgrade.old not in keys:
+            if versions[upgrade.old].model is not None:
+                raise UserError(
+                    f"{self.store.place}: its upgrade may still be rolled back: give each a vector of {upgrade.old} too"
+                )
+            logger.warning("entries without a vector of %s stand in the way of a rollback", upgrade.old)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove entries with all their vectors; returns how many there were."""
+        return self.store.delete(ids)
+
+    def search(
+        self,
+        queries: np.ndarray,
+        model: str | Path,
+        k: int = 10,
+        *,
+        old_queries: np.ndarray | None = None,
+        max_far: float | None = None,
+        index: str = "exact",
+    ) -> Found:
+        """The k best entries for each query (Q, D), as of `core.gallery.search.search`."""
+        key = key_of(self.store, model)
+        return search(self.store, queries, key, k, old_queries=old_queries, max_far=max_far, index=index)
+
+    def export(self, out: str | Path, format: str, version: str | Path | None = None) -> int:
+        """Write the gallery to files, as of `core.gallery.exports.export`; returns how many entries."""
+        return export(self.store, out, format, None if version is None else key_of(self.store, version))
+
+    def verify(self) -> list[str]:
+        """Check every checksum, and that every id is there once; the faults found."""
+        return self.store.verify()
