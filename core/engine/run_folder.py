@@ -81,8 +81,8 @@ class RunFolder:
         """The settings that differ from those in `config.json`, as "key old -> new".
 
         Keys missing in the file are ignored, and so are the counts of the data, what a run derives from its data or its
-        method where the setting is None, and the weights that it began with, which are not read again. Empty if there is no such
-        file or it is not readable.
+        method where the setting is None, and the weights that it began with, which are not read again. Empty if there
+        is no such file or it is not readable.
         """
         before = self.read_config()
         now = json.loads(json.dumps(asdict(settings), default=list))
