@@ -173,7 +173,7 @@ class Comparison:
         if self.has_maps:
             changes = {row: self._found(test, *row) - self._found(test, row[0], DIRECT) for row in self.roads}
             harm = [f"{method}, {road} ({change:.1f})" for (method, road), change in changes.items() if change < 0]
-            sentences.append(f"A map finds less than none: {'; '.join(harm) or 'nowhere'}.")
+            sentences.append(f"With a map less is found than without one: {'; '.join(harm) or 'nowhere'}.")
         return " ".join(sentences)
 
     def _described(self, test: str, method: str, road: str) -> str:

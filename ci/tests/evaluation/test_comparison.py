@@ -88,10 +88,12 @@ def test_summary_names_the_best_road_the_best_without_a_map_and_the_best_without
     assert f"Best: near, {GALLERY} 79.0 ± 4.2, gain 0.80 ± 0.00." in first
     assert "Without a map: near, direct 66.0 ± 8.5" in first
     assert f"Without compatible training: independent, {GALLERY} 75.0 ± 7.1" in first
-    assert "A map finds less than none: nowhere." in first  # of both seeds 66 directly and with the query map
+    assert (
+        "With a map less is found than without one: nowhere." in first
+    )  # of both seeds 66 directly and with the query map
     worse = [one for one in roads.entries if (one.method, one.road, one.seed) != ("near", QUERY, 0)]
     worse.append(road("near", 0, 84, QUERY, 67, 4, 11))
-    assert f"A map finds less than none: near, {QUERY} (-0.5)." in Comparison(worse).summary()
+    assert f"With a map less is found than without one: near, {QUERY} (-0.5)." in Comparison(worse).summary()
     assert second.startswith("- **B**: 30.0 ± 0.0 before")
 
 
