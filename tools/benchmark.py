@@ -328,7 +328,10 @@ def fit_map(seed: Seed, method: str, name: str, done: bool) -> dict[str, tuple[P
     settings += fitted.settings
     settings += [setting for setting in seed.args.overrides if setting.partition("=")[0] in MAP_OVERRIDES]
     models = {"old": seed.run("old"), "new": seed.run(method)}
-    roads = {road: tuple(models.get(side, folder / side) for side in sides) for road, sides in fitted.roads.items()}
+    roads = {
+        road: (models.get(query, folder / query), models.get(gallery, folder / gallery))
+        for road, (query, gallery) in fitted.roads.items()
+    }
     for run in {path for pair in roads.values() for path in pair} - set(models.values()):
         _require_same_settings(run, program, config, settings)
     seed.commands.run(program, config, *settings, done=done)

@@ -163,8 +163,9 @@ class Comparison:
         return "\n".join(f"- **{test}**: {self._summary(test)}" for test in self.tests)
 
     def _summary(self, test: str) -> str:
-        candidates = {"Best": self.roads, "Without a map": [(method, DIRECT) for method in self.methods]}
+        candidates = {"Best": self.roads}
         if self.has_maps:
+            candidates["Without a map"] = [(method, DIRECT) for method in self.methods]
             candidates["Without compatible training"] = [row for row in self.roads if row[0] == "independent"]
         best = {name: self._best(test, rows) for name, rows in candidates.items()}
         before, after = (_mean(self.values("independent", test)[name], 1) for name in ("old/old", "new/new"))
@@ -180,7 +181,8 @@ class Comparison:
         """A row in words: "bct, gallery map (ridge) 81.1, gain 0.92"."""
         values = self.values(method, test, road)
         gain = _mean(values["gain"], 2)
-        return f"{method}, {road} {_mean(values['new/old'], 1)}" + ("" if gain == "-" else f", gain {gain}")
+        name = method if road == DIRECT else f"{method}, {road}"
+        return f"{name} {_mean(values['new/old'], 1)}" + ("" if gain == "-" else f", gain {gain}")
 
     def write_csv(self, path: Path) -> None:
         """A line for each method, road, seed and test."""
