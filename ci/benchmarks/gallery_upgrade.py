@@ -5,8 +5,8 @@
 Each folder is a seed's of tools/benchmark.py --dataset glyphs, scenario opclass, with the models independent, mixbct
 and bct. The gallery has the enrolled images of the test, one vector each; the upgrade is planned on the images of half
 of the people; the queries are single images of the others. The gallery is backfilled to 0, 10 ... 100 % in the plan's
-order and searched by `Gallery.search` at each step. The FAR is that of pairs of query and entry of two people who were not in
-the sample, at the threshold max_far=1e-3: the calibration has seen neither.
+order and searched by `Gallery.search` at each step. The FAR is that of pairs of query and entry of two people who were
+not in the sample, at the threshold max_far=1e-3: the calibration has seen neither.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from core.gallery.backfill import BackfillOptions
-from core.gallery.plan_upgrade import plan_from_pairs
 
 from core.builtin.ijb_gallery import IjbGallery, write_ijb_gallery
 from core.evaluation.ijb_embeddings import embed_images
 from core.evaluation.ijb_meta import read_images, require_meta
 from core.gallery import Gallery
+from core.gallery.backfill import BackfillOptions
+from core.gallery.plan_upgrade import plan_from_pairs
 from core.models.encoder import load_encoder
 
 RUNS = (("independent", "gallery_map"), ("independent", "query_map"), ("mixbct", "direct"), ("mixbct", "gallery_map"),
@@ -82,10 +82,9 @@ def measure_seed(folder: Path, work: Path) -> dict[str, object]:
         shutil.rmtree(work / "gallery", ignore_errors=True)
         lists = (work / "ids.txt", work / "labels.txt", work / "entries.txt")
         with Gallery.create(work / "gallery", work / "old.npy", places["old"], *lists) as gallery:
-            plan = plan_from_pairs(
-                gallery.store, load_encoder(places[name]), places[name], (work / "sample_old.npy", work / "sample_new.npy"),
-                work / "identities.txt", work / "plan", ["gallery"],
-            )  # fmt: skip
+            vectors = (work / "sample_old.npy", work / "sample_new.npy")
+            new, out = load_encoder(places[name]), work / "plan"
+            plan = plan_from_pairs(gallery.store, new, places[name], vectors, work / "identities.txt", out, ["gallery"])
             steps = []
             for share in SHARES:
                 gallery.backfill(work / "plan", float(share), OPTIONS, road=road)
