@@ -21,7 +21,7 @@ def image_sample(
     num_workers: int = 2,
     root: str | Path | None = None,
 ) -> tuple[Sample, ImageDataset]:
-    """The sample of an image list or of records, and its images as the new model is fed them; every rank must call this.
+    """The sample of an image list or of records, and its images as the new model takes them; every rank must call this.
 
     Embeddings are kept below `features/`, so that another plan on the same sample embeds nothing again. `root`: folder
     that the paths of a list start from. `UserError` as of `open_dataset` and `extract_together`. Memory: the vectors.

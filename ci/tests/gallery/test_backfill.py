@@ -4,7 +4,6 @@ import copy
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from gallery_helpers import MemoryStore, unit, vectors
-from rank_processes import run_on_ranks
 from tiny import noise, projection_encoder, write_records
 
 from core.data.records import RecordDataset
@@ -456,23 +454,3 @@ def test_batches_are_halved_until_they_fit(case: Case) -> None:
     encoder = replace(NEW, module=module)
     result = backfill(case.store, case.plan, 1, ALONE, replace(QUICK, batch_size=10), encoder=encoder)
     assert result.done == COUNT and max(module.sizes) == 2
-
-
-def embed(rank: int, num_ranks: int, folder: Path) -> dict[str, torch.Tensor]:
-    """The new vectors by id of a run on some ranks, of which the first has the gallery."""
-    case = Case(folder) if rank == 0 else None
-    options = BackfillOptions(num_workers=0, batch_size=4, block=15)
-    place = Ranks(rank, num_ranks, torch.device("cpu"))
-    result = backfill(case and case.store, case and case.plan, 0.9, place, options, encoder=NEW)
-    assert (result.done, result.embedded) == (34, 34)
-    return {} if case is None else {name: torch.from_numpy(vector) for name, vector in case.new().items()}
-
-
-def test_two_ranks_give_the_same_vectors_as_one(tmp_path: Path) -> None:
-    """Bit for bit: 34 images in blocks of 15, 15 and 4, in batches of 4: the second rank has none of the last block."""
-    for name in ("group", "one", "two"):
-        (tmp_path / name).mkdir()
-    one = embed(0, 1, tmp_path / "one")
-    two, nothing = run_on_ranks(partial(embed, folder=tmp_path / "two"), 2, tmp_path / "group")
-    assert not nothing and one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
