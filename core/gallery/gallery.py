@@ -13,7 +13,7 @@ from core.gallery.exports import export
 from core.gallery.folder import FolderStore
 from core.gallery.model_versions import key_of, version_of
 from core.gallery.search import Found, search
-from core.gallery.store import Store
+from core.gallery.store import BLOCK, Store
 from core.gallery.upgrade import Upgrade
 from core.gallery.vector_files import as_stored, open_vectors
 from core.progress import Progress
@@ -21,6 +21,8 @@ from core.progress import Progress
 __all__ = ["Gallery"]
 
 logger = logging.getLogger(__name__)
+CREATE_BLOCK = 1 << 24
+"""Numbers that are put into a new gallery at a time: a write of few entries costs a store nearly as much."""
 
 
 class Gallery:
@@ -45,7 +47,7 @@ class Gallery:
     ) -> "Gallery":
         """A new gallery of the vectors in a file, made by `model`; files as of `core.gallery.vector_files`.
 
-        It is there when it is whole: a killed or failed creation leaves none. Memory: a block, and the lists' text.
+        It is there when it is whole: a killed or failed creation leaves none. Memory: 64 MB, and the lists' text.
         """
         file = open_vectors(vectors, ids, labels, images)
         version = version_of(model, file.size)
@@ -56,7 +58,7 @@ class Gallery:
             )
         with FolderStore.creating(place) as store, Progress("creating the gallery", len(file), "vectors") as progress:
             store.add_version(version)
-            for block in file.blocks():
+            for block in file.blocks(max(1, CREATE_BLOCK // file.size // BLOCK) * BLOCK):
                 store.enrol(block.ids, {version.key: block.vectors}, block.labels, block.images)
                 progress.update(len(block.ids))
         return cls.open(place)
