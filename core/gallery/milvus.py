@@ -24,6 +24,7 @@ process is killed, but syncs no file: when the power fails its newest data may b
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +70,7 @@ class MilvusStore:
 
     def __init__(self, connection: Connection, name: str):
         """See `create` and `open`."""
-        self.place = _place(connection.uri, name)
+        self.place = f"{name} in {connection.uri}"
         self._connection = connection
         self._name = name
         self._state = State(connection, name, self.place)
@@ -363,7 +364,7 @@ class MilvusStore:
                 faults.append(str(error))
         codes = []
         for start in range(0, head.rows, BLOCK):
-            found = self._connection.between(self._entries, "row", start, start + BLOCK, [*ALL_FIELDS, "code"])
+            found = self._connection.between(self._entries, "row", start, start + BLOCK, ALL_FIELDS)
             block = _as_entries(head, found)
             sums = {row["row"]: row["checksum"] for row in found}
             for row, *texts in zip(block.rows.tolist(), block.ids, block.labels, block.images):
@@ -373,11 +374,15 @@ class MilvusStore:
             for key, (number, _) in head.versions.items():
                 faults += self._verify_vectors(head, key, number, start, block.rows)
         values, counts = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *codes]), return_counts=True)
-        for start in range(0, (counts > 1).sum(), BLOCK):
-            some = values[counts > 1][start : start + BLOCK]
-            found = _as_entries(head, self._connection.among(self._entries, "code", some, ALL_FIELDS)).ids
-            faults += [f"the id {text[:100]!r} is there more than once in {self.place}" for text in _repeated(found)]
-        return faults
+        return faults + self._repeated_ids(head, values[counts > 1])
+
+    def _repeated_ids(self, head: Head, codes: np.ndarray) -> list[str]:
+        """Of the ids with these codes, which two or more entries have, those that are the same text."""
+        ids: list[str] = []
+        for start in range(0, head.rows if len(codes) else 0, BLOCK):
+            block = _as_entries(head, self._connection.between(self._entries, "row", start, start + BLOCK, ALL_FIELDS)).ids
+            ids += [text for text, there in zip(block, np.isin(_codes(block), codes)) if there]
+        return [f"the id {text[:100]!r} is there more than once in {self.place}" for text in _repeated(ids)]
 
     def _verify_vectors(self, head: Head, key: str, number: int, start: int, entries: np.ndarray) -> list[str]:
         """Of one block: checksums, entries, and that no vector is marked with a version that the entry lacks."""
@@ -478,10 +483,6 @@ class MilvusStore:
         return _as_vectors(self._connection.among(self._vectors(number), "row", rows, ["row", "vector", "others"]))
 
 
-def _place(uri: str, name: str) -> str:
-    return f"{name} in {re.sub('//[^/@]*@', '//', uri)}"
-
-
 def _require_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
         raise UserError(f"a gallery in Milvus has a name of letters, digits and _, with no digit first, not {name!r}")
@@ -489,10 +490,8 @@ def _require_name(name: str) -> None:
 
 def _require_file(path: str, name: str) -> None:
     """milvus-lite would make a file that is not there."""
-    from pathlib import Path
-
-    if not Path(path).exists():
-        raise UserError(f"there is no gallery {_place(path, name)}: the file does not exist; create it")
+    if not os.path.exists(path):
+        raise UserError(f"there is no gallery {name} in {path}: the file does not exist; create it")
 
 
 def _require_texts(ids: list[str], labels: list[str | None], images: list[str | None]) -> None:

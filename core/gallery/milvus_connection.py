@@ -7,12 +7,12 @@ not at all, even if the process that asked is killed.
 
 import logging
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,36 +55,38 @@ class Connection:
     def __init__(self, uri: str):
         """Memory: what pymilvus takes, and for a file all that milvus-lite keeps of its newest data."""
         self.lite = uri.endswith(".db")
-        self.uri = uri
+        self.uri = re.sub("//[^/@]*@", "//", uri)
+        """Without a password."""
         for package in ("pymilvus", "milvus_lite") if self.lite else ("pymilvus",):
             if find_spec(package) is None:
                 raise UserError(f"a gallery in Milvus needs {package}: pip install pymilvus milvus-lite")
         import pymilvus
 
-        for name in ("pymilvus", "milvus_lite"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks of errors that are raised as well
+        for name in ("pymilvus", "milvus_lite", "grpc._server"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks of what is raised or handled as well
         self._types = pymilvus.DataType
-        self._client: Any = self._connect(pymilvus)
+        self._path = os.path.abspath(uri)
+        self._client: Any = self._connect(pymilvus, uri)
 
-    def _connect(self, pymilvus: Any) -> Any:
+    def _connect(self, pymilvus: Any, uri: str) -> Any:
         environment = os.environ
         user = environment.get("MILVUS_USER")
         token = environment.get("MILVUS_TOKEN") or (f"{user}:{environment.get('MILVUS_PASSWORD', '')}" if user else "")
         if not self.lite:
             with self._one_line():
-                return pymilvus.MilvusClient(self.uri, token=token, timeout=CONNECT_TIMEOUT)
-        path = os.path.abspath(self.uri)
-        if not Path(path).parent.is_dir():
-            raise UserError(f"the folder {Path(path).parent} of the Milvus file {Path(path).name} does not exist: make it")
+                return pymilvus.MilvusClient(uri, token=token, timeout=CONNECT_TIMEOUT)
+        folder, name = os.path.split(self._path)
+        if not os.path.isdir(folder):
+            raise UserError(f"the folder {folder} of the Milvus file {name} does not exist: make it")
         with _open_files_lock:
             try:
-                client = pymilvus.MilvusClient(path)
+                client = pymilvus.MilvusClient(self._path)
             except pymilvus.MilvusException as error:
                 raise UserError(
                     f"cannot open the Milvus file {self.uri}: another process has it open (milvus-lite is for one process at a time;"
                     " several need a server), or it is no file of milvus-lite"
                 ) from error
-            _open_files[path] += 1
+            _open_files[self._path] += 1
         return client
 
     def close(self) -> None:
@@ -96,11 +98,10 @@ class Connection:
         if self.lite:
             from milvus_lite import server_manager_instance
 
-            path = os.path.abspath(self.uri)
             with _open_files_lock:
-                _open_files[path] -= 1
-                if not _open_files[path]:
-                    server_manager_instance.release_server(path)
+                _open_files[self._path] -= 1
+                if not _open_files[self._path]:
+                    server_manager_instance.release_server(self._path)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:

@@ -158,7 +158,7 @@ class State:
                 return None
             first, parts = head.documents[name]
             rows = self._connection.among(
-                self.collection, "key", np.arange(first, first + parts), ["key", "checksum", "text"]
+                self.collection, "key", _keys(first, parts), ["key", "checksum", "text"]
             )
             if len(rows) == parts:
                 rows.sort(key=lambda row: row["key"])
@@ -170,7 +170,7 @@ class State:
     def replace_head(self, head: Head, documents: Mapping[str, Any], changes: Mapping[str, Any]) -> Head:
         """Write the next head, and `documents` before it."""
         generation, chunks = head.generation + 1, dict(head.documents)
-        old = [range(*_span(head.documents[name])) for name in documents if name in head.documents]
+        old = [_keys(*head.documents[name]) for name in documents if name in head.documents]
         first = generation * PARTS
         for name, value in documents.items():
             chunks.pop(name, None)
@@ -180,19 +180,18 @@ class State:
                 first += parts
         new = replace(head, generation=generation, documents=chunks, **changes)
         self._insert_chunks("head", generation * PARTS + HEAD_PARTS, json.dumps(new.to_json()))
-        start = head.generation * PARTS + HEAD_PARTS
-        old.append(range(start, start + _chunks(json.dumps(head.to_json()))))
-        self.delete(np.concatenate([np.array(keys, dtype=np.int64) for keys in old]))
+        old.append(_keys(head.generation * PARTS + HEAD_PARTS, _chunks(json.dumps(head.to_json()))))
+        self.delete(np.concatenate(old))
         return new
 
     def remove_unnamed(self, head: Head) -> None:
         """Remove the chunks that this head, the newest one, does not name."""
         rows = self._connection.select(self.collection, 'kind != "ticket"', ["key"])
         keys = np.array([row["key"] for row in rows], dtype=np.int64)
-        start = head.generation * PARTS + HEAD_PARTS
-        named = [np.arange(*_span(span)) for span in head.documents.values()]
-        named.append(np.arange(start, start + PARTS - HEAD_PARTS))
-        self.delete(np.setdiff1d(keys, np.concatenate(named)))
+        named = keys // HEAD_PARTS == 2 * head.generation + 1
+        for first, parts in head.documents.values():
+            named |= (keys >= first) & (keys < first + parts)
+        self.delete(keys[~named])
 
     def delete(self, keys: np.ndarray) -> None:
         """Remove rows of the collection."""
@@ -317,8 +316,8 @@ def _chunks(text: str) -> int:
     return -(-len(text) // CHUNK)
 
 
-def _span(span: tuple[int, int]) -> tuple[int, int]:
-    return span[0], span[0] + span[1]
+def _keys(first: int, parts: int) -> np.ndarray:
+    return np.arange(first, first + parts, dtype=np.int64)
 
 
 def _machine() -> str:
