@@ -10,8 +10,8 @@ import numpy as np
 from core.errors import UserError
 from core.gallery.documents import map_from_document, read_upgrade
 from core.gallery.exports import export
-from core.gallery.folder import FolderStore
 from core.gallery.model_versions import key_of, version_of
+from core.gallery.places import creating_store, open_store
 from core.gallery.search import Found, search
 from core.gallery.store import BLOCK, Store
 from core.gallery.upgrade import Upgrade
@@ -45,7 +45,9 @@ class Gallery:
         labels: str | Path | None = None,
         images: str | Path | None = None,
     ) -> "Gallery":
-        """A new gallery of the vectors in a file, made by `model`; files as of `core.gallery.vector_files`.
+        """A new gallery of the vectors in a file, made by `model`.
+
+        `place` as of `core.gallery.places`, files as of `core.gallery.vector_files`.
 
         It is there when it is whole: a killed or failed creation leaves none. Memory: 64 MB, and the lists' text.
         """
@@ -56,7 +58,7 @@ class Gallery:
                 f"{file.path} says that its vectors are of {file.version}, not of {version.key}: name that model, or "
                 "remove the column version if it means something else"
             )
-        with FolderStore.creating(place) as store, Progress("creating the gallery", len(file), "vectors") as progress:
+        with creating_store(place) as store, Progress("creating the gallery", len(file), "vectors") as progress:
             store.add_version(version)
             for block in file.blocks(max(1, CREATE_BLOCK // file.size // BLOCK) * BLOCK):
                 store.enrol(block.ids, {version.key: block.vectors}, block.labels, block.images)
@@ -65,8 +67,8 @@ class Gallery:
 
     @classmethod
     def open(cls, place: str | Path) -> "Gallery":
-        """One that is there."""
-        return cls(FolderStore.open(place))
+        """One that is there; `place` as of `core.gallery.places`."""
+        return cls(open_store(place))
 
     def close(self) -> None:
         """Free what is open."""
