@@ -49,7 +49,7 @@ def enough_pairs(folds: np.ndarray) -> bool:
 
 
 def cross_fit(fitted: Map, source: np.ndarray, target: np.ndarray, folds: np.ndarray) -> Mapped:
-    """Map source vectors (N, D_s) by maps of the kind of `fitted`, each fitted without two folds or one.
+    """Map unit source vectors (N, D_s) by maps of the kind of `fitted`, each fitted without two folds or one.
 
     `fitted` is the linear map of all pairs, whose options and penalty, relative to the number of pairs, are used. Each
     map comes from the moments of the folds; no pair is read twice. Memory: the result and K (D_s + D_t)² numbers.

@@ -26,8 +26,9 @@ def backfill_curves(
     """By road and order `top1`, `nfr`, `pfr` at each share that is embedded again, and `auc`, the area under `top1`.
 
     `scores`: by pair. `pairs`: by road what searches the stored part; the refreshed part is searched by "new/new".
-    `priorities`: by road and order numbers for the images (N,) or, of an order that is drawn anew each time, (R, N). A probe's scores are
-    calibrated by the `calibrations` (by pair, for each half) of identities of the other half. `before`: by old/old.
+    `priorities`: by road and order numbers for the images (N,) or, of an order that is drawn anew each time, (R, N). A
+    probe's scores are calibrated by the `calibrations` (by pair, for each half) of identities of the other half.
+    `before`: by old/old. Memory: R N bits a point, order and road, as bytes.
     """
     counts = np.rint(SHARES * draws.enrolled.shape[1]).astype(int)
     right: dict[str, dict[str, np.ndarray]] = {

@@ -79,7 +79,9 @@ def test_plans_take_the_best_road_of_made_cases_and_their_thresholds_hold():
 
 @pytest.mark.parametrize("kind", ["ridge", "procrustes", "low_rank"])
 def test_pairs_are_compared_through_a_map_that_has_seen_the_identities_of_neither(kind):
-    old, new = seen(20, 4, 6, 0.5, 0), seen(20, 4, 5, 0.5, 1)
+    old, new = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (seen(20, 4, 6, 0.5, 0), seen(20, 4, 5, 0.5, 1))
+    )
     identities = np.repeat(np.arange(20), 4)
     folds = deal_identities(identities, 5, seed=3)
     assert (folds.reshape(20, 4) == folds[::4, None]).all() and (np.bincount(folds) == 16).all()
@@ -87,7 +89,6 @@ def test_pairs_are_compared_through_a_map_that_has_seen_the_identities_of_neithe
     mapped = cross_fit(fitted, old, new, folds)
     rows = np.arange(80)
     queries, gallery = MappedQueries(mapped, new)(rows, rows), MappedGallery(new, mapped)(rows, rows)
-    units = new / np.linalg.norm(new, axis=1, keepdims=True)
     for first in range(5):
         for second in range(5):
             others = (folds != first) & (folds != second)
@@ -95,7 +96,7 @@ def test_pairs_are_compared_through_a_map_that_has_seen_the_identities_of_neithe
             if fitted.penalty is not None:
                 options["penalty"] = fitted.penalty * others.mean()
             of_others = fit_map(kind, old[others], new[others], **options)
-            expected = of_others(old[folds == first]) @ units[folds == second].T
+            expected = of_others(old[folds == first]) @ new[folds == second].T
             assert queries[np.ix_(folds == first, folds == second)] == pytest.approx(expected, abs=1e-5)
             assert gallery[np.ix_(folds == second, folds == first)] == pytest.approx(expected.T, abs=1e-5)
             if first == second:
