@@ -5,10 +5,10 @@ versions and documents there are, and which rows are to be removed. A change is 
 head is inserted: that request is the commit. What no head names is not seen by readers, and the next writer removes it.
 
 Writers take turns by **tickets**. A writer inserts its ticket, then reads all tickets: if there is another one it takes
-its own back and waits. Of two that come at the same time at least one sees the other (reads are Strong), so never two go
-on. A writer that was killed leaves its ticket, by which the next one knows that something is to be tidied up: at once if
-it was a process of the same machine, else when the ticket, which a living writer renews, has not changed for `LEASE`
-seconds. (A writer that the system stops for longer than that and then lets go on would break the rule.)
+its own back and waits. Of two that come at the same time at least one sees the other (reads are Strong): never do both
+go on. A writer that was killed leaves its ticket, by which the next one knows that there is something to tidy up: at
+once if it was a process of the same machine, else when the ticket, which a living writer renews, has not changed for
+`LEASE` seconds. (A writer that its system stops for longer than that and then lets go on would break the rule.)
 """
 
 import json
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.gallery.milvus_connection import Connection, RequestFailed
+from core.gallery.milvus_connection import Connection, RequestError
 from core.gallery.store import Version
 
 __all__ = ["Head", "State", "Writing"]
@@ -50,7 +50,7 @@ TRIES = 5
 """How often a document is read whose chunks another process has just replaced."""
 
 _turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-"""Within a process writers to the same gallery take turns by a lock."""
+"""Within a process writers to galleries of the same name take turns by a lock."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Head:
         """The reverse of `to_json`."""
         versions = {key: (number, Version(**v)) for key, (number, v) in value["versions"].items()}
         documents = {name: (first, parts) for name, (first, parts) in value["documents"].items()}
-        return cls(**{**value, "versions": versions, "documents": documents, "dead": tuple(value["dead"])})
+        fields: dict[str, Any] = {**value, "versions": versions, "documents": documents, "dead": tuple(value["dead"])}
+        return cls(**fields)
 
 
 class Writing:
@@ -157,9 +158,7 @@ class State:
             if name not in head.documents:
                 return None
             first, parts = head.documents[name]
-            rows = self._connection.among(
-                self.collection, "key", _keys(first, parts), ["key", "checksum", "text"]
-            )
+            rows = self._connection.among(self.collection, "key", _keys(first, parts), ["key", "checksum", "text"])
             if len(rows) == parts:
                 rows.sort(key=lambda row: row["key"])
                 if any(zlib.crc32(row["text"].encode()) != row["checksum"] for row in rows):
@@ -206,10 +205,10 @@ class State:
     def writing(self) -> Iterator[Writing]:
         """This writer's turn, for the newest head.
 
-        It ends with the context. If a request fails in it, or anything but a `UserError` leaves it, the ticket stays, so
-        that the next writer tidies up. `UserError` if another one writes for longer than `WAIT` seconds.
+        It ends with the context. If a request fails in it, or anything but a `UserError` leaves it, the ticket stays,
+        so that the next writer tidies up. `UserError` if another one writes for longer than `WAIT` seconds.
         """
-        turn = _turns[self.place]
+        turn = _turns[self.collection]
         if not turn.acquire(timeout=WAIT):
             raise self._busy()
         try:
@@ -222,7 +221,7 @@ class State:
             try:
                 yield writing
             except BaseException as error:
-                complete = isinstance(error, UserError) and not isinstance(error, RequestFailed)
+                complete = isinstance(error, UserError) and not isinstance(error, RequestError)
                 raise
             finally:
                 stop.set()
@@ -308,7 +307,7 @@ def _forgiving() -> Iterator[None]:
     """A renewal that fails is tried again; the writer itself will see that the server is gone."""
     try:
         yield
-    except RequestFailed:
+    except RequestError:
         pass
 
 
