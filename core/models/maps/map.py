@@ -27,6 +27,9 @@ __all__ = ["Map", "load_map"]
 
 ERROR_HEAD = "error_head."
 """Before the names of its tensors in `map.pt`."""
+LEAST_SQUARES = ("ridge", "low_rank")
+"""Kinds whose output is short where they are unsure. An output f(v) that is the mean of the unit vectors u that pairs
+have with v misses them by E |u - f|² = 1 - |f|²."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,25 @@ class Map:
 
         _fill_blocks(errors, rows, predict_block)
         return errors
+
+    def backfill_priority(self, vectors: Vectors) -> np.ndarray | None:
+        """Which of the stored vectors (N, D_s) to embed again first: (N,) float32, the largest first.
+
+        Of a least squares map minus the length of its plain output, of others `predicted_error`; None if the map cannot
+        tell. Memory and errors as when vectors are mapped.
+        """
+        if self.kind not in LEAST_SQUARES:
+            return self.predicted_error(vectors)
+        rows, space = open_vectors(vectors, "vectors")
+        self.require_source(space)
+        priorities = np.empty(len(rows), np.float32)
+
+        def weigh_block(block: Tensor, scales: Tensor, result: Tensor) -> None:
+            mapped = torch.empty(len(block), self.target.size)
+            result.copy_(_lengths(_apply(self.module, block, scales, mapped)).reshape(-1).neg_())
+
+        _fill_blocks(priorities, rows, weigh_block)
+        return priorities
 
     def require_source(self, space: Space) -> None:
         """`UserError` unless vectors of this space may be mapped."""
