@@ -27,9 +27,9 @@ __all__ = ["Map", "load_map"]
 
 ERROR_HEAD = "error_head."
 """Before the names of its tensors in `map.pt`."""
-LEAST_SQUARES = ("ridge", "low_rank")
-"""Kinds whose output is short where they are unsure. An output f(v) that is the mean of the unit vectors u that pairs
-have with v misses them by E |u - f|² = 1 - |f|²."""
+SHRINKING = ("ridge", "low_rank", "mlp")
+"""Kinds whose plain output is short where they are unsure. If f(v) is the mean of the unit vectors u that belong to v,
+it misses them by E |u - f|² = 1 - |f|² on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,11 @@ class Map:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the network's state dict."""
         return fingerprint(self.module.state_dict())
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether its plain output is short where it is unsure."""
+        return self.kind in SHRINKING
 
     def __call__(self, vectors: Vectors, normalized: bool = True, out: np.ndarray | None = None) -> np.ndarray:
         """Vectors (N, D_s) of the source's space, of any length, to unit vectors (N, D_t), float32.
@@ -99,10 +104,10 @@ class Map:
     def backfill_priority(self, vectors: Vectors) -> np.ndarray | None:
         """Which of the stored vectors (N, D_s) to embed again first: (N,) float32, the largest first.
 
-        Of a least squares map minus the length of its plain output, of others `predicted_error`; None if the map cannot
-        tell. Memory and errors as when vectors are mapped.
+        Of a map that `shrinks` minus the length of its plain output, of others `predicted_error`; None if the map
+        cannot tell. Memory and errors as when vectors are mapped.
         """
-        if self.kind not in LEAST_SQUARES:
+        if not self.shrinks:
             return self.predicted_error(vectors)
         rows, space = open_vectors(vectors, "vectors")
         self.require_source(space)
