@@ -65,7 +65,7 @@ def test_of_many_pairs_some_that_are_spread_over_all_are_used(monkeypatch):
     pairs = Pairs(source, target, Space(12), Space(12))
     whole = fit_error_head(pairs, module)
     monkeypatch.setattr(error_head, "MAX_PAIRS", 1000)
-    monkeypatch.setattr(error_head, "BLOCK_ROWS", 64)
+    monkeypatch.setattr("core.models.maps.vectors.BLOCK_ROWS", 64)
     some = fit_error_head(pairs, module)
     rows = np.linspace(0, 2999, 1000).astype(int)
     same = fit_error_head(Pairs(source[rows], target[rows], Space(12), Space(12)), module)
