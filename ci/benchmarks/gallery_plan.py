@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.gallery.cost import Holdings
+from core.gallery.pair_scores import Plain
 from core.gallery.plan import Plan
 from core.gallery.planning import make_plan
 from core.gallery.recommendation import FREE
@@ -129,7 +130,7 @@ def true_top1(vectors: Vectors, identities: np.ndarray, pair: str, people: int) 
     for start in range(0, identities.max() + 1 - people + 1, people):
         rows = np.flatnonzero((identities >= start) & (identities < start + people))
         draws = Draws.of(identities[rows] - start, 2, start)
-        rates.append(draws.rate(search_draws(queries[rows], gallery[rows], draws).is_right))
+        rates.append(draws.rate(search_draws(Plain(queries[rows], gallery[rows]), draws).is_right))
     return float(np.mean(rates))
 
 
@@ -212,7 +213,8 @@ def show(number: int, case: Case, outcome: Outcome, seconds: float) -> None:
     for name, road in plan.roads.items():
         if road is not None and name != "side_by_side":
             print(
-                f"    {name:<14}{100 * road.top1:6.1f} ±{100 * road.top1_std:4.1f} /{100 * outcome.sample_size[name]:5.1f}"
+                f"    {name:<14}{100 * road.top1:6.1f} ±{100 * road.top1_std:4.1f} /"
+                f"{100 * outcome.sample_size[name]:5.1f}"
                 f"{'  <-' if name == plan.recommendation else ''}"
             )
     small = "" if facts.enough else f"sample too small, {facts.needed_identities} identities needed; "

@@ -13,10 +13,10 @@ from core.gallery.backfill import Backfilled, BackfillOptions, backfill
 from core.gallery.commit import Ended, commit, rollback
 from core.gallery.documents import map_from_document, read_upgrade
 from core.gallery.exports import export
-from core.gallery.folder import FolderStore
 from core.gallery.model_versions import key_of, version_of
+from core.gallery.places import creating_store, open_store
 from core.gallery.search import Found, search
-from core.gallery.store import Store
+from core.gallery.store import BLOCK, Store
 from core.gallery.upgrade import Upgrade
 from core.gallery.vector_files import as_stored, open_vectors
 from core.models.encoder import Encoder
@@ -26,6 +26,8 @@ from core.progress import Progress
 __all__ = ["Gallery"]
 
 logger = logging.getLogger(__name__)
+CREATE_BLOCK = 1 << 24
+"""Numbers that are put into a new gallery at a time: a write of few entries costs a store nearly as much."""
 
 
 class Gallery:
@@ -48,9 +50,11 @@ class Gallery:
         labels: str | Path | None = None,
         images: str | Path | None = None,
     ) -> "Gallery":
-        """A new gallery of the vectors in a file, made by `model`; files as of `core.gallery.vector_files`.
+        """A new gallery of the vectors in a file, made by `model`.
 
-        It is there when it is whole: a killed or failed creation leaves none. Memory: a block, and the lists' text.
+        `place` as of `core.gallery.places`, files as of `core.gallery.vector_files`.
+
+        It is there when it is whole: a killed or failed creation leaves none. Memory: 64 MB, and the lists' text.
         """
         file = open_vectors(vectors, ids, labels, images)
         version = version_of(model, file.size)
@@ -59,17 +63,17 @@ class Gallery:
                 f"{file.path} says that its vectors are of {file.version}, not of {version.key}: name that model, or "
                 "remove the column version if it means something else"
             )
-        with FolderStore.creating(place) as store, Progress("creating the gallery", len(file), "vectors") as progress:
+        with creating_store(place) as store, Progress("creating the gallery", len(file), "vectors") as progress:
             store.add_version(version)
-            for block in file.blocks():
+            for block in file.blocks(max(1, CREATE_BLOCK // file.size // BLOCK) * BLOCK):
                 store.enrol(block.ids, {version.key: block.vectors}, block.labels, block.images)
                 progress.update(len(block.ids))
         return cls.open(place)
 
     @classmethod
     def open(cls, place: str | Path) -> "Gallery":
-        """One that is there."""
-        return cls(FolderStore.open(place))
+        """One that is there; `place` as of `core.gallery.places`."""
+        return cls(open_store(place))
 
     def close(self) -> None:
         """Free what is open."""

@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from core.gallery.cross_fitting import FOLDS, Mapped, cross_fit, deal_identities, enough_pairs
+from core.gallery.cross_fitting import Mapped, cross_fit, cross_fitted_priorities, deal_identities, enough_pairs
+from core.gallery.pair_scores import MappedGallery, MappedQueries, PairScores, Plain
 from core.gallery.sample import Sample
 from core.gallery.sample_calibration import PAIRS
+from core.gallery.store import Version
 from core.gallery.trials import Draws, Found, Resampling, search_draws
+from core.models.maps import Map, Space, fit_map
 from core.models.maps.fit import DEFAULT_RANK
 
 __all__ = ["BOTH_WAYS", "Measurement", "measure"]
 
 logger = logging.getLogger(__name__)
+FOLDS = 10
 KINDS = {"query_map": ("procrustes", "ridge", "low_rank"), "gallery_map": ("ridge", "procrustes", "low_rank")}
 """Of maps, the usual one first: another is taken where it is better by more than chance."""
 BOTH_WAYS = {"query_map": ("new", "old"), "gallery_map": ("old", "new")}
@@ -30,11 +34,16 @@ class Measurement:
     resampling: Resampling
     vectors: dict[str, np.ndarray]
     """(N, D) by name: "old", "new", and as far as there are maps "query_map" and "gallery_map", cross-fitted."""
-    mapped: dict[str, Mapped]
-    kinds: dict[str, dict[str, float]]
-    """By "query_map" and "gallery_map" the top1 of each kind of map that was tried; that which was taken is first."""
-    found: dict[str, Found] = field(default_factory=dict)
+    scores: dict[str, PairScores] = field(default_factory=dict)
     """By pair (`core.gallery.upgrade`)."""
+    found: dict[str, Found] = field(default_factory=dict)
+    """By pair."""
+    maps: dict[str, Map] = field(default_factory=dict)
+    """By "query_map" and "gallery_map" the map of the kind that was taken, fitted on all pairs."""
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Likewise the top1 of each kind that was tried."""
+    priorities: dict[str, np.ndarray] = field(default_factory=dict)
+    """(N,) by the orders of a map of the gallery, cross-fitted."""
 
     def top1(self, pair: str) -> float:
         """Share of the probes whose identity comes first."""
@@ -61,40 +70,43 @@ class Measurement:
         }
 
 
-def measure(sample: Sample, draws: int, seed: int) -> Measurement:
+def measure(sample: Sample, old: Version, new: Version, draws: int, seed: int) -> Measurement:
     """Fit maps of all kinds in both directions, unless there are too few pairs, and search all pairs of vectors."""
     drawn = Draws.of(sample.identities, draws, seed)
     resampling = Resampling(drawn.by_identity(np.ones(drawn.probes.shape)), seed)
-    vectors = {"old": sample.old, "new": sample.new}
+    result = Measurement(drawn, resampling, {"old": sample.old, "new": sample.new})
+    for pair in ("old/old", "new/new", "new/old")[: 3 if old.size == new.size else 2]:
+        queries, gallery = pair.split("/")
+        result.scores[pair] = Plain(result.vectors[queries], result.vectors[gallery])
+        result.found[pair] = search_draws(result.scores[pair], drawn)
     folds = deal_identities(sample.identities, FOLDS, seed)
-    result = Measurement(drawn, resampling, vectors, {}, {})
+    spaces = {"old": Space(old.size, old.name, old.key), "new": Space(new.size, new.name, new.key)}
     for name in BOTH_WAYS if enough_pairs(folds) else ():
-        _choose_map(result, name, folds)
-    pairs = ["old/old", "new/new", *(["new/old"] if sample.old.shape[1] == sample.new.shape[1] else [])]
-    for pair in pairs:
-        queries, gallery = (vectors[each] for each in pair.split("/"))
-        result.found[pair] = search_draws(queries, gallery, drawn)
+        _choose_map(result, name, folds, spaces)
     return result
 
 
-def _choose_map(result: Measurement, name: str, folds: np.ndarray) -> None:
-    """Add the vectors that the best kind of map gives, and its searches."""
+def _choose_map(result: Measurement, name: str, folds: np.ndarray, spaces: dict[str, Space]) -> None:
+    """Add the map of the best kind, and what is found through it."""
     source, target = (result.vectors[side] for side in BOTH_WAYS[name])
-    tried: dict[str, tuple[Mapped, Found]] = {}
+    of_source, of_target = (spaces[side] for side in BOTH_WAYS[name])
+    tried: dict[str, tuple[Map, Mapped, PairScores, Found]] = {}
     for kind in KINDS[name]:
-        if kind == "low_rank" and min(source.shape[1], target.shape[1]) <= DEFAULT_RANK:
+        if kind == "low_rank" and min(of_source.size, of_target.size) <= DEFAULT_RANK:
             continue  # it would be the ridge again
-        logger.info("%s: %s, fitted without the identities that it is tried on", name.replace("_", " "), kind)
-        mapped = cross_fit(kind, source, target, folds)
-        queries, gallery = (mapped.vectors, target) if name == "query_map" else (target, mapped.vectors)
-        tried[kind] = mapped, search_draws(queries, gallery, result.draws)
-    counts = np.stack([result.draws.influences(found) for _, found in tried.values()])
-    rates = result.resampling.rates(counts)
-    top1 = {kind: float(result.draws.rate(found.is_right)) for kind, (_, found) in tried.items()}
+        logger.info("%s: %s, tried on identities that it has not seen", name.replace("_", " "), kind)
+        fitted = fit_map(kind, source, target, spaces=(of_source, of_target))
+        mapped = cross_fit(fitted, source, target, folds)
+        scores = MappedQueries(mapped, target) if name == "query_map" else MappedGallery(target, mapped)
+        tried[kind] = fitted, mapped, scores, search_draws(scores, result.draws)
     usual = KINDS[name][0]
+    rates = result.resampling.rates(np.stack([result.draws.influences(found) for *_, found in tried.values()]))
+    top1 = {kind: float(result.draws.rate(found.is_right)) for kind, (*_, found) in tried.items()}
     best = max(tried, key=lambda kind: top1[kind])  # the first of equal ones
     apart = (rates[:, list(tried).index(best)] - rates[:, 0]).std()
     taken = best if top1[best] - top1[usual] > apart else usual
-    result.kinds[name] = {taken: top1[taken], **top1}
-    result.mapped[name], result.found[PAIRS[name]] = tried[taken]
-    result.vectors[name] = result.mapped[name].vectors
+    pair = PAIRS[name]
+    result.maps[name], mapped, result.scores[pair], result.found[pair] = tried[taken]
+    result.vectors[name], result.kinds[name] = mapped.vectors, top1
+    if name == "gallery_map":
+        result.priorities.update(cross_fitted_priorities(result.maps[name], source, target, folds))

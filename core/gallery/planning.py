@@ -1,9 +1,10 @@
 """Making a plan: every road measured on a sample, on identities that neither its map nor its calibration has seen.
 
 One image of each identity is enrolled, ten times another one, and the others are its probes. Maps are cross-fitted:
-each vector is mapped by the one of five maps that was fitted without its identity. Deviations come from a bootstrap
-over identities. In what is said of FARs and of half-embedded galleries, the scores of an identity are calibrated by
-identities of the other half of the sample. What the plan hands on, maps and calibrations, is of the whole sample.
+a probe and an entry are compared through a map that was fitted without the identities of both. Deviations come from a
+bootstrap over identities. In what is said of FARs and of half-embedded galleries, the scores of an identity are
+calibrated by identities of the other half of the sample. What the plan hands on, maps and calibrations, is of the whole
+sample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ from core.gallery.sample_curves import SHARES, backfill_curves
 from core.gallery.store import Version
 from core.gallery.upgrade import ROADS
 from core.gallery.worst_flips import worst_flips
-from core.models.maps import Map, Space, fit_map
 
 __all__ = ["make_plan"]
 
@@ -44,17 +44,17 @@ def make_plan(
     """The plan for a `gallery` of the model `old` and the model `new`, from a sample embedded by both.
 
     `rate`: how fast the new model embeds, if it was measured. `far`: the lowest false accept rate at which a threshold
-    is wanted. `seed` decides which images are enrolled, folds, halves and resamples. Memory: some ten times the
+    is wanted. `seed` decides which images are enrolled, folds, halves and resamples. Memory: some forty times the
     sample's vectors, and what `Calibrator` and `search_draws` say. `UserError` if the sample is not of these models, or
     has too few identities to be measured at all.
     """
     _require(sample, old, new)
-    measured = measure(sample, DRAWS, seed)
+    measured = measure(sample, old, new, DRAWS, seed)
     impossible = _impossible(measured, old, new, gallery)
     possible = [road for road in ROADS if road not in impossible]
     deviations, comparisons = measured.deviations(possible)
     halves = deal_identities(sample.identities, 2, seed + 1)
-    calibrator = Calibrator.of(measured.vectors, sample.identities, halves, seed)
+    calibrator = Calibrator.of(measured.scores, sample.identities, halves, seed)
     calibrations = {pair: calibrator.of_all(pair) for pair in measured.found}
     roads: dict[str, Road | None] = dict.fromkeys(ROADS)
     for road in possible:
@@ -79,7 +79,7 @@ def make_plan(
     shown = recommended
     if recommended == "stay" and others:
         shown = max(others, key=lambda road: comparisons[road]["stay"]["difference"])
-    maps = _fit_maps(sample, measured, old, new)
+    maps = measured.maps
     return Plan(
         old=old,
         new=new,
@@ -127,7 +127,7 @@ def _impossible(measured: Measurement, old: Version, new: Version, gallery: Hold
     if old.size != new.size:
         found["direct"] = f"the new model's vectors have {new.size} numbers, the stored ones {old.size}"
     pairs = len(measured.draws.identities)
-    for name in set(BOTH_WAYS) - set(measured.mapped):
+    for name in set(BOTH_WAYS) - set(measured.maps):
         found[name] = f"{pairs} images are too few to fit a map and to try it on identities that it has not seen"
     if not gallery.images:
         for road in ("side_by_side", "full_backfill"):
@@ -146,8 +146,7 @@ def _curves(
     """Of all roads whose stored part can be searched at all."""
     roads = {road: PAIRS[road] for road in (*FREE[1:], "side_by_side") if PAIRS[road] in measured.found}
     common = {"random": np.random.default_rng(seed).random(measured.draws.probes.shape)}
-    if "gallery_map" in measured.mapped:
-        common |= measured.mapped["gallery_map"].priorities
+    common |= measured.priorities
     if labelled:
         common["class_distance"] = class_distances(sample.old, sample.identities)
     priorities: dict[str, dict[str, np.ndarray]] = {}
@@ -158,16 +157,5 @@ def _curves(
             stored, refreshed = (measured.vectors[name] for name in spaces[road])
             priorities[road][ORACLE] = np.linalg.norm(stored - refreshed, axis=1)
     return backfill_curves(
-        measured.vectors, roads, priorities, calibrations, measured.draws, halves, measured.found["old/old"]
+        measured.scores, roads, priorities, calibrations, measured.draws, halves, measured.found["old/old"]
     )
-
-
-def _fit_maps(sample: Sample, measured: Measurement, old: Version, new: Version) -> dict[str, Map]:
-    """The maps of the kinds that were taken, fitted on all pairs, which the plan hands on."""
-    sides = {"old": (sample.old, old), "new": (sample.new, new)}
-    maps = {}
-    for name, kinds in measured.kinds.items():
-        (source, of_source), (target, of_target) = (sides[side] for side in BOTH_WAYS[name])
-        spaces = [Space(version.size, version.name, version.key) for version in (of_source, of_target)]
-        maps[name] = fit_map(next(iter(kinds)), source, target, spaces=(spaces[0], spaces[1]))
-    return maps

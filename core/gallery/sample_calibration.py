@@ -8,6 +8,7 @@ import numpy as np
 from core.errors import UserError
 from core.evaluation.calibration import FEWEST, ScoreCalibration, fit_calibration
 from core.evaluation.roc import FARS
+from core.gallery.pair_scores import PairScores
 
 __all__ = ["PAIRS", "Calibrator", "far_name", "impostor_pairs"]
 
@@ -41,11 +42,11 @@ def impostor_pairs(identities: np.ndarray) -> int:
 class Calibrator:
     """Scores of a sample's images with each other, all of different identities being impostors.
 
-    `vectors`: by name, (N, D) unit float32; a pair of names, "new/old", says which queries search which gallery.
     Memory: 8 bytes for each of at most 16 million pairs of images, three times.
     """
 
-    vectors: Mapping[str, np.ndarray]
+    scores: Mapping[str, PairScores]
+    """By pair (`PAIRS`)."""
     identities: np.ndarray
     """(N,), numbered from 0."""
     halves: np.ndarray
@@ -55,12 +56,12 @@ class Calibrator:
 
     @classmethod
     def of(
-        cls, vectors: Mapping[str, np.ndarray], identities: np.ndarray, halves: np.ndarray, seed: int
+        cls, scores: Mapping[str, PairScores], identities: np.ndarray, halves: np.ndarray, seed: int
     ) -> "Calibrator":
         """All images are counted, or 4,000 drawn by the seed."""
         count = len(identities)
         rows = np.sort(np.random.default_rng(seed).choice(count, min(count, MOST_IMAGES), replace=False))
-        return cls(vectors, identities, halves, rows)
+        return cls(scores, identities, halves, rows)
 
     def of_all(self, pair: str) -> ScoreCalibration:
         """From all identities."""
@@ -111,8 +112,7 @@ class Calibrator:
 
     def _scores(self, pair: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores of all ordered pairs of two different images of `rows`: of one identity and of two."""
-        queries, gallery = pair.split("/")
-        scores = self.vectors[queries][rows] @ self.vectors[gallery][rows].T
+        scores = self.scores[pair](rows, rows)
         same = self.identities[rows][:, None] == self.identities[rows]
         impostor = scores[~same]
         np.fill_diagonal(same, False)

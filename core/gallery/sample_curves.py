@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from core.evaluation.calibration import ScoreCalibration
+from core.gallery.pair_scores import PairScores
 from core.gallery.trials import Draws, Found, search_segments
 
 __all__ = ["SHARES", "area", "backfill_curves"]
@@ -14,7 +15,7 @@ NEW = "new/new"
 
 
 def backfill_curves(
-    vectors: Mapping[str, np.ndarray],
+    scores: Mapping[str, PairScores],
     pairs: Mapping[str, str],
     priorities: Mapping[str, Mapping[str, np.ndarray]],
     calibrations: Mapping[str, Sequence[ScoreCalibration]],
@@ -24,9 +25,10 @@ def backfill_curves(
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """By road and order `top1`, `nfr`, `pfr` at each share that is embedded again, and `auc`, the area under `top1`.
 
-    `pairs`: by road what searches the stored part; the refreshed part is searched by "new/new". `priorities`: by road
-    and order numbers for the images (N,) or, of an order that is drawn anew each time, (R, N). A probe's scores are
-    calibrated by the `calibrations` (by pair, for each half) of identities of the other half. `before`: by old/old.
+    `scores`: by pair. `pairs`: by road what searches the stored part; the refreshed part is searched by "new/new".
+    `priorities`: by road and order numbers for the images (N,) or, of an order that is drawn anew each time, (R, N). A
+    probe's scores are calibrated by the `calibrations` (by pair, for each half) of identities of the other half.
+    `before`: by old/old. Memory: R N bits a point, order and road, as bytes.
     """
     counts = np.rint(SHARES * draws.enrolled.shape[1]).astype(int)
     right: dict[str, dict[str, np.ndarray]] = {
@@ -36,7 +38,7 @@ def backfill_curves(
     for draw, enrolled in enumerate(draws.enrolled):
         for road, of_road in priorities.items():
             segments = {order: _segments(_of_draw(values, draw)[enrolled], counts) for order, values in of_road.items()}
-            for order, found in _states(vectors, pairs[road], enrolled, draws, segments, calibrations, halves).items():
+            for order, found in _states(scores, pairs[road], enrolled, draws, segments, calibrations, halves).items():
                 right[road][order][:, draw] = found
     return {
         road: {order: _rates(found, before.is_right, draws) for order, found in of_road.items()}
@@ -62,7 +64,7 @@ def _segments(priorities: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _states(
-    vectors: Mapping[str, np.ndarray],
+    scores: Mapping[str, PairScores],
     pair: str,
     enrolled: np.ndarray,
     draws: Draws,
@@ -72,10 +74,7 @@ def _states(
 ) -> dict[str, np.ndarray]:
     """By order whether each image (S, N) finds its identity first, at each share."""
     own, count = draws.identities, len(SHARES) - 1
-    parts = []
-    for name in (pair, NEW):
-        queries, gallery = name.split("/")
-        parts.append(search_segments(vectors[queries], vectors[gallery][enrolled], own, segments, count))
+    parts = [search_segments(scores[name], enrolled, own, segments, count) for name in (pair, NEW)]
     found = {}
     for order, segment in segments.items():
         stored, refreshed = (part[order] for part in parts)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.gallery.pair_scores import PairScores
+
 __all__ = ["Draws", "Found", "Resampling", "Segments", "search_draws", "search_segments"]
 
 BLOCK = 1024
@@ -86,13 +88,13 @@ class Segments:
     """(N, S - 1) float32, -inf where there are none."""
 
 
-def search_draws(queries: np.ndarray, gallery: np.ndarray, draws: Draws) -> Found:
-    """Search the enrolled of `gallery` (N, D) with all `queries` (N, D). Memory: scores of 1,024 queries."""
+def search_draws(pair: PairScores, draws: Draws) -> Found:
+    """Search the enrolled images with all images as queries. Memory: scores of 1,024 queries."""
     shape = draws.probes.shape
     right, wrong, second = (np.empty(shape, np.float32) for _ in range(3))
     hit = np.empty(shape, np.int64)
     for draw, columns in enumerate(draws.enrolled):
-        for block, scores in _score_blocks(queries, gallery[columns]):
+        for block, scores in _score_blocks(pair, columns, shape[1]):
             own = draws.identities[block]
             rows = np.arange(len(own))
             right[draw, block] = scores[rows, own]
@@ -106,15 +108,15 @@ def search_draws(queries: np.ndarray, gallery: np.ndarray, draws: Draws) -> Foun
 
 
 def search_segments(
-    queries: np.ndarray, gallery: np.ndarray, own: np.ndarray, segments: Mapping[str, np.ndarray], count: int
+    pair: PairScores, enrolled: np.ndarray, own: np.ndarray, segments: Mapping[str, np.ndarray], count: int
 ) -> dict[str, Segments]:
-    """Scores of `queries` (N, D) with `gallery` (P, D), whose column `own` (N,) is right, by order and by segment.
+    """Scores of all images with the `enrolled` (P,), of which `own` (N,) is right, by order and by segment.
 
     `segments`: by order the segment (P,) of each entry, below `count`. Memory: scores of 1,024 queries, twice.
     """
-    right = np.empty(len(queries), np.float32)
-    wrong = {order: np.full((len(queries), count), -np.inf, np.float32) for order in segments}
-    for block, scores in _score_blocks(queries, gallery):
+    right = np.empty(len(own), np.float32)
+    wrong = {order: np.full((len(own), count), -np.inf, np.float32) for order in segments}
+    for block, scores in _score_blocks(pair, enrolled, len(own)):
         rows = np.arange(len(scores))
         right[block] = scores[rows, own[block]]
         scores[rows, own[block]] = -np.inf
@@ -126,11 +128,11 @@ def search_segments(
     return {order: Segments(right, each) for order, each in wrong.items()}
 
 
-def _score_blocks(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Slices of the queries and their scores (B, P), which may be changed."""
-    for start in range(0, len(queries), BLOCK):
-        block = slice(start, min(start + BLOCK, len(queries)))
-        yield block, queries[block] @ gallery.T
+def _score_blocks(pair: PairScores, columns: np.ndarray, count: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slices of `count` queries and their scores (B, P) with some images, which may be changed."""
+    for start in range(0, count, BLOCK):
+        block = slice(start, min(start + BLOCK, count))
+        yield block, pair(np.arange(block.start, block.stop), columns)
 
 
 class Resampling:

@@ -6,8 +6,9 @@ from gallery_helpers import unit, vectors
 from tiny import write_run_folder
 
 from core.errors import UserError
+from core.evaluation.calibration import ScoreCalibration
 from core.gallery import Gallery
-from core.gallery.documents import map_to_document
+from core.gallery.documents import calibrations_to_document, map_to_document
 from core.gallery.store import Version
 from core.gallery.upgrade import Upgrade
 from core.models.encoder import load_encoder
@@ -17,6 +18,7 @@ COUNT = 50
 NAMES = [f"person {row}" for row in range(COUNT)]
 STORED = vectors(COUNT, seed=1)
 QUERIES = vectors(6, seed=2)
+CALIBRATION = ScoreCalibration(0.0, 1.0, np.array([-1.0]), np.array([0.0]), 0.2)
 
 
 def files(folder, rows=STORED, names=NAMES):
@@ -200,3 +202,30 @@ def test_an_entry_of_the_old_model_alone_is_mapped_at_once_where_the_others_are(
         assert gallery.info()["versions"] == {"vendor-v1": 53, "new": 1, "mapped": 52}
         found = gallery.store.vectors("mapped", gallery.store.find(["a", "b"]))
         np.testing.assert_allclose(found, mapping(QUERIES[:2]), atol=1e-6)
+
+
+def test_in_a_milvus_file_it_is_the_same(tmp_path):
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    place, (path, ids, labels, images) = f"{tmp_path}/galleries.db/faces", files(tmp_path)
+    with make(tmp_path) as folder:
+        expected, before = folder.search(QUERIES, "vendor-v1", 5).hits, entries(folder)
+    rows = STORED.copy()
+    rows[40] = 0
+    np.save(tmp_path / "zero.npy", rows)
+    with pytest.raises(UserError, match="row 40 .* is zero"):
+        Gallery.create(place, tmp_path / "zero.npy", "name:vendor-v1", ids)
+    with pytest.raises(UserError, match="its creation was cut short: repeat that"):
+        Gallery.open(place)
+    with Gallery.create(place, path, "name:vendor-v1", ids, labels, images) as gallery:
+        assert entries(gallery) == before
+        hits = gallery.search(QUERIES, "vendor-v1", 5).hits
+        assert hits["id"].to_list() == expected["id"].to_list()
+        np.testing.assert_allclose(hits["score"], expected["score"], atol=1e-6)
+    with pytest.raises(UserError, match="there is a gallery faces in .* already"):
+        Gallery.create(place, path, "name:vendor-v1", ids)
+    with Gallery.open(place) as gallery:
+        upgrade(gallery, calibrations=calibrations_to_document({name: CALIBRATION for name in ("new/old", "new/new")}))
+        gallery.store.add_vectors("new", gallery.store.find(NAMES[:20]), vectors(20, seed=7))
+        hits = gallery.search(QUERIES, "new", 30, max_far=0.9).hits
+        assert set(hits["version"]) == {"vendor-v1", "new"} and hits.select("query", "id").is_unique().all()
+        assert gallery.export(tmp_path / "out", "npy", "new") == 20

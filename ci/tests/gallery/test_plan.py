@@ -13,7 +13,8 @@ from tiny import noise, write_records, write_run_folder
 from core.errors import UserError
 from core.files import ROOT
 from core.gallery.cost import Holdings, Rate, measure_rate
-from core.gallery.cross_fitting import cross_fit, deal_identities
+from core.gallery.cross_fitting import cross_fit, cross_fitted_priorities, deal_identities
+from core.gallery.pair_scores import MappedGallery, MappedQueries
 from core.gallery.plan import Plan
 from core.gallery.planning import make_plan
 from core.gallery.sample import Sample, pair_sample
@@ -76,17 +77,33 @@ def test_plans_take_the_best_road_of_made_cases_and_their_thresholds_hold():
     assert np.median(np.maximum(ratios, 1 / ratios)) < 1.25
 
 
-def test_every_vector_is_mapped_by_a_map_that_has_not_seen_its_identity():
-    old, new = seen(20, 4, 6, 0.5, 0), seen(20, 4, 5, 0.5, 1)
+@pytest.mark.parametrize("kind", ["ridge", "procrustes", "low_rank"])
+def test_pairs_are_compared_through_a_map_that_has_seen_the_identities_of_neither(kind):
+    old, new = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (seen(20, 4, 6, 0.5, 0), seen(20, 4, 5, 0.5, 1))
+    )
     identities = np.repeat(np.arange(20), 4)
     folds = deal_identities(identities, 5, seed=3)
     assert (folds.reshape(20, 4) == folds[::4, None]).all() and (np.bincount(folds) == 16).all()
-    mapped = cross_fit("ridge", old, new, folds)
-    for fold in range(5):
-        by_others = fit_map("ridge", old[folds != fold], new[folds != fold])
-        assert mapped.vectors[folds == fold] == pytest.approx(by_others(old[folds == fold]), abs=1e-6)
-        lengths = np.linalg.norm(by_others(old[folds == fold], normalized=False), axis=1)
-        assert mapped.priorities["length"][folds == fold] == pytest.approx(-lengths, abs=1e-6)
+    fitted = fit_map(kind, old, new, **({"rank": 3} if kind == "low_rank" else {}))
+    mapped = cross_fit(fitted, old, new, folds)
+    rows = np.arange(80)
+    queries, gallery = MappedQueries(mapped, new)(rows, rows), MappedGallery(new, mapped)(rows, rows)
+    for first in range(5):
+        for second in range(5):
+            others = (folds != first) & (folds != second)
+            options = dict(fitted.options)
+            if fitted.penalty is not None:
+                options["penalty"] = fitted.penalty * others.mean()
+            of_others = fit_map(kind, old[others], new[others], **options)
+            expected = of_others(old[folds == first]) @ new[folds == second].T
+            assert queries[np.ix_(folds == first, folds == second)] == pytest.approx(expected, abs=1e-5)
+            assert gallery[np.ix_(folds == second, folds == first)] == pytest.approx(expected.T, abs=1e-5)
+            if first == second:
+                assert mapped.vectors[folds == first] == pytest.approx(of_others(old[folds == first]), abs=1e-5)
+                lengths = np.linalg.norm(of_others(old[folds == first], normalized=False), axis=1)
+                priorities = cross_fitted_priorities(fitted, old, new, folds)
+                assert priorities["length"][folds == first] == pytest.approx(-lengths, abs=1e-5)
 
 
 def test_what_a_plan_holds(plan, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from core.evaluation.calibration import fit_calibration
 from core.gallery.orders import class_distances
+from core.gallery.pair_scores import Plain
 from core.gallery.sample_calibration import Calibrator, impostor_pairs
 from core.gallery.sample_curves import SHARES, area, backfill_curves
 from core.gallery.trials import Draws, Resampling, search_draws
@@ -38,7 +39,7 @@ def test_search_equals_a_loop_in_float64_and_a_tie_is_not_right():
     gallery[7] = gallery[0]  # of two identities
     queries[9] = gallery[0]
     draws = Draws.of(IDENTITIES, 25, seed=3)
-    found = search_draws(queries, gallery, draws)
+    found = search_draws(Plain(queries, gallery), draws)
     ties = 0
     for draw, enrolled in enumerate(draws.enrolled):
         for row in np.flatnonzero(draws.probes[draw]):
@@ -78,9 +79,10 @@ def test_influences_take_off_what_an_entry_spoils():
     queries = gallery.copy()
     queries[4:] = [0.0, 0.8, 0.6]
     draws = Draws.of(identities, 3, seed=0)
-    influences = draws.influences(search_draws(queries, gallery, draws))
+    found = search_draws(Plain(queries, gallery), draws)
+    influences = draws.influences(found)
     assert influences == pytest.approx([3 + 1, 3 - 3 + 1, 0 + 1])
-    assert influences.sum() == draws.by_identity(search_draws(queries, gallery, draws).is_right).sum()
+    assert influences.sum() == draws.by_identity(found.is_right).sum()
 
 
 def test_bootstrap_deviation_is_that_of_a_binomial_and_differences_are_paired():
@@ -98,15 +100,16 @@ def test_bootstrap_deviation_is_that_of_a_binomial_and_differences_are_paired():
 def test_curves_equal_a_loop_over_states_of_the_gallery():
     identities = np.repeat(np.arange(24), 3)
     vectors = {"old": vectors_of(identities, 5, 0.5, 0), "new": vectors_of(identities, 6, 0.3, 1)}
+    scores = {f"{name}/{name}": Plain(each, each) for name, each in vectors.items()}
     draws = Draws.of(identities, 2, seed=5)
     halves = identities % 2
-    calibrator = Calibrator.of(vectors, identities, halves, seed=0)
+    calibrator = Calibrator.of(scores, identities, halves, seed=0)
     calibrations = {pair: calibrator.of_other_halves(pair) for pair in ("old/old", "new/new")}
     rng = np.random.default_rng(2)
     priorities = {"random": rng.random((2, len(identities))), "class_distance": rng.random(len(identities))}
-    before = search_draws(vectors["old"], vectors["old"], draws)
+    before = search_draws(scores["old/old"], draws)
     curves = backfill_curves(
-        vectors, {"side_by_side": "old/old"}, {"side_by_side": priorities}, calibrations, draws, halves, before
+        scores, {"side_by_side": "old/old"}, {"side_by_side": priorities}, calibrations, draws, halves, before
     )["side_by_side"]
     for order, values in priorities.items():
         for step, share in enumerate(SHARES):
@@ -128,9 +131,7 @@ def test_curves_equal_a_loop_over_states_of_the_gallery():
             assert curves[order]["nfr"][step] == pytest.approx(np.mean(lost), abs=1e-9)
         assert curves[order]["auc"] == [area(curves[order]["top1"])]
     assert curves["random"]["top1"][0] == pytest.approx(draws.rate(before.is_right))
-    assert curves["random"]["top1"][10] == pytest.approx(
-        draws.rate(search_draws(vectors["new"], vectors["new"], draws).is_right)
-    )
+    assert curves["random"]["top1"][10] == pytest.approx(draws.rate(search_draws(scores["new/new"], draws).is_right))
 
 
 def test_area_is_the_mean_over_the_share():
@@ -143,8 +144,9 @@ def test_thresholds_are_counted_on_the_other_half():
     identities = np.repeat(np.arange(40), 3)
     vectors = {"old": vectors_of(identities, 6, 0.6, 0), "new": vectors_of(identities, 6, 0.3, 1)}
     halves = (np.arange(40) % 3 == 0).astype(int)[identities]
-    calibrator = Calibrator.of(vectors, identities, halves, seed=0)
-    calibrations = {pair: calibrator.of_other_halves(pair) for pair in ("old/old", "new/old")}
+    pairs = {f"{name}/old": Plain(each, vectors["old"]) for name, each in vectors.items()}
+    calibrator = Calibrator.of(pairs, identities, halves, seed=0)
+    calibrations = {pair: calibrator.of_other_halves(pair) for pair in pairs}
     realised = calibrator.realised("new/old", calibrations)
     counted = np.zeros(4)
     totals = np.zeros(2)
