@@ -8,8 +8,8 @@
 
 A gallery is a folder or, with --store milvus --uri URI, one of that name in Milvus. A model argument is a run folder,
 an .onnx file, a .pt state dict, or name:TEXT for a model that is not at hand, whose vectors come as files. The exit
-status is 0, after an error 2, and 1 where plan --require is not met or verify finds faults. plan and backfill also run
-under torchrun.
+status is 0, after an error 2, and 1 where plan --require is not met or verify finds faults. backfill also runs under
+torchrun. docs/upgrade.md tells the whole story.
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import ArgumentParser, add_preprocessing_arguments, preprocessing
+from command_line import ArgumentParser, add_preprocessing_arguments, choose_device, preprocessing
 
 from core.errors import UserError, run_program
 from core.evaluation.tables import format_rate, format_table
@@ -134,8 +134,8 @@ def insert(args: Namespace) -> None:
 
 def add_delete_arguments(parser: ArgumentParser) -> None:
     """Of `delete`."""
-    parser.add_argument("--id", nargs="+", default=[], help="of entries to remove with all their vectors")
-    parser.add_argument("--ids", help="file of ids, one a line")
+    parser.add_argument("id", nargs="*", metavar="ID", help="of an entry to remove with all its vectors")
+    parser.add_argument("--ids", help="file of more, one a line")
 
 
 def delete(args: Namespace) -> None:
@@ -179,8 +179,7 @@ def add_plan_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--new", required=True, help=f"new model: {MODEL}")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
     add_preprocessing_arguments(parser, model="--new")
-    parser.add_argument("--sample", help="images with identities: a list of lines `path identity`, or records")
-    parser.add_argument("--image-root", help="folder that the paths of the list start from; without it the list's own")
+    parser.add_argument("--sample", help="images: lines `path identity`, folders of identities, or records")
     parser.add_argument("--pairs", nargs=2, metavar=("OLD.npy", "NEW.npy"), help="vectors of the same images instead")
     parser.add_argument("--labels", help="identities of the pairs, one a line")
     parser.add_argument("--images", help="list, folder or records of the gallery's images, if it does not know them")
@@ -199,26 +198,21 @@ def plan(args: Namespace) -> int:
         parse_requirement(args.require)
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError("--batch-size must be 1 or more and --num-workers 0 or more")
+    device = choose_device(args.device)
+    new = None
+    if not args.new.startswith(NAMED):
+        new = load_encoder(args.new, args.network, device, **preprocessing(args))
     words, common = words_of(args), {"place": args.images, "far": args.far, "seed": args.seed}
-    with process_group(args.device) as ranks, ExitStack() as opened:
-        gallery = opened.enter_context(Gallery.open(place_of(args))) if ranks.is_first else None
-        store = None if gallery is None else gallery.store
-        new = None
-        if not args.new.startswith(NAMED):
-            new = load_encoder(args.new, args.network, ranks.device, **preprocessing(args))
-        if args.pairs is None:
-            if new is None:
-                raise UserError(f"{args.new} is not at hand and embeds no images: give --pairs and --labels")
-            made = plan_from_images(
-                store, new, args.new, args.sample, args.out, ranks, words,
-                root=args.image_root, batch_size=args.batch_size, num_workers=args.num_workers, **common,
-            )  # fmt: skip
-        elif store is not None:
-            made = plan_from_pairs(store, new, args.new, args.pairs, args.labels, args.out, words, **common)
+    with Gallery.open(place_of(args)) as gallery:
+        if args.pairs is not None:
+            made = plan_from_pairs(gallery.store, new, args.new, args.pairs, args.labels, args.out, words, **common)
+        elif new is None:
+            raise UserError(f"{args.new} is not at hand and embeds no images: give --pairs and --labels")
         else:
-            made = None
-    if made is None:
-        return 0
+            made = plan_from_images(
+                gallery.store, new, args.new, args.sample, args.out, words,
+                batch_size=args.batch_size, num_workers=args.num_workers, **common,
+            )  # fmt: skip
     rows = [
         [name, *([""] * 4 if road is None else map(format_rate, (road.top1, road.top1_std, road.nfr, road.pfr)))]
         for name, road in made.roads.items()

@@ -28,7 +28,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,10 @@ class MilvusStore:
             connection.close()
             raise
         return store
+
+    def claimed(self, work: str) -> AbstractContextManager[None]:
+        """See `Store.claimed`."""
+        return self._state.claimed(work)
 
     def close(self) -> None:
         """See `Store.close`."""

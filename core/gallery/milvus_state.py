@@ -51,6 +51,8 @@ TRIES = 5
 
 _turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 """Within a process writers to galleries of the same name take turns by a lock."""
+_claims: set[int] = set()
+"""Keys of the claims that this process holds."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class State:
 
     def remove_unnamed(self, head: Head) -> None:
         """Remove the chunks that this head, the newest one, does not name."""
-        rows = self._connection.select(self.collection, 'kind != "ticket"', ["key"])
+        rows = self._connection.select(self.collection, 'kind in ["head", "document"]', ["key"])
         keys = np.array([row["key"] for row in rows], dtype=np.int64)
         named = keys // HEAD_PARTS == 2 * head.generation + 1
         for first, parts in head.documents.values():
@@ -196,10 +198,71 @@ class State:
         """Remove rows of the collection."""
         self._connection.delete(self.collection, "key", keys)
 
-    def write_ticket(self, key: int, beat: int, work: dict[str, Any]) -> None:
-        """Add or renew a ticket."""
+    def write_ticket(self, key: int, beat: int, work: Any, kind: str = "ticket") -> None:
+        """Add or renew a ticket, or a claim."""
         text = json.dumps({"machine": _machine(), "process": os.getpid(), "work": work})
-        self._write("ticket", [key], [beat], [1], [text])
+        self._write(kind, [key], [beat], [1], [text])
+
+    @contextmanager
+    def claimed(self, work: str) -> Iterator[None]:
+        """As of `Store.claimed`. Claims are tickets of another kind, which keep out no writers.
+
+        Of two that come at the same time both may be refused. One of another machine that is silent is waited for, to
+        tell whether it is dead: for `LEASE` seconds at most.
+        """
+        key = -1 - random.SystemRandom().getrandbits(62)
+        self.write_ticket(key, 0, work, "claim")
+        stop = threading.Event()
+        renewing = threading.Thread(target=self._keep_claim, args=(key, work, stop), daemon=True)
+        _claims.add(key)
+        try:
+            self._require_no_claim(key)
+            if not self._connection.lite:
+                renewing.start()
+            yield
+        finally:
+            _claims.discard(key)
+            stop.set()
+            if renewing.is_alive():
+                renewing.join()
+            self.delete(np.array([key]))
+
+    def _require_no_claim(self, own: int) -> None:
+        """`UserError` if another claim is that of a living process; remove those of dead ones."""
+        started, first = time.monotonic(), {}
+        while True:
+            rows = self._connection.select(self.collection, 'kind == "claim"', ["key", "part", "text"])
+            claims = {row["key"]: row for row in rows if row["key"] != own}
+            alive, dead = None, []
+            for key, row in claims.items():
+                holder = json.loads(row["text"])
+                if holder["machine"] != _machine():
+                    beat = first.setdefault(key, row["part"])
+                    if beat != row["part"]:
+                        alive = holder
+                    elif time.monotonic() - started > LEASE:
+                        dead.append(key)
+                elif key in _claims or (holder["process"] != os.getpid() and _is_running(holder["process"])):
+                    alive = holder
+                else:
+                    dead.append(key)
+            if alive is not None:
+                raise UserError(
+                    f"another work holds {self.place} ({alive['work']}, process {alive['process']} on "
+                    f"{alive['machine'].split()[0]}): wait until it ends, or stop it, then repeat the command"
+                )
+            self.delete(np.array(dead, dtype=np.int64))
+            if len(dead) == len(claims):
+                return
+            time.sleep(BEAT / 4)
+
+    def _keep_claim(self, key: int, work: str, stop: threading.Event) -> None:
+        """Renew a claim until `stop`, in a thread."""
+        beat = 0
+        while not stop.wait(BEAT):
+            beat += 1
+            with _forgiving():
+                self.write_ticket(key, beat, work, "claim")
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:

@@ -8,56 +8,51 @@ from core.files import require_replaceable
 from core.gallery.cost import Holdings, Rate, measure_rate
 from core.gallery.documents import read_upgrade
 from core.gallery.entry_images import image_place
-from core.gallery.image_sample import image_sample
 from core.gallery.model_versions import version_of
 from core.gallery.plan import Plan
 from core.gallery.planning import make_plan
 from core.gallery.report import FILE, write_report
 from core.gallery.sample import Sample, pair_sample
+from core.gallery.sample_images import SampleImages, embed_sample
 from core.gallery.store import Store, Version
 from core.images.source import ImageSource
 from core.models.encoder import Encoder, load_encoder
-from core.parallel.collectives import broadcast_object
-from core.parallel.ranks import Ranks
 
 __all__ = ["plan_from_images", "plan_from_pairs"]
 
 
 def plan_from_images(
-    store: Store | None,
+    store: Store,
     new: Encoder,
     path: str | Path,
     images: str | Path,
     out: str | Path,
-    ranks: Ranks,
     words: Sequence[str],
     *,
-    root: str | Path | None = None,
     batch_size: int = 128,
     num_workers: int = 2,
     place: str | Path | None = None,
     far: float = 1e-3,
     seed: int = 0,
-) -> Plan | None:
-    """Plan an upgrade to `new`, the model argument `path`, on images with identities; every rank must call this.
+) -> Plan:
+    """Plan an upgrade to `new`, the model argument `path`, on images with identities (`core.gallery.sample_images`).
 
-    Writes the plan's folder `out`, with the report, on the first rank, and returns the plan there; `store` is needed
-    there alone. `words`: how a command line names the gallery. `place`: of the gallery's images, if it is not stored
-    with them (`core.gallery.entry_images`). Others as of `make_plan` and `image_sample`.
+    Writes the plan's folder `out`, with the report. `words`: how a command line names the gallery. `place`: of the
+    gallery's images, if it is not stored with them (`core.gallery.entry_images`). Others as of `make_plan`.
+    `UserError` also if the gallery's own model is not at hand.
     """
-    old = broadcast_object(searched_version(store, out) if ranks.is_first and store is not None else None)
+    old = searched_version(store, out)
     if old.model is None:
         raise UserError(
             f"the model {old.name} is not at hand, so the sample cannot be embedded by it: give vectors of the same "
             "images by both models (--pairs)"
         )
-    before = load_encoder(old.model, device=ranks.device)
+    before = load_encoder(old.model, device=new.device)
     if before.fingerprint != old.key:
         raise UserError(f"the model at {old.model} is not the one that made the gallery ({old.key[:12]}): put it there")
-    sample, data = image_sample(images, before, new, ranks, batch_size, num_workers, root)
-    if not ranks.is_first:
-        return None
-    assert store is not None
+    found = SampleImages(images)
+    sample = embed_sample(found, before, new, batch_size, num_workers)
+    data = found.of_size(new.image_size)
     rate = measure_rate(new, data, min(batch_size, data.num_images), num_workers)
     return _write(store, sample, old, _version(new, path), out, words, place, rate, data, far, seed)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from torch import distributed
 from core.errors import UserError
 from core.files import ROOT
 from core.gallery import Gallery
+from core.gallery.sample_images import embed_sample
 from core.models.encoder import load_encoder
 
 TOOL = ROOT / "tools" / "gallery.py"
@@ -65,7 +67,7 @@ class Story:
     """Commands that are run in this process, in a copy of the data's folder."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
-        self.folder, self.monkeypatch = folder, monkeypatch
+        self.folder, self.monkeypatch, self.place = folder, monkeypatch, []
         self.tool = load_program(TOOL)
         monkeypatch.setattr(self.tool, "set_up_logging", lambda: None)
         monkeypatch.chdir(folder)
@@ -73,11 +75,11 @@ class Story:
 
     def run(self, call: str, *words: object, status: int = 0) -> dict:
         """The JSON that a call prints."""
-        return json.loads(self.say(call, "--json", *words, status=status))
+        return json.loads(self.say(call, *words, "--json", status=status))
 
     def say(self, call: str, *words: object, status: int = 0) -> str:
         """What a call prints."""
-        self.monkeypatch.setattr(sys, "argv", ["gallery.py", call, "G", *map(str, words)])
+        self.monkeypatch.setattr(sys, "argv", ["gallery.py", call, "G", *map(str, words), *self.place])
         try:
             with pytest.raises(SystemExit) as ended, redirect_stdout(io.StringIO()) as said:
                 self.tool.main()
@@ -108,8 +110,8 @@ class Story:
         self.run("export", "--out", "out.parquet")
         return Path("out.parquet").read_bytes()
 
-    def new_vectors(self) -> dict[str, bytes]:
-        with Gallery.open("G") as gallery:
+    def new_vectors(self, place: str = "G") -> dict[str, bytes]:
+        with Gallery.open(place) as gallery:
             blocks = list(gallery.store.entries())
             lacking = {row for block in gallery.store.entries(lacking=self.keys["new"]) for row in block.rows.tolist()}
             found = {}
@@ -149,7 +151,7 @@ def test_whole_story(story: Story) -> None:
     Path("late.txt").write_text("late\n")
     late = "insert --ids late.txt --vectors late_old.npy --model old --vectors late_new.npy --model new"
     assert story.run(*late.split()) == {"inserted": 1}
-    assert story.run("delete", "--id", "person 0", "nobody") == {"deleted": 1}
+    assert story.run("delete", "person 0", "nobody") == {"deleted": 1}
     info = story.run("info")
     assert (info["vectors"], info["upgrade"]["total"], info["versions"][story.keys["old"]]) == (COUNT, COUNT, COUNT)
 
@@ -175,6 +177,27 @@ def test_rollback_gives_the_first_state_back(story: Story) -> None:
     assert story.run("rollback")["version"] == story.keys["old"]
     assert story.exported() == before and story.hits(model="old").equals(hits)
     assert story.run("info")["versions"] == {story.keys["old"]: COUNT}
+
+
+def test_story_in_milvus(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a milvus-lite file: half a backfill, taken back, then the whole one gives what a folder gives."""
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    story.create()
+    story.backfill("--share", 0.5)
+    half, by_folder = story.hits(), story.new_vectors()
+    monkeypatch.setattr(story, "place", ["--store", "milvus", "--uri", "faces.db"])
+    story.create()
+    assert story.backfill("--share", 0.5)["done"] == COUNT // 2
+    assert story.new_vectors("faces.db/G") == by_folder
+    found = story.hits()
+    assert found["id"].equals(half["id"]) and found["version"].equals(half["version"])
+    assert story.run("rollback")["version"] == story.keys["old"]
+    assert story.run("info")["versions"] == {story.keys["old"]: COUNT}
+    assert story.backfill()["done"] == COUNT
+    assert story.run("verify") == {"faults": []}
+    assert story.run("commit")["version"] == story.keys["new"]
+    assert story.run("info")["versions"] == {story.keys["new"]: COUNT}
 
 
 def test_export_and_import_answer_the_same(story: Story) -> None:
@@ -228,7 +251,8 @@ def test_require_that_is_not_met(story: Story) -> None:
 
 def test_plan_on_images_with_identities(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample embedded by both models gives the roads that its vectors give."""
-    monkeypatch.setattr("core.embeddings.extraction.ROOT", story.folder)
+    cached = partial(embed_sample, cache=story.folder / "cache")
+    monkeypatch.setattr("core.gallery.plan_upgrade.embed_sample", cached)
     story.create()
     rng = np.random.default_rng(1)
     sample = shots(rng, noise(rng, PEOPLE, PIXELS), SHOTS)

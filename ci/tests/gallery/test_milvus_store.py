@@ -578,3 +578,48 @@ def test_a_password_is_not_shown(monkeypatch):
     with pytest.raises(UserError, match="does not answer") as error:
         MilvusStore.open("http://root:secret@127.0.0.1:1", "faces")
     assert "secret" not in str(error.value)
+
+
+def test_one_long_work_at_a_time(store):
+    """A claim keeps out another one but no writer, and ends with its context."""
+    with store.claimed("backfill"):
+        with pytest.raises(UserError, match="another work holds .*backfill, process"), store.claimed("commit"):
+            pass
+        store.set_documents({"a": 1})
+    with store.claimed("commit"):
+        pass
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_claims_of_another_machine(store, monkeypatch, beats):
+    """One that is renewed is respected; one that is silent for the time of a lease was left by a killed process."""
+    monkeypatch.setattr(milvus_state, "BEAT", 0.1)
+    monkeypatch.setattr(milvus_state, "LEASE", 0.6)
+    select, number = store._connection.select, 0
+
+    def renew(*arguments):
+        nonlocal number
+        number += beats
+        with monkeypatch.context() as patch:
+            patch.setattr(milvus_state, "_machine", lambda: "elsewhere")
+            store._state.write_ticket(-7, number, "backfill", "claim")
+        return select(*arguments)
+
+    monkeypatch.setattr(store._connection, "select", renew)
+    if beats:
+        with pytest.raises(UserError, match=r"backfill, process \d+ on elsewhere"), store.claimed("commit"):
+            pass
+    else:
+        with store.claimed("commit"):
+            assert [row["key"] for row in select(store._state.collection, 'kind == "claim"', ["key"])] != [-7]
+
+
+def test_claim_of_a_killed_process(store):
+    """Of this machine: its number tells at once."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: ended.pid)
+        store._state.write_ticket(-7, 0, "backfill", "claim")
+    with store.claimed("commit"):
+        pass
