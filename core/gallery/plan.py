@@ -48,7 +48,7 @@ class SampleFacts:
     identities: int
     """With two images or more: those that are measured."""
     images: int
-    """Of these identities."""
+    """Of all identities; one of a single image is enrolled and has no probe."""
     enough: bool
     needed_identities: int
     """So many would do; at most `identities` if it is enough."""
