@@ -267,7 +267,7 @@ common may not be mappable at all. Measure it on images of your own (docs/maps.m
 ## The upgrade of a gallery
 
 The enrolled images of the test are a gallery of single vectors of the old model. Its upgrade to the new model was
-planned on the images of half of the people ([plan/report.html](plan/report.html)); the queries are single images of the
+planned on the images of half of the people ([plan/report.html](plan/report.html)); the queries are single images of
 others. Images were embedded again in the order of the plan, and both parts were searched together.
 
 {upgrade}

@@ -100,7 +100,7 @@ def search(gallery: Gallery, model: Path, embeddings: dict[str, np.ndarray], nam
     row_of = dict(zip(made.names, range(len(made.names))))
     subjects, asked = made.subjects, made.subjects[made.queries]
     first = gallery.search(queries, model, 1).hits
-    rank_1 = float((subjects[[row_of[one] for one in first["id"]]] == asked[first["query"].to_numpy()]).mean())
+    rank_1 = made.rank_1(first["query"].to_numpy(), first["id"].to_list())
     accepted = gallery.search(queries, model, len(made.entries), max_far=FAR).hits
     query, entry = accepted["query"].to_numpy(), np.array([row_of[one] for one in accepted["id"]], dtype=int)
     unseen = ~np.isin(subjects[made.entries], subjects[made.sample])
@@ -113,7 +113,7 @@ def rank_1_of(queries: np.ndarray, gallery: np.ndarray, made: IjbGallery) -> flo
     """By all cosines at once: the plain way, of a gallery of one version."""
     entries, asked = (unit(vectors[rows]) for vectors, rows in ((gallery, made.entries), (queries, made.queries)))
     nearest = made.entries[(asked @ entries.T).argmax(axis=1)]
-    return float((made.subjects[nearest] == made.subjects[made.queries]).mean())
+    return float((made.subjects[nearest] == made.subjects[made.queries])[made.enrolled].mean())
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ are the sample on which an upgrade is planned. The probes of the others are the 
 fits has seen them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,21 @@ class IjbGallery:
     """(N,) of all images of the tree, -1 for one of no template of the test."""
     names: list[str]
     """(N,) the ids of the images in the gallery."""
+
+    @property
+    def enrolled(self) -> np.ndarray:
+        """Whether the person of each query is in the gallery, bool (Q,)."""
+        return np.isin(self.subjects[self.queries], self.subjects[self.entries])
+
+    def rank_1(self, queries: np.ndarray, ids: Sequence[str]) -> float:
+        """The share of queries of enrolled people whose first hit is of their person.
+
+        `queries` (H,) numbers of queries, from 0, and `ids` (H,) of their first hits; a query without one is not found.
+        """
+        subject_of = dict(zip(self.names, self.subjects.tolist()))
+        found = np.full(len(self.queries), -2)
+        found[queries] = [subject_of[name] for name in ids]
+        return float((found == self.subjects[self.queries])[self.enrolled].mean())
 
 
 def write_ijb_gallery(images: IjbImages, image_size: int, out: Path) -> IjbGallery:

@@ -8,9 +8,7 @@ from core.builtin.ijb_tree import Sample, SubjectImages, frames_to_media, write_
 from core.evaluation.ijb_meta import read_images
 
 COUNTS = [12, 3, 1, 2, 7, 9, 12, 1, 4, 5, 6, 2]
-POINTS = np.array(
-    [[10.9, 14.8], [18.7, 14.7], [14.9, 19.2], [11.9, 24.7], [18.2, 24.6]]
-)  # as in a crop of 32 pixels
+POINTS = np.array([[10.9, 14.8], [18.7, 14.7], [14.9, 19.2], [11.9, 24.7], [18.2, 24.6]])  # as in a crop of 32 pixels
 
 
 def _lists(meta):
@@ -52,3 +50,12 @@ def test_entries_sample_and_queries_are_those_of_the_protocol(tmp_path):
     probes = [row for row, t in enumerate(templates) if t in lists["probe_mixed"] and everyone[t] not in owners]
     assert made.queries.tolist() == probes and probes
     assert made.subjects[made.queries].tolist() == [everyone[templates[row]] for row in probes]
+
+    mated = [everyone[templates[row]] in enrolled.values() for row in probes]
+    assert made.enrolled.tolist() == mated and not all(mated)
+    right = {subject: str(entries[[enrolled[templates[row]] for row in entries].index(subject)] + 1)
+             for subject in enrolled.values()}  # fmt: skip
+    known = [number for number, is_mated in enumerate(mated) if is_mated]
+    hits = [right[everyone[templates[probes[number]]]] for number in known]
+    assert made.rank_1(np.array(known), hits) == 1
+    assert made.rank_1(np.array(known[1:]), hits[1:]) == (len(known) - 1) / len(known)  # one has no hit
