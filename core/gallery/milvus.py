@@ -597,5 +597,5 @@ def _build_options(index: str, count: int) -> dict[str, int]:
 
 def _search_options(index: str, limit: int) -> dict[str, int]:
     if index == "hnsw":
-        return {"ef": max(128, 2 * limit)}
+        return {"ef": min(max(512, 4 * limit), 2 * MOST_HITS)}
     return {"nprobe": 64} if index == "ivf" else {}

@@ -33,7 +33,7 @@ HITS_PART = 1 << 18
 """Hits that one request asks for at most, over its queries."""
 TIMEOUT, CONNECT_TIMEOUT = 120.0, 10.0
 """Seconds after which a server that does not answer is given up."""
-TOO_LARGE = ("maxoutputsize", "message larger than max")
+TOO_LARGE = ("results exceed the limit size", "maxoutputsize", "message larger than max")
 UNREACHABLE = ("fail connecting", "unavailable", "retry timeout", "deadline", "should create connection")
 
 _open_files: Counter[str] = Counter()

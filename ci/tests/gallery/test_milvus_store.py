@@ -366,7 +366,7 @@ with store._writing():
 
 
 def check_another_writer(uri, name):
-    """Another process has the turn: this one is told, reads go on; when it is killed the next writer goes on at once."""
+    """Another process has the turn: this one is told and still reads; when that is killed this one goes on at once."""
     store = MilvusStore.open(uri, name)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with (
@@ -504,7 +504,7 @@ def test_answers_that_a_server_finds_too_large_are_asked_in_halves(store, monkey
     def limited(self, collection, condition, fields):
         found = select(self, collection, condition, fields)
         if len(found) > 7:
-            raise milvus_connection.RequestError("query results exceed the maxOutputSize Limit")
+            raise milvus_connection.RequestError("query failed: query results exceed the limit size")
         return found
 
     monkeypatch.setattr(milvus_connection.Connection, "select", limited)
