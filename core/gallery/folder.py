@@ -32,7 +32,7 @@ from core.gallery.folder_check import faults
 from core.gallery.folder_database import FILE, Database, StoredVersion, stored_versions
 from core.gallery.folder_index import INDEXES, search_index
 from core.gallery.folder_slots import live_slots, set_slots, slots_at
-from core.gallery.folder_vectors import UnitRows, VectorFile, flush_folder
+from core.gallery.folder_vectors import SLOTS, UnitRows, VectorFile, flush_folder
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
 __all__ = ["FolderStore"]
@@ -266,11 +266,13 @@ class FolderStore:
         return Hits(scores, ids)
 
     def verify(self) -> list[str]:  # noqa: D102
+        found = []
         try:
             with self._database.reading() as db:
-                return list(faults(db, self._file))
-        except UserError as error:
-            return [str(error)]
+                found.extend(faults(db, self._file))
+        except (UserError, ValueError, TypeError, KeyError) as error:  # too damaged to be read further
+            found.append(" ".join(f"{FILE}: {error}".split()))
+        return found
 
     def _require(self, db: sqlite3.Connection, key: str) -> StoredVersion:
         versions = stored_versions(db)
@@ -340,7 +342,7 @@ class FolderStore:
             )
         file = self._file(replace(stored, dtype=stored.dtype or vectors.dtype.name))
         sql = "SELECT crc FROM vector_checksums WHERE version = ? AND block = ?"
-        last = db.execute(sql, (stored.number, stored.slots // BLOCK)).fetchone()
+        last = db.execute(sql, (stored.number, stored.slots // SLOTS)).fetchone()
         return partial(file.append, vectors, last[0] if last else 0, f"vectors of {name}")
 
     def _remove(self, db: sqlite3.Connection, rows: np.ndarray) -> None:
@@ -374,9 +376,9 @@ class FolderStore:
         order = np.argsort(slots)
         rows, slots = rows[order], slots[order]
         checksums = []
-        for start in range(0, len(slots), BLOCK):
+        for start in range(0, len(slots), SLOTS):
             new = self._file(replace(stored, file=number, slots=start))
-            checksums += new.append(vectors[slots[start : start + BLOCK]], 0, f"vectors of {stored.version.name}")
+            checksums += new.append(vectors[slots[start : start + SLOTS]], 0, f"vectors of {stored.version.name}")
         db.execute("DELETE FROM vector_checksums WHERE version = ?", (stored.number,))
         _keep_checksums(db, stored.number, checksums)
         db.execute("UPDATE versions SET file = ?, slots = ? WHERE number = ?", (number, len(slots), stored.number))
@@ -384,7 +386,7 @@ class FolderStore:
 
 
 def _is_wasteful(stored: StoredVersion) -> bool:
-    return stored.slots - stored.live > max(stored.live, BLOCK)
+    return stored.slots - stored.live > max(stored.live, SLOTS)
 
 
 def _next_file(db: sqlite3.Connection) -> int:

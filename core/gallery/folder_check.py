@@ -8,8 +8,7 @@ import numpy as np
 
 from core.gallery import folder_entries, folder_slots
 from core.gallery.folder_database import FILE, StoredVersion, stored_versions
-from core.gallery.folder_vectors import VectorFile
-from core.gallery.store import BLOCK
+from core.gallery.folder_vectors import SLOTS, VectorFile
 
 __all__ = ["faults"]
 
@@ -21,7 +20,7 @@ def faults(db: sqlite3.Connection, file_of: Callable[[StoredVersion], VectorFile
     """A line a fault, of one state of the database. Memory: a block of vectors, and 30 bytes an entry."""
     for (line,) in db.execute("PRAGMA integrity_check"):
         if line != "ok":
-            yield f"{FILE}: {line}"
+            yield f"{FILE}: {' '.join(line.split())}"
     yield from _document_faults(db)
     yield from _entry_faults(db)
     rows = np.fromiter((row for (row,) in db.execute("SELECT row FROM entries ORDER BY row")), np.int64)
@@ -77,7 +76,7 @@ def _vector_faults(db: sqlite3.Connection, stored: StoredVersion, file: VectorFi
         return
     rows, slots = folder_slots.live_slots(db, stored.number)
     for block in damaged:
-        there = rows[slots // BLOCK == block]
+        there = rows[slots // SLOTS == block]
         ids = [repr(name[:200]) for name in folder_entries.ids_of(db, there[:SHOWN]).tolist()]
         more = f" and {len(there) - len(ids)} more" if len(there) > len(ids) else ""
         state = "is not all there" if found.get(block) is None else "differs from its checksum"

@@ -13,7 +13,7 @@ from core.gallery.store import Entries
 __all__ = ["add", "checksums", "entries_after", "entries_at", "find", "ids_of", "remove"]
 
 ROWS = 1000
-"""In a block."""
+"""In a block, which has a checksum: part of the format."""
 COLUMNS = "row, id, label, image"
 
 
@@ -134,4 +134,4 @@ def _checksum(db: sqlite3.Connection, block: int) -> int | None:
 
 
 def _text(ids: Sequence[str], labels: Sequence[str | None], images: Sequence[str | None]) -> str:
-    return json.dumps((ids, labels, images), ensure_ascii=False)
+    return json.dumps((ids, labels, images), ensure_ascii=False, default=repr)  # bytes are damaged text

@@ -12,7 +12,7 @@ import numpy as np
 __all__ = ["ROWS", "damaged_blocks", "live_slots", "set_slots", "slots_at"]
 
 ROWS = 1000
-"""Entries in a block: their slots, int32, just fit into a page of the database."""
+"""Entries in a block: their slots, int32, just fit into a page of the database. Part of the format."""
 NONE = -1
 DTYPE = np.dtype("<i4")
 

@@ -17,10 +17,12 @@ import numpy as np
 
 from core.errors import UserError
 from core.files import writing
-from core.gallery.store import BLOCK
 from core.models.maps.vectors import row_blocks, unit_rows
 
-__all__ = ["UnitRows", "VectorFile", "flush_folder"]
+__all__ = ["SLOTS", "UnitRows", "VectorFile", "flush_folder"]
+
+SLOTS = 4096
+"""In a block, which has a checksum: part of the format."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class VectorFile:
             raise UserError(
                 f"{self.path} is damaged: {found} bytes in place of {self._bytes}; restore the gallery from a backup"
             )
-        return np.memmap(self.path, self.dtype, "r", shape=(self.slots, self.size))
+        return np.asarray(np.memmap(self.path, self.dtype, "r", shape=(self.slots, self.size)))
 
     def append(self, vectors: np.ndarray, crc: int, what: str) -> list[tuple[int, int]]:
         """Write vectors (B, D) behind the end; returns the blocks of slots that they touch, each with its checksum.
@@ -66,7 +68,7 @@ class VectorFile:
                 _require_directions(part, rows.start, what)
                 data = part.reshape(-1).view(np.uint8).data
                 _write(file, data)
-                crc = zlib.crc32(data, crc if (self.slots + rows.start) % BLOCK else 0)
+                crc = zlib.crc32(data, crc if (self.slots + rows.start) % SLOTS else 0)
                 checksums[block] = crc
             os.fsync(file.fileno())
         if not self.slots:
@@ -127,8 +129,8 @@ def _read(vectors: np.ndarray, slots: np.ndarray) -> np.ndarray:
 
 def _by_block(start: int, count: int) -> Iterator[tuple[int, slice]]:
     """Numbers of the blocks that `count` slots from `start` on touch, each with the rows (of `count`) that go there."""
-    for block in range(start // BLOCK, -(-(start + count) // BLOCK)):
-        yield block, slice(max(block * BLOCK - start, 0), min((block + 1) * BLOCK - start, count))
+    for block in range(start // SLOTS, -(-(start + count) // SLOTS)):
+        yield block, slice(max(block * SLOTS - start, 0), min((block + 1) * SLOTS - start, count))
 
 
 def _require_directions(vectors: np.ndarray, first: int, what: str) -> None:
