@@ -3,7 +3,7 @@
 import argparse
 from argparse import Namespace
 from pathlib import Path
-from typing import NoReturn, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import torch
 
@@ -30,8 +30,8 @@ __all__ = [
 class ArgumentParser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` that shows defaults in `--help` and raises `UserError` on a wrong command line."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def __init__(self, description: str, **options: Any):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise `message` as a `UserError` that points to `--help`."""

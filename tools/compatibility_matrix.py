@@ -26,7 +26,7 @@ from core.evaluation.model_pairs import DEFAULT_SETTINGS, EMBEDS, PairResult, ev
 from core.evaluation.plots import plot_matrices
 from core.evaluation.results import Evaluation, Model, write_matrix
 from core.evaluation.roc import FARS
-from core.evaluation.tables import format_table
+from core.evaluation.tables import format_rate, format_table
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 from core.models.map_run import model_chain
@@ -72,7 +72,7 @@ def main() -> None:
         matrices[metric] = UpdateMatrix(names[:num_models], rates[:num_models, :num_models], rates.diagonal()[served])
     for metric, matrix in matrices.items():
         print(f"{metric} (%)\n{matrix.table()}\n")
-    print(make_verdicts(matrices))
+    print(make_verdicts(matrices, found))
     args.out.mkdir(exist_ok=True)
     write_matrices(matrices, args.out / "matrix.csv")
     title = "{}, {} (%), \N{CHECK MARK} compatible"
@@ -161,14 +161,19 @@ def read_rates(found: Mapping[tuple[int, int], PairResult], metric: str, num_mod
     return rates
 
 
-def make_verdicts(matrices: Mapping[str, UpdateMatrix]) -> str:
-    """A line for each pair of a newer query and an older gallery model: whether it is compatible, by each metric."""
+def make_verdicts(matrices: Mapping[str, UpdateMatrix], found: Mapping[tuple[int, int], PairResult]) -> str:
+    """A line for each pair of a newer query and an older gallery model: whether it is compatible by each metric; flips.
+
+    NFR and PFR are of rank-1 in 1:N, in per cent.
+    """
     first = next(iter(matrices.values()))
-    rows = [
-        [f"{first.names[query]} / {first.names[gallery]}", *(m.verdict(query, gallery) for m in matrices.values())]
-        for query, gallery in first.updates()
-    ]
-    return format_table(["compatible (query / gallery)", *matrices], rows)
+    rows = []
+    for query, gallery in first.updates():
+        verdicts = [matrix.verdict(query, gallery) for matrix in matrices.values()]
+        flips = found[query, gallery].flips if (query, gallery) in found else {}
+        rates = [format_rate(flips.get(name)) for name in ("nfr", "pfr")]
+        rows.append([f"{first.names[query]} / {first.names[gallery]}", *verdicts, *rates])
+    return format_table(["compatible (query / gallery)", *matrices, "NFR", "PFR"], rows)
 
 
 def make_evaluations(

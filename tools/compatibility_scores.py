@@ -15,6 +15,11 @@ A mapped gallery (docs/maps.md) is compared with the search that it served befor
 the new model was itself trained alone, it is star too: name it twice.
 
     python tools/compatibility_scores.py --models old+ridge independent independent work_dirs/demo/results.json
+
+Of mapped queries new/new is the self-test of the model that embedded them, which is what a gallery that is embedded
+again gives; the map's own is used where that one is not there.
+
+    python tools/compatibility_scores.py --models old independent+procrustes independent work_dirs/demo/results.json
 """
 
 import argparse
@@ -49,8 +54,8 @@ def main() -> None:
     set_up_logging()
     args = parse_arguments()
     evaluations = [evaluation for path in args.results for evaluation in read_evaluations(path)]
-    star_is_new = args.models is not None and args.models[1] == args.models[2]
-    by_task = find_tests(choose_models(evaluations, args.models), star_is_new)
+    chosen = choose_models(evaluations, args.models)
+    by_task = find_tests(chosen, args.models is not None and is_alone(chosen, *args.models[1:]))
     test_sets = choose_metrics(by_task, args.metric)
     rates = [read_rates(by_task[task], metric) for task, metric in test_sets]
     flips = [[format_rate(by_task[task].cross.metrics.get(name)) for name in ("nfr", "pfr")] for task, _ in test_sets]
@@ -82,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
 def choose_models(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[Evaluation]:
     """The evaluations that the update from `names[0]` to `names[1]` needs, `names[2]` being star; all without names.
 
-    Of a mapped gallery the self-test of the model that embedded it is needed.
+    Of a mapped gallery or of mapped queries the self-test of the model that embedded them is needed.
     """
     if names is None:
         return list(evaluations)
@@ -91,7 +96,8 @@ def choose_models(evaluations: Sequence[Evaluation], names: Sequence[str] | None
     if missing:
         raise UserError(f"--models {missing[0]}: the files have no such model, only {', '.join(sorted(known))}")
     old, new, star = names
-    origins = {one.gallery.mapped_from for one in evaluations if one.gallery.name == old} - {""}
+    origins = {one.gallery.mapped_from for one in evaluations if one.gallery.name == old}
+    origins |= {one.query.base for one in evaluations if one.query.name == new}
     pairs = {(old, old), (new, new), (star, star), (new, old)}
     chosen = [
         one
@@ -101,6 +107,12 @@ def choose_models(evaluations: Sequence[Evaluation], names: Sequence[str] | None
     if not chosen:
         raise UserError(f"--models {' '.join(names)}: the files have no test of this update: add their results.json")
     return chosen
+
+
+def is_alone(evaluations: Sequence[Evaluation], new: str, star: str) -> bool:
+    """Whether star is the new model itself, or the one whose queries are mapped."""
+    bases = {one.query.base for one in evaluations if one.query.name == new}
+    return star == new or any(one.query.name == star and one.query.fingerprint in bases for one in evaluations)
 
 
 def find_tests(evaluations: Sequence[Evaluation], star_is_new: bool) -> dict[str, UpdateTests]:

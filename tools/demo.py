@@ -1,4 +1,4 @@
-"""The whole way on built-in data: old model, MixBCT, an independent new model for contrast, cross-tests, report, ONNX.
+"""The whole way on built-in data: old model, MixBCT, an independent new model, maps, tests, ONNX, an upgrade.
 
 python tools/demo.py --dataset glyphs --seed 0 --out work_dirs/demo
 
@@ -8,12 +8,15 @@ Each step is a command of this repository, printed before it runs. A demo that w
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from command_line import ArgumentParser
 from commands import Commands
+from demo_gallery import FOLDERS, upgrade_gallery
 
 from core.data.records import RecordDataset
 from core.engine.run_folder import code_version
@@ -30,8 +33,30 @@ from core.models.encoder import load_encoder
 from core.progress import format_seconds
 
 MODELS = ("old", "new", "independent")
-PAIRS = ("old/old", "new/new", "new/old", "independent/independent", "independent/old")
-"""Query model / gallery model."""
+MAPS = {
+    "old_to_new": ("ridge", "new"),
+    "old_to_independent": ("ridge", "independent"),
+    "independent_to_old": ("procrustes", "independent"),
+}
+"""By folder: the kind of the map, and the new model whose space it joins to the old one's."""
+PAIRS = {
+    "old/old": ("old", "old"),
+    "new/new": ("new", "new"),
+    "new/old": ("new", "old"),
+    "new/old+ridge": ("new", "old_to_new"),
+    "independent/independent": ("independent", "independent"),
+    "independent/old": ("independent", "old"),
+    "independent/old+ridge": ("independent", "old_to_independent"),
+    "independent+procrustes/old": ("independent_to_old", "old"),
+}
+"""By query model / gallery model: their folders."""
+ROADS = {
+    "new/old": "MixBCT queries in the old gallery as it is",
+    "new/old+ridge": "MixBCT queries in the old gallery, mapped to the space of the MixBCT model",
+    "independent/old+ridge": "queries of the independent model in the old gallery, mapped to its space",
+    "independent+procrustes/old": "queries of the independent model, mapped to the old space, in the old gallery",
+}
+"""The pairs for which no image of the gallery is embedded again, in words."""
 PARTS = {
     "glyphs": ("class", "train_part_70_class", "30 % of the identities", "the other 70 %"),
     "orl": (
@@ -42,7 +67,7 @@ PARTS = {
     ),
 }
 """How the data is split, the new models' records, and both parts in words. ORL has too few people to share them."""
-SHOWN = {"1:N": ("top1", "top5", "tpir@fpir=0.1"), "1:1": ("tar@far=1e-03", "tar@far=1e-02", "auc")}
+SHOWN = {"1:N": ("top1", "nfr", "pfr", "top5", "tpir@fpir=0.1"), "1:1": ("tar@far=1e-03", "tar@far=1e-02", "auc")}
 
 
 def main() -> None:
@@ -58,10 +83,13 @@ def main() -> None:
     start_folder(out, {"dataset": args.dataset, "seed": args.seed, "version": code_version()})
     commands = Commands()
     train_models(out, args.dataset, args.seed, commands)
+    fit_maps(out, args.dataset, args.seed, commands)
     results = evaluate(out)
     commands.run("tools/export_onnx.py", "-m", out / "new", "-o", out / "new.onnx")
-    table = write_report(out, args.dataset, args.seed, results)
+    found, upgrade = upgrade_gallery(out, commands)
+    table = write_report(out, args.dataset, args.seed, results, found)
     print(f"\n{table}\n\nreport: {out / 'report.md'}   (took {format_seconds(time.monotonic() - started)})")
+    print(f"The upgrade of the old gallery: open {upgrade} in a browser.")
 
 
 def start_folder(out: Path, demo: dict[str, object]) -> None:
@@ -72,7 +100,7 @@ def start_folder(out: Path, demo: dict[str, object]) -> None:
     marker, text = out / "demo.json", json.dumps(demo) + "\n"
     if marker.exists() and marker.read_text() != text:
         print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")
-        for name in ("data", "embeddings", *MODELS):
+        for name in ("data", "embeddings", *MODELS, *MAPS, *FOLDERS):
             shutil.rmtree(out / name, ignore_errors=True)
     elif out.exists() and not marker.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds files that are not a demo's: name an empty folder with OUT= or --out")
@@ -105,13 +133,34 @@ def train_models(out: Path, dataset: str, seed: int, commands: Commands) -> None
     commands.run("methods/mixbct/train.py", f"methods/mixbct/configs/{dataset}.py", *new)
 
 
+def fit_maps(out: Path, dataset: str, seed: int, commands: Commands) -> None:
+    """The maps between the old model and the new ones, fitted on the images that the new ones were trained on."""
+    for folder, (kind, model) in MAPS.items():
+        commands.run(
+            "methods/linear_map/train.py",
+            f"methods/linear_map/configs/{dataset}.py",
+            f"kind={kind}",
+            f"rec={out / 'data' / PARTS[dataset][1]}",
+            f"old_model={out / 'old'}",
+            f"old_features={out / 'old' / 'features'}",
+            f"new_model={out / model}",
+            f"new_features={out / model / 'features'}",
+            f"output={out / folder}",
+            f"seed={seed}",
+        )
+
+
 def evaluate(out: Path) -> dict[str, PairResult]:
     """Self- and cross-tests of the pairs, 1:1 and 1:N; each model embeds the test images once."""
-    encoders = {name: load_encoder(out / name) for name in MODELS}
-    return evaluate_pairs(encoders, PAIRS, out / "data" / "eval", cache=out / "embeddings")
+    encoders = {name: load_encoder(out / name) for name in (*MODELS, *MAPS)}
+    pairs = ["/".join(folders) for folders in PAIRS.values()]
+    results = evaluate_pairs(encoders, pairs, out / "data" / "eval", cache=out / "embeddings")
+    return {name: results[pair] for name, pair in zip(PAIRS, pairs)}
 
 
-def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResult]) -> str:
+def write_report(
+    out: Path, dataset: str, seed: int, results: dict[str, PairResult], upgrade: Mapping[str, float]
+) -> str:
     """Write results.json, the pictures and report.md; returns the table."""
     write_pairs(out / "results.json", {pair: result.metrics for pair, result in results.items()})
     verifications = {pair: result.verification for pair, result in results.items()}
@@ -123,7 +172,7 @@ def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResu
     draw_test(out)
     header = ["query/gallery", *(f"{task} {name}" for task, names in SHOWN.items() for name in names)]
     rows = [
-        [pair, *(format_rate(result.metrics[task][name]) for task, names in SHOWN.items() for name in names)]
+        [pair, *(format_rate(result.metrics[task].get(name)) for task, names in SHOWN.items() for name in names)]
         for pair, result in results.items()
     ]
     credit = json.loads((out / "data" / "dataset.json").read_text()).get("credit")
@@ -135,10 +184,32 @@ def write_report(out: Path, dataset: str, seed: int, results: dict[str, PairResu
                 new_part=PARTS[dataset][3],
                 seed=seed,
                 table=format_markdown(header, rows),
+                roads=compare_roads({pair: result.metrics["1:N"] for pair, result in results.items()}),
+                upgrade=format_markdown(
+                    ["gallery", "rank-1 (%)"], [[name, format_rate(rate)] for name, rate in upgrade.items()]
+                ),
                 credit=credit or "",
             )
         )
     return format_table(header, rows)
+
+
+def compare_roads(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """In words, from the 1:N metrics of the pairs: what each road finds without embedding the gallery again."""
+    found = {pair: 100 * values["top1"] for pair, values in metrics.items()}
+    before, star = found["old/old"], found["independent/independent"]
+    lines = [
+        f"The service finds {before:.1f} % now; the independent model would find {star:.1f} % after embedding every "
+        "image of the gallery again. Without embedding one of them:",
+        "",
+    ]
+    for pair in sorted(ROADS, key=lambda pair: -found[pair]):
+        gain = found[pair] - before
+        share = f", {100 * gain / (star - before):.0f} % of the whole gain" if star > before and gain > 0 else ""
+        verdict = f"{'pays at once' if gain > 0 else 'does not pay'}: {found[pair]:.1f} % ({gain:+.1f}{share})"
+        lost = f"{100 * metrics[pair]['nfr']:.1f} % of the probes are found now and would be lost"
+        lines.append(f"- **{pair}**, {ROADS[pair]}, {verdict}; {lost}.")
+    return "\n".join(lines)
 
 
 def draw_identities(out: Path) -> None:
@@ -179,9 +250,29 @@ tested on identities that none of them has seen. Rates in per cent; a name is qu
 - **old/old** is the service before the update.
 - **new/old** is the update without backfilling: MixBCT queries in the old gallery. Above old/old it pays at once.
 - **independent/old** is the same without backward-compatible training: no better than chance.
+- **old+ridge** is the old gallery mapped to the space of the queries' model, **independent+procrustes** queries mapped
+  to the old space: maps fitted in seconds on embeddings of the new model's training images by both models.
 - **new/new** and **independent/independent** are the galleries after backfilling: what compatibility costs.
+- **nfr** is the share of probes that the service finds now and would not find any more, **pfr** the reverse.
 
-![ROC of the five pairs](roc.png)
+## Which road pays
+
+{roads}
+
+Compatible training needs the old model while the new one is trained, and leaves the gallery as it is. A map needs two
+finished models and images that both have embedded; mapping the gallery rewrites its vectors, mapping queries does not.
+Both together need both. These three networks are of one family, which flatters maps: two models that have little in
+common may not be mappable at all. Measure it on images of your own (docs/maps.md).
+
+## The upgrade of a gallery
+
+The enrolled images of the test are a gallery of single vectors of the old model. Its upgrade to the new model was
+planned on the images of half of the people ([plan/report.html](plan/report.html)); the queries are single images of the
+others. Images were embedded again in the order of the plan, and both parts were searched together.
+
+{upgrade}
+
+![ROC of the pairs](roc.png)
 
 ![Identification in gallery 1](identification.png)
 

@@ -60,6 +60,11 @@ class ImageList:
         """The path of a row as it is written in the list."""
         return self.paths[row].encode("latin-1")
 
+    def text(self) -> bytes:
+        """Its lines `path label`."""
+        lines = pl.DataFrame({"path": self.paths, "label": self.labels})
+        return lines.select(pl.format("{} {}\n", "path", "label").str.join("")).item().encode("latin-1")
+
     def select(self, rows: np.ndarray) -> "ImageList":
         """The list with these rows only."""
         return ImageList(self.paths.gather(rows), self.labels[rows])
@@ -77,6 +82,8 @@ class ListDataset:
     Held are the paths and 24 bytes an image, 90 MB for the 1.58 million of GLDv2-clean; images stay on disk. Picklable,
     and safe with forked and spawned workers.
 
+    With `images` they are the list, and nothing is read at `path`, which may be a folder.
+
     Attributes: `prefix` (path of the list), `root` (by default the list's folder), `num_images`, `num_classes` (largest
     label in the list + 1), `fingerprint` (hex SHA-256 of the list's text, the rows that are left out, the sizes of all
     files and the content of 64 spread over them; independent of where the list and the images are).
@@ -92,10 +99,11 @@ class ListDataset:
         root: str | Path | None = None,
         image_size: int | None = None,
         skip_bad: bool = False,
+        images: ImageList | None = None,
     ):
         self.prefix, self.skip_bad = str(path), skip_bad
         self.root = Path(path).parent if root is None else Path(root)
-        self._list = read_list(path)
+        self._list = read_list(path) if images is None else images
         self.num_classes = int(self._list.labels.max()) + 1
         report_empty_classes(self.prefix, self._list.labels)
         sizes = self._find_files()
@@ -104,7 +112,9 @@ class ListDataset:
             self._report_missing(np.flatnonzero(sizes < 0))
             self._list, sizes = self._list.select(present), sizes[present]
         self.num_images = len(self._list)
-        self.fingerprint = self._fingerprint(present, sizes)
+        self.fingerprint = self._fingerprint(
+            Path(path).read_bytes() if images is None else images.text(), present, sizes
+        )
         self._size = image_size
 
     def __len__(self) -> int:
@@ -226,8 +236,8 @@ class ListDataset:
             raise UserError(f"{text}; set the folder of the images (image_root), or leave these out (bad_images skip)")
         logger.info("%s; their lines are left out", text)
 
-    def _fingerprint(self, present: np.ndarray, sizes: np.ndarray) -> str:
-        digest = hashlib.sha256(Path(self.prefix).read_bytes())
+    def _fingerprint(self, text: bytes, present: np.ndarray, sizes: np.ndarray) -> str:
+        digest = hashlib.sha256(text)
         for array in (present, sizes):
             digest.update(array.astype("<i8").tobytes())
         for row in np.unique(np.linspace(0, len(sizes) - 1, FINGERPRINT_FILES).astype(np.int64)).tolist():
@@ -287,10 +297,8 @@ def _lines(text: bytes, path: str | Path) -> pl.DataFrame:
 
 def write_list(path: str | Path, images: ImageList, rows: np.ndarray, labels: np.ndarray) -> None:
     """Write the paths of `rows` (K,) with new `labels` (K,); `path` appears when it is whole."""
-    lines = pl.DataFrame({"path": images.paths.gather(rows), "label": labels})
-    text = lines.select(pl.format("{} {}\n", "path", "label").str.join("")).item()
     with replaced_atomically(path) as temporary:
-        temporary.write_bytes(text.encode("latin-1"))
+        temporary.write_bytes(ImageList(images.paths.gather(rows), labels).text())
 
 
 def file_sizes(file_of: Callable[[int], str | bytes], num_files: int, description: str) -> np.ndarray:

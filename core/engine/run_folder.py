@@ -80,14 +80,14 @@ class RunFolder:
     def changed_settings(self, settings: Settings | MapSettings) -> list[str]:
         """The settings that differ from those in `config.json`, as "key old -> new".
 
-        Keys missing in the file are ignored, and so are the counts of the data, what a run derives from its data where
-        the setting is None, and the weights that it began with, which are not read again. Empty if there is no such
-        file or it is not readable.
+        Keys missing in the file are ignored, and so are the counts of the data, what a run derives from its data or its
+        method where the setting is None, and the weights that it began with, which are not read again. Empty if there
+        is no such file or it is not readable.
         """
         before = self.read_config()
         now = json.loads(json.dumps(asdict(settings), default=list))
         ignored = {"num_classes", "num_image", "weights", "head_weights"}
-        ignored |= {"image_size"} if now.get("image_size") is None else set()
+        ignored |= {name for name in ("image_size", "direction") if now.get(name) is None}
         changed = [key for key in now if key not in ignored and before.get(key, now[key]) != now[key]]
         return [f"{key} {before[key]!r} -> {now[key]!r}" for key in changed]
 

@@ -40,6 +40,13 @@ class ScoreCalibration:
         beyond = self.log_far[-1] - (scores - self.scores[-1]) / self.decay
         return np.where(scores > self.scores[-1], beyond, inside)
 
+    def threshold(self, far: float) -> float:
+        """The score from which on a share `far` of impostors is accepted, above 0 and at most 1: the reverse."""
+        log_far = np.log(far)
+        if log_far < self.log_far[-1]:
+            return float(self.scores[-1] + (self.log_far[-1] - log_far) * self.decay)
+        return float(np.interp(log_far, self.log_far[::-1], self.scores[::-1]))
+
     def __call__(self, scores: np.ndarray, kind: str = "far") -> np.ndarray:
         """Scores of this space on the common scale, larger for more alike.
 

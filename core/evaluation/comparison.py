@@ -1,105 +1,202 @@
-"""Methods side by side: what each gains and costs on each test, over seeds, as tables, CSV and a picture."""
+"""Methods and roads side by side: what each gains and costs on each test, over seeds, as tables, CSV and a picture.
+
+A road is how a model's queries reach the old gallery: directly, with a map before the queries, or in a mapped gallery.
+"""
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from core.errors import UserError
 from core.evaluation.compatibility import CompatibilityScores, scores
 from core.evaluation.plots import plot_trade_off
 from core.evaluation.tables import format_markdown
 from core.files import replaced_atomically
 
-__all__ = ["Comparison", "Entry"]
+__all__ = ["DIRECT", "Comparison", "Entry", "read_csv"]
 
 BASELINES = ("old", "independent")
 """The two models that every method is measured against."""
-COLUMNS = ("old/old", "new/new", "new/old", "gain", "p_up", "p_comp", "p_1")
+DIRECT = "direct"
+"""The road without a map."""
+RATES = ("old/old", "new/new", "new/old")
+SCORES = ("gain", "p_up", "p_comp", "p_1")
+FLIPS = ("NFR", "PFR")
+COLUMNS = (*RATES, *SCORES, *FLIPS)
+ROAD_COLUMNS = ("new/new", "new/old", "gain", "p_1", *FLIPS)
+"""Of the table of roads; old/old is one for all, and a method's p_up is one for all its roads."""
+VERDICT = "new/old > old/old"
+EMBEDDED = "images embedded"
+"""Of the gallery, for the search: none on any road, all for new/new."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method's model of one seed: its scores by test, in per cent."""
+    """One method's model of one seed on one road: its scores by test, in per cent."""
 
     method: str
     seed: int
     self_test: Mapping[str, float]
     cross_test: Mapping[str, float]
-    """Its queries in the old model's gallery."""
+    """Its queries in the old model's gallery, on this road."""
+    flips: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """NFR and PFR of the cross-test, in per cent, by those tests whose answers are right or wrong."""
+    road: str = DIRECT
 
 
 class Comparison:
-    """Entries of several methods and seeds. The methods "old" and "independent" must be there for every seed."""
+    """Entries of several methods, roads and seeds. "old" and "independent" must be there for every seed."""
 
     def __init__(self, entries: Sequence[Entry]):
         self.entries = list(entries)
         self.tests = list(self.entries[0].self_test)
         self.seeds = sorted({entry.seed for entry in self.entries})
         self.methods = list(dict.fromkeys(entry.method for entry in self.entries if entry.method not in BASELINES))
-        self._by_key = {(entry.method, entry.seed): entry for entry in self.entries}
+        self._by_key = {(entry.method, entry.road, entry.seed): entry for entry in self.entries}
 
-    def scores(self, method: str, seed: int, tests: Sequence[str]) -> CompatibilityScores | None:
+    @property
+    def roads(self) -> list[tuple[str, str]]:
+        """Method and road of every row of a table of roads, the independent model's first."""
+        found = dict.fromkeys((entry.method, entry.road) for entry in self.entries if entry.method != "old")
+        return sorted(found, key=lambda row: ["independent", *self.methods].index(row[0]))
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there is any road but the direct one."""
+        return any(entry.road != DIRECT for entry in self.entries)
+
+    def scores(self, method: str, seed: int, tests: Sequence[str], road: str = DIRECT) -> CompatibilityScores | None:
         """Of one model over `tests`; None where the independent model is no better or worse than the old one."""
-        entry, old, star = (self._by_key[name, seed] for name in (method, "old", "independent"))
+        entry = self._by_key[method, road, seed]
+        old, star = (self._by_key[name, DIRECT, seed] for name in BASELINES)
         columns = (entry.self_test, star.self_test, entry.cross_test, old.self_test)
         try:
             return scores(*([column[test] for test in tests] for column in columns))
         except ValueError:
             return None
 
-    def values(self, method: str, test: str) -> dict[str, np.ndarray]:
+    def _seeds(self, method: str, road: str) -> list[int]:
+        return [seed for seed in self.seeds if (method, road, seed) in self._by_key]
+
+    def values(self, method: str, test: str, road: str = DIRECT) -> dict[str, np.ndarray]:
         """COLUMNS of a method on a test, each with one value a seed that the method was trained with."""
-        rows = [self._row(method, seed, test) for seed in self.seeds if (method, seed) in self._by_key]
+        rows = [self._row(method, road, seed, test) for seed in self._seeds(method, road)]
         return {name: np.array([row[name] for row in rows]) for name in COLUMNS}
 
-    def _row(self, method: str, seed: int, test: str) -> dict[str, float]:
-        entry, old = self._by_key[method, seed], self._by_key["old", seed]
-        found = self.scores(method, seed, [test])
-        values = (old.self_test[test], entry.self_test[test], entry.cross_test[test])
-        if found is None:
-            return dict(zip(COLUMNS, (*values, *(np.nan,) * 4)))
-        return dict(zip(COLUMNS, (*values, found.update_gain[0], found.p_up, found.p_comp, found.p_1)))
+    def _row(self, method: str, road: str, seed: int, test: str) -> dict[str, float]:
+        entry, old = self._by_key[method, road, seed], self._by_key["old", DIRECT, seed]
+        found = self.scores(method, seed, [test], road)
+        rates = (old.self_test[test], entry.self_test[test], entry.cross_test[test])
+        of_update = (np.nan,) * 4 if found is None else (found.update_gain[0], found.p_up, found.p_comp, found.p_1)
+        return dict(zip(COLUMNS, (*rates, *of_update, *entry.flips.get(test, (np.nan, np.nan)))))
 
     def table(self, test: str) -> str:
-        """A Markdown table of all methods on a test: mean over the seeds, with deviation where there are several."""
+        """A Markdown table of all methods on a test, directly: means over the seeds, ± deviation if several."""
+        columns = self._columns(COLUMNS, test)
         rows = []
         for method in ("independent", *self.methods):
             values = self.values(method, test)
-            cells = [_mean(values[name], 2 if name == "gain" else 1) for name in COLUMNS]
-            rows.append([method, *cells, self._verdict(values)])
-        return format_markdown(["method", *COLUMNS, "new/old > old/old"], rows)
+            rows.append([method, *_cells(values, columns), self._verdict(values)])
+        return format_markdown(["method", *columns, VERDICT], rows)
+
+    def table_of_roads(self, test: str) -> str:
+        """A Markdown table of every method and road on a test; the most that is found in the old gallery is bold.
+
+        The last line is the independent model when all is embedded again.
+        """
+        columns = self._columns(ROAD_COLUMNS, test)
+        best, rows = self._best(test, self.roads), []
+        for method, road in self.roads:
+            values = self.values(method, test, road)
+            cells = _cells(values, columns)
+            if (method, road) == best:
+                cells[1] = f"**{cells[1]}**"
+            rows.append([method, road, *cells, "0", self._verdict(values)])
+        star = self.values("independent", test)["new/new"]
+        rows.append(["independent", "embedded again", _mean(star, 1), *["-"] * (len(columns) - 1), "all", "-"])
+        return format_markdown(["method", "road", *columns, EMBEDDED, VERDICT], rows)
+
+    def _columns(self, columns: Sequence[str], test: str) -> list[str]:
+        """Without the flips on a test that has none."""
+        known = any(test in entry.flips for entry in self.entries)
+        return [name for name in columns if known or name not in FLIPS]
 
     @staticmethod
     def _verdict(values: Mapping[str, np.ndarray]) -> str:
         compatible = int((values["new/old"] > values["old/old"]).sum())
         return f"{compatible} of {len(values['old/old'])}"
 
+    def _best(self, test: str, rows: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+        """The method and road of `rows` that finds most in the old gallery, mean over the seeds; None without one."""
+        means = {row: self._found(test, *row) for row in rows}
+        known = {row: mean for row, mean in means.items() if not np.isnan(mean)}
+        return max(known, key=lambda row: known[row]) if known else None
+
+    def _found(self, test: str, method: str, road: str) -> float:
+        """new/old, mean over the seeds."""
+        return float(self.values(method, test, road)["new/old"].mean())
+
     def overall(self) -> str:
         """A Markdown table of p_up, p_comp and p_1 over all tests."""
         rows, names = [], ("p_up", "p_comp", "p_1")
         for method in self.methods:
-            seeds = [seed for seed in self.seeds if (method, seed) in self._by_key]
-            found = [self.scores(method, seed, self.tests) for seed in seeds]
+            found = [self.scores(method, seed, self.tests) for seed in self._seeds(method, DIRECT)]
             cells = [_mean(np.array([np.nan if f is None else getattr(f, name) for f in found]), 1) for name in names]
             rows.append([method, *cells])
         return format_markdown(["method", *names], rows)
 
+    def tables(self) -> str:
+        """The tables of all tests in Markdown, each with its title."""
+        parts = []
+        for test in self.tests:
+            parts.append(f"**{test}** (%)\n\n{self.table(test)}\n")
+            if self.has_maps:
+                parts.append(f"**{test}, by road** (%)\n\n{self.table_of_roads(test)}\n")
+        return "\n".join([*parts, f"**All tests together, directly**\n\n{self.overall()}\n"])
+
+    def summary(self) -> str:
+        """Which road wins where, and where a map harms: a Markdown list with an item a test."""
+        return "\n".join(f"- **{test}**: {self._summary(test)}" for test in self.tests)
+
+    def _summary(self, test: str) -> str:
+        candidates = {"Best": self.roads}
+        if self.has_maps:
+            candidates["Without a map"] = [(method, DIRECT) for method in self.methods]
+            candidates["Without compatible training"] = [row for row in self.roads if row[0] == "independent"]
+        best = {name: self._best(test, rows) for name, rows in candidates.items()}
+        before, after = (_mean(self.values("independent", test)[name], 1) for name in ("old/old", "new/new"))
+        sentences = [f"{before} before the update, {after} if all is embedded again."]
+        sentences += [f"{name}: {self._described(test, *row)}." for name, row in best.items() if row]
+        if self.has_maps:
+            changes = {row: self._found(test, *row) - self._found(test, row[0], DIRECT) for row in self.roads}
+            harm = [f"{method}, {road} ({change:.1f})" for (method, road), change in changes.items() if change < 0]
+            sentences.append(f"With a map less is found than without one: {'; '.join(harm) or 'nowhere'}.")
+        return " ".join(sentences)
+
+    def _described(self, test: str, method: str, road: str) -> str:
+        """A row in words: "bct, gallery map (ridge) 81.1, gain 0.92"."""
+        values = self.values(method, test, road)
+        gain = _mean(values["gain"], 2)
+        name = method if road == DIRECT else f"{method}, {road}"
+        return f"{name} {_mean(values['new/old'], 1)}" + ("" if gain == "-" else f", gain {gain}")
+
     def write_csv(self, path: Path) -> None:
-        """A line for each method, seed and test."""
+        """A line for each method, road, seed and test."""
         with replaced_atomically(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["method", "seed", "test", *COLUMNS])
+            writer.writerow(["method", "road", "seed", "test", *COLUMNS, EMBEDDED])
             for entry in self.entries:
                 for test in self.tests if entry.method != "old" else ():
-                    row = self._row(entry.method, entry.seed, test)
+                    row = self._row(entry.method, entry.road, entry.seed, test)
                     values = ("" if np.isnan(row[name]) else f"{row[name]:.4f}" for name in COLUMNS)
-                    writer.writerow([entry.method, entry.seed, test, *values])
+                    writer.writerow([entry.method, entry.road, entry.seed, test, *values, 0])
 
     def plot(self, path: Path) -> Figure:
-        """Compatibility (new/old) against discrimination (new/new), a panel a test, a mark a method."""
+        """Compatibility (new/old) against discrimination (new/new), directly: a panel a test, a mark a method."""
         panels = {}
         for test in self.tests:
             points = {}
@@ -109,6 +206,35 @@ class Comparison:
             baselines = self.values("independent", test)
             panels[test] = (points, float(baselines["old/old"].mean()), float(baselines["new/new"].mean()))
         return plot_trade_off(panels, path)
+
+
+def read_csv(path: Path) -> Comparison:
+    """The comparison that `Comparison.write_csv` wrote, its numbers to 4 digits; `UserError` for another file."""
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        groups: dict[tuple[str, str, int], list[dict[str, str]]] = {}
+        for row in rows:
+            groups.setdefault((row["method"], row["road"], int(row["seed"])), []).append(row)
+        entries = {}
+        for (method, road, seed), group in groups.items():
+            old, new, cross = ({row["test"]: _number(row[name]) for row in group} for name in RATES)
+            flips = {row["test"]: (_number(row["NFR"]), _number(row["PFR"])) for row in group if row["NFR"]}
+            entries.setdefault(("old", DIRECT, seed), Entry("old", seed, old, old))
+            entries[method, road, seed] = Entry(method, seed, new, cross, flips, road)
+        return Comparison(list(entries.values()))
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path} is no results.csv of tools/benchmark.py ({type(error).__name__}: {error}): run the benchmark again"
+        ) from error
+
+
+def _number(cell: str) -> float:
+    return float(cell) if cell else np.nan
+
+
+def _cells(values: Mapping[str, np.ndarray], columns: Sequence[str]) -> list[str]:
+    return [_mean(values[name], 2 if name == "gain" else 1) for name in columns]
 
 
 def _mean(values: np.ndarray, digits: int) -> str:

@@ -14,7 +14,7 @@ from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IjbImages, Pairs
 from core.evaluation.roc import RocResult, rates_at, receiver_operating_characteristic
 
-__all__ = ["evaluate_1_1", "pair_scores", "template_features"]
+__all__ = ["evaluate_1_1", "pair_scores", "template_features", "template_means"]
 
 MEMBER_BLOCK, PAIR_BLOCK = 512, 1024
 
@@ -33,8 +33,25 @@ def template_features(
     sum is one weighted sum, so that the members are added up block by block in the order of their templates. Memory:
     8 T D bytes and one block, in float64; the embeddings are read through their memory map.
     """
+    return _unit(_weighted_sums(embeddings, images, flip, detector_score, normalize_embeddings)[0]).astype(np.float32)
+
+
+def template_means(embeddings: ImageEmbeddings, images: IjbImages) -> np.ndarray:
+    """The template features before they are made unit vectors, float64 (T, D), as means: of the embeddings of images
+    and mirror images (N, D) with the weights that they have in `template_features`.
+
+    A mean of unit vectors is the shorter the less they agree. Memory as of `template_features`.
+    """
+    sums, weights = _weighted_sums(embeddings, images, flip=True, detector_score=True, normalize_embeddings=False)
+    return np.divide(sums, 2 * weights[:, None], out=sums, where=weights[:, None] > 0)
+
+
+def _weighted_sums(
+    embeddings: ImageEmbeddings, images: IjbImages, flip: bool, detector_score: bool, normalize_embeddings: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each template the sum of its weighted image features (T, D), and of their weights (T,); float64."""
     order = np.argsort(images.member_template, kind="stable")
-    sums = np.zeros((images.num_templates, embeddings.plain.shape[1]))
+    sums, totals = np.zeros((images.num_templates, embeddings.plain.shape[1])), np.zeros(images.num_templates)
     for start in range(0, len(order), MEMBER_BLOCK):
         members = order[start : start + MEMBER_BLOCK]
         rows, templates = images.member_image[members], images.member_template[members]
@@ -49,7 +66,8 @@ def template_features(
         features *= weights[:, None]
         firsts = np.flatnonzero(np.diff(templates, prepend=-1))
         sums[templates[firsts]] += np.add.reduceat(features, firsts, axis=0)
-    return _unit(sums).astype(np.float32)
+        totals[templates[firsts]] += np.add.reduceat(weights, firsts)
+    return sums, totals
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

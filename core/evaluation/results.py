@@ -4,8 +4,8 @@ An evaluation is one query model against the gallery of the same or another one,
 
     {"task": "ijbc-1:N", "models": {"query": MODEL, "gallery": MODEL}, "metrics": {...}, "settings": {...}}
 
-with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing", "mapped_from"};
-tests of pairs also have "thresholds", scores by the rate that they give. Several evaluations are a list under
+with MODEL = {"name", "path", "fingerprint", "network", "embedding_size", "embeds", "preprocessing", "mapped_from",
+"base"}; tests of pairs also have "thresholds", scores by the rate that they give. Several evaluations are a list under
 "evaluations"; a matrix of models has "compatible" beside it. The demo's file has only the metrics, by pair
 "query/gallery" of its models' names, where a plus and the kind of a map follow the model whose embeddings it maps, and
 by protocol "1:1" and "1:N". Metrics are rates in [0, 1]; null where the data cannot resolve one.
@@ -60,6 +60,8 @@ class Model:
     """What it is fed: input size, mean and standard deviation, and BGR if it is that."""
     mapped_from: str = ""
     """Of a stored gallery that is mapped into another space: the fingerprint of the model that embedded it."""
+    base: str = ""
+    """Of queries that are mapped into a gallery's space: the fingerprint of the model that embedded them."""
 
     @classmethod
     def of(cls, encoder: Encoder, path: str | Path, embeds: str, name: str | None = None) -> "Model":
@@ -74,6 +76,7 @@ class Model:
             embeds,
             encoder.preprocessing,
             "" if origin is encoder else origin.fingerprint,
+            "" if encoder.base is None or encoder.maps_gallery else encoder.base.fingerprint,
         )
 
 
@@ -225,15 +228,16 @@ def _evaluation(content: Mapping[str, dict], path: Path) -> Evaluation:
 
 
 def _model(content: Mapping[str, object]) -> Model:
-    optional = ("path", "network", "embedding_size", "embeds", "preprocessing", "mapped_from")
+    optional = ("path", "network", "embedding_size", "embeds", "preprocessing", "mapped_from", "base")
     known = {key: content[key] for key in optional if key in content}
     return Model(str(content["name"]), str(content["fingerprint"]), **known)  # pyrefly: ignore[bad-argument-type]
 
 
 def _pair(pair: str, protocol: str, metrics: Mapping[str, object], path: Path) -> Evaluation:
     query, gallery = pair.split("/")
-    models = Model(query, query), Model(gallery, gallery, mapped_from=gallery.rpartition("+")[0])
-    return Evaluation(f"{DEMO_SUBSET}-{protocol}", *models, dict(metrics), path=path)
+    query_model = Model(query, query, base=query.rpartition("+")[0])
+    gallery_model = Model(gallery, gallery, mapped_from=gallery.rpartition("+")[0])
+    return Evaluation(f"{DEMO_SUBSET}-{protocol}", query_model, gallery_model, dict(metrics), path=path)
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,7 @@ class UpdateTests:
     """The four evaluations that the scores of an update need on one test set."""
 
     new: Evaluation
-    """New queries, new gallery."""
+    """New queries, new gallery; where queries are mapped, of the model that embedded them."""
     star: Evaluation
     """The same for a model trained alone on the new model's data."""
     cross: Evaluation
@@ -255,7 +259,7 @@ class UpdateTests:
 
     def models(self) -> dict[str, Model]:
         """The three models by their role in the update."""
-        return {"old": self.old.query, "new": self.new.query, "star": self.star.query}
+        return {"old": self.old.query, "new": self.cross.query, "star": self.star.query}
 
 
 def default_metric(task: str) -> str:
@@ -272,6 +276,8 @@ def assign_roles(evaluations: Sequence[Evaluation], star_is_new: bool = False) -
 
     The only cross-test names the new model (queries) and the old one (gallery; of a mapped gallery the model that
     embedded it). Their self-tests are new and old, and the remaining one is star; a mapped gallery's own is left out.
+    Of mapped queries new is the self-test of the model that embedded them, which is what a gallery that is embedded
+    again gives; the map's own counts where that one is not there.
     `star_is_new`: the new model itself was trained alone, its self-test is star too. `UserError` if a test is missing,
     if there are two candidates for one, or if their settings differ.
     """
@@ -280,7 +286,9 @@ def assign_roles(evaluations: Sequence[Evaluation], star_is_new: bool = False) -
     by_role = {"new": [], "old": [], "star": [], "mapped": []}
     gallery = cross.gallery
     role_of = {gallery.fingerprint: "mapped", gallery.mapped_from or gallery.fingerprint: "old"}
-    role_of[cross.query.fingerprint] = "new"
+    role_of[cross.query.fingerprint] = "mapped"
+    tested = {evaluation.query.fingerprint for evaluation in evaluations if evaluation.is_self_test}
+    role_of[cross.query.base if cross.query.base in tested else cross.query.fingerprint] = "new"
     for evaluation in evaluations:
         if evaluation.is_self_test:
             by_role[role_of.get(evaluation.query.fingerprint, "star")].append(evaluation)

@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,6 +111,9 @@ class FolderStore:
             store.close()
             raise
         return store
+
+    def claimed(self, work: str) -> AbstractContextManager[None]:  # noqa: D102
+        return claimed(self._folder, work)
 
     def close(self) -> None:  # noqa: D102
         self._database.close()

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from core.errors import UserError
+from core.gallery.backfill import Backfilled, BackfillOptions, backfill
+from core.gallery.commit import Ended, commit, rollback
 from core.gallery.documents import map_from_document, read_upgrade
 from core.gallery.exports import export
 from core.gallery.model_versions import key_of, version_of
@@ -16,6 +19,8 @@ from core.gallery.search import Found, search
 from core.gallery.store import BLOCK, Store
 from core.gallery.upgrade import Upgrade
 from core.gallery.vector_files import as_stored, open_vectors
+from core.models.encoder import Encoder
+from core.parallel.ranks import Ranks
 from core.progress import Progress
 
 __all__ = ["Gallery"]
@@ -165,3 +170,28 @@ class Gallery:
     def verify(self) -> list[str]:
         """Check every checksum, and that every id is there once; the faults found."""
         return self.store.verify()
+
+    def backfill(
+        self,
+        plan: str | Path | None = None,
+        share: float = 1.0,
+        options: BackfillOptions | None = None,
+        *,
+        road: str | None = None,
+        encoder: Encoder | None = None,
+        device: str | None = None,
+    ) -> Backfilled:
+        """Begin an upgrade or go on with it, as of `core.gallery.backfill.backfill`, in this process alone.
+
+        `device`: None for a GPU if there is one.
+        """
+        alone = Ranks(0, 1, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        return backfill(self.store, plan, share, alone, options or BackfillOptions(), road=road, encoder=encoder)
+
+    def commit(self, delete_missing: bool = False) -> Ended:
+        """Free the old vectors, as of `core.gallery.commit.commit`."""
+        return commit(self.store, delete_missing)
+
+    def rollback(self) -> Ended:
+        """Free the new vectors, as of `core.gallery.commit.rollback`."""
+        return rollback(self.store)

@@ -28,13 +28,13 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
-from core.gallery.milvus_connection import LONGEST_TEXT, MOST_HITS, PART, Connection
+from core.gallery.milvus_connection import LONGEST_TEXT, MOST_HITS, PART, PART_BYTES, Connection
 from core.gallery.milvus_state import Head, State, Writing
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
@@ -49,7 +49,7 @@ ENTRY_FIELDS = {
     "checksum": ("INT64", {}),
 }
 VECTOR_FIELDS = {
-    "others": ("ARRAY", {"element_type": 5, "max_capacity": MOST_VERSIONS}),
+    "others": ("ARRAY", {"element_type": "INT64", "max_capacity": MOST_VERSIONS}),
     "checksum": ("INT64", {}),
 }
 ALL_FIELDS = ["row", "id", "label", "image", "checksum"]
@@ -63,9 +63,9 @@ TRIES = 5
 class MilvusStore:
     """The protocol `core.gallery.store.Store` on Milvus.
 
-    float16 vectors are stored and come back as float32, which holds each of their values. Ids, labels and paths have at most
-    65,535 bytes (labels and paths one less). A call costs some reads of consistency level Strong, which on a server of default
-    settings take about 0.2 seconds each, whatever their size: write and search many at a time.
+    float16 vectors are stored and come back as float32, which holds each of their values. Ids, labels and paths have at
+    most 65,535 bytes (labels and paths one less). A call costs some reads of consistency level Strong, each of which
+    takes about 0.2 seconds on a server of default settings, whatever its size: write and search many at a time.
     """
 
     def __init__(self, connection: Connection, name: str):
@@ -89,8 +89,9 @@ class MilvusStore:
             there = connection.collections()
             if store._entries in there:
                 raise UserError(f"there is a gallery {store.place} already: name another, or drop its collections")
-            if store._state.collection in there:
-                connection.drop(store._state.collection)
+            for collection in there:
+                if re.fullmatch(rf"{name}__(state|vectors_\d+)", collection):
+                    connection.drop(collection)
             store._state.create()
             # the collection of entries comes last: with it the gallery is there
             connection.create(store._entries, "row", ENTRY_FIELDS, 2, look_up="code")
@@ -118,6 +119,10 @@ class MilvusStore:
             connection.close()
             raise
         return store
+
+    def claimed(self, work: str) -> AbstractContextManager[None]:
+        """See `Store.claimed`."""
+        return self._state.claimed(work)
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -154,7 +159,10 @@ class MilvusStore:
             if version.key in head.versions:
                 size = head.versions[version.key][1].size
                 if size != version.size:
-                    raise UserError(f"{self.place} has vectors of {version.key} with {size} numbers, not {version.size}")
+                    raise UserError(
+                        f"{self.place} has vectors of {version.key} with {size} numbers, not {version.size}: name the"
+                        " version anew"
+                    )
                 return
             if len(head.versions) == MOST_VERSIONS:
                 raise UserError(f"{self.place} has {MOST_VERSIONS} versions: drop one before another is added")
@@ -214,7 +222,7 @@ class MilvusStore:
             _, last = np.unique(rows[::-1], return_index=True)  # of a row that comes twice the last vector
             chosen = len(rows) - 1 - last
             chosen = chosen[self._is_entry(writing.head, rows[chosen])]
-            step = max(1, min(PART, (1 << 24) // (4 * vectors.shape[1] + 64)))
+            step = max(1, min(PART, PART_BYTES // (4 * vectors.shape[1] + 64)))
             for start in range(0, len(chosen), step):
                 part = chosen[start : start + step]
                 self._add_part(writing, number, rows[part], vectors[part])
@@ -284,8 +292,8 @@ class MilvusStore:
     def search(self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact") -> Hits:
         """See `Store.search`; of entries with equal cosines the one with the lower row comes first.
 
-        Vectors have one index at a time: a search that wants another one than the search before has it built first, while
-        other searches wait or fail. k <= 16,384.
+        Vectors have one index at a time: a search that wants another one than the search before has it built first,
+        while other searches wait or fail. k <= 16,384.
         """
         if k > MOST_HITS:
             raise UserError(f"Milvus finds at most {MOST_HITS:,} entries for a query, not {k:,}")
@@ -307,9 +315,7 @@ class MilvusStore:
         with self._writing() as writing:
             return self._search(writing.head, key, queries, k, without, index)
 
-    def _search(
-        self, head: Head, key: str, queries: np.ndarray, k: int, without: Sequence[str], index: str
-    ) -> Hits:
+    def _search(self, head: Head, key: str, queries: np.ndarray, k: int, without: Sequence[str], index: str) -> Hits:
         """Search, look the hits up, and search again without those that do not count, until there are k that do."""
         number, banned = self._number(head, key), [self._number(head, other) for other in without]
         hits = Hits(np.full((len(queries), k), -np.inf, dtype=np.float32), np.full((len(queries), k), None))
@@ -320,17 +326,17 @@ class MilvusStore:
             condition = " and ".join(filter(None, [unmarked, f"row not in {bad.tolist()}" if len(bad) else ""]))
             options = _search_options(index, limit)
             found = self._connection.search(self._vectors(number), queries[left], limit, condition, options)
-            rows = np.unique(np.concatenate([rows for rows, _ in found]))
+            rows = np.unique(np.concatenate([hit for hit, _ in found]))
             names = self._names_of_hits(head, banned, rows)
             again = []
-            for query, (rows, scores) in zip(left, found):
-                good = np.array([row in names for row in rows.tolist()], dtype=bool)
-                if good.sum() < k and len(rows) == limit and not good.all():
+            for query, (hit, scores) in zip(left, found):
+                good = np.array([row in names for row in hit.tolist()], dtype=bool)
+                if good.sum() < k and len(hit) == limit and not good.all():
                     again.append(query)
-                order = np.lexsort((rows[good], -scores[good]))[:k]
+                order = np.lexsort((hit[good], -scores[good]))[:k]
                 hits.scores[query, : len(order)] = scores[good][order]
-                hits.ids[query, : len(order)] = [names[row] for row in rows[good][order].tolist()]
-            bad = np.union1d(bad, [row for rows, _ in found for row in rows.tolist() if row not in names]).astype(np.int64)
+                hits.ids[query, : len(order)] = [names[row] for row in hit[good][order].tolist()]
+            bad = np.append(bad, [row for row in rows.tolist() if row not in names]).astype(np.int64)
             left, limit = np.array(again, dtype=np.int64), min(4 * limit, MOST_HITS)
         return hits
 
@@ -380,8 +386,9 @@ class MilvusStore:
         """Of the ids with these codes, which two or more entries have, those that are the same text."""
         ids: list[str] = []
         for start in range(0, head.rows if len(codes) else 0, BLOCK):
-            block = _as_entries(head, self._connection.between(self._entries, "row", start, start + BLOCK, ALL_FIELDS)).ids
-            ids += [text for text, there in zip(block, np.isin(_codes(block), codes)) if there]
+            found = self._connection.between(self._entries, "row", start, start + BLOCK, ALL_FIELDS)
+            texts = _as_entries(head, found).ids
+            ids += [text for text, there in zip(texts, np.isin(_codes(texts), codes)) if there]
         return [f"the id {text[:100]!r} is there more than once in {self.place}" for text in _repeated(ids)]
 
     def _verify_vectors(self, head: Head, key: str, number: int, start: int, entries: np.ndarray) -> list[str]:
@@ -435,7 +442,7 @@ class MilvusStore:
         writing.forget_abandoned()
 
     def _commit_removal(self, writing: Writing, gone: np.ndarray, **changes: Any) -> None:
-        """Take rows `gone`, and those that the head names dead, out of the gallery together with `changes`; then remove them."""
+        """Commit that rows `gone` are dead, together with `changes`; then remove all that are."""
         dead = tuple(sorted({*writing.head.dead, *gone.tolist()}))
         if dead:
             changes |= {"dead": dead, "removals": writing.head.removals + 1}
@@ -452,7 +459,8 @@ class MilvusStore:
 
     def _number(self, head: Head, key: str) -> int:
         if key not in head.versions:
-            raise UserError(f"{self.place} has no vectors of {key}: it has those of {', '.join(head.versions) or 'none'}")
+            there = ", ".join(head.versions) or "no version yet"
+            raise UserError(f"{self.place} has no vectors of {key}; name one that it has: {there}")
         return head.versions[key][0]
 
     def _others(self, head: Head, number: int) -> list[int]:
@@ -462,7 +470,9 @@ class MilvusStore:
         self._number(head, key)
         size = head.versions[key][1].size
         if vectors.shape != (count, size):
-            raise UserError(f"vectors of {key} in {self.place} are ({count}, {size}) for {count} entries, not {vectors.shape}")
+            raise UserError(
+                f"vectors of {key} in {self.place} are ({count}, {size}) for {count} entries, not {vectors.shape}"
+            )
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
     def _is_entry(self, head: Head, rows: np.ndarray) -> np.ndarray:
@@ -503,11 +513,11 @@ def _require_texts(ids: list[str], labels: list[str | None], images: list[str | 
             try:
                 size = len((text or "").encode()) + most
             except UnicodeEncodeError:
-                raise UserError(f"the {what} {text[:100]!a} is not UTF-8: correct it") from None
+                raise UserError(f"the {what} {(text or '')[:100]!a} is not UTF-8: correct it") from None
             if size > LONGEST_TEXT:
                 raise UserError(
-                    f"the {what} that begins with {text[:40]!r} has {size - most:,} bytes, Milvus takes {LONGEST_TEXT - most:,}:"
-                    " shorten it"
+                    f"the {what} that begins with {(text or '')[:40]!r} has {size - most:,} bytes: shorten it to the"
+                    f" {LONGEST_TEXT - most:,} that Milvus takes"
                 )
     for text in _repeated(ids):
         raise UserError(f"the id {text[:100]!r} comes twice among those to enrol: give each once")

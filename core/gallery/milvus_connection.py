@@ -1,8 +1,8 @@
 """Requests to a Milvus server or a milvus-lite file, in parts that both take, with their errors in one line.
 
-Every read has consistency level Strong: it sees what any process had written before it began. A collection has a primary
-key of integers, a field `vector`, and other fields. What one request writes (at most `PART` rows) is there as a whole or
-not at all, even if the process that asked is killed.
+Every read has consistency level Strong: it sees what any process had written before it began. A collection has a
+primary key of integers, a field `vector`, and other fields. What one request writes (at most `PART` rows) is there as a
+whole or not at all, even if the process that asked is killed.
 """
 
 import logging
@@ -19,7 +19,7 @@ import numpy as np
 
 from core.errors import UserError
 
-__all__ = ["LONGEST_TEXT", "MOST_HITS", "PART", "Connection", "RequestFailed"]
+__all__ = ["LONGEST_TEXT", "MOST_HITS", "PART", "PART_BYTES", "Connection", "RequestError"]
 
 LONGEST_TEXT = 65535
 """Bytes of a text."""
@@ -33,7 +33,7 @@ HITS_PART = 1 << 18
 """Hits that one request asks for at most, over its queries."""
 TIMEOUT, CONNECT_TIMEOUT = 120.0, 10.0
 """Seconds after which a server that does not answer is given up."""
-TOO_LARGE = ("exceeds the maxoutputsize limit", "received message larger than max", "message larger than max")
+TOO_LARGE = ("maxoutputsize", "message larger than max")
 UNREACHABLE = ("fail connecting", "unavailable", "retry timeout", "deadline", "should create connection")
 
 _open_files: Counter[str] = Counter()
@@ -41,7 +41,7 @@ _open_files_lock = threading.Lock()
 """Connections of this process to each milvus-lite file: it is let go when the last of them is closed."""
 
 
-class RequestFailed(UserError):
+class RequestError(UserError):
     """Milvus cannot be reached or has refused; what was asked may have been done or not."""
 
 
@@ -62,8 +62,9 @@ class Connection:
                 raise UserError(f"a gallery in Milvus needs {package}: pip install pymilvus milvus-lite")
         import pymilvus
 
+        # they log tracebacks of what they raise, or handle, as well
         for name in ("pymilvus", "milvus_lite", "grpc._server"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks of what is raised or handled as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._types = pymilvus.DataType
         self._path = os.path.abspath(uri)
         self._client: Any = self._connect(pymilvus, uri)
@@ -83,8 +84,8 @@ class Connection:
                 client = pymilvus.MilvusClient(self._path)
             except pymilvus.MilvusException as error:
                 raise UserError(
-                    f"cannot open the Milvus file {self.uri}: another process has it open (milvus-lite is for one process at a time;"
-                    " several need a server), or it is no file of milvus-lite"
+                    f"cannot open the Milvus file {self.uri}: another process has it open (milvus-lite is for one"
+                    " process at a time; several need a server), or it is no file of milvus-lite"
                 ) from error
             _open_files[self._path] += 1
         return client
@@ -113,11 +114,11 @@ class Connection:
         except (MilvusException, grpc.RpcError) as error:
             text = " ".join(str(getattr(error, "message", "") or error).split())
             if any(mark in text.lower() for mark in UNREACHABLE):
-                raise RequestFailed(
+                raise RequestError(
                     f"Milvus does not answer at {self.uri}: start it, or correct the URI; a server with accounts also "
                     "needs MILVUS_TOKEN"
                 ) from error
-            raise RequestFailed(f"Milvus at {self.uri} refused a request: {text[:500]}; see its log") from error
+            raise RequestError(f"Milvus at {self.uri} refused a request: {text[:500]}; see its log") from error
 
     def collections(self) -> list[str]:
         """Names of all collections of the server's database or of the file."""
@@ -135,7 +136,8 @@ class Connection:
         schema.add_field(key, self._types.INT64, is_primary=True)
         schema.add_field("vector", self._types.FLOAT_VECTOR, dim=size)
         for name, (kind, options) in fields.items():
-            schema.add_field(name, self._types[kind], **options)
+            of_elements = {"element_type": self._types[options["element_type"]]} if kind == "ARRAY" else {}
+            schema.add_field(name, self._types[kind], **{**options, **of_elements})
         with self._one_line():
             self._client.create_collection(
                 collection, schema=schema, num_shards=1, consistency_level="Strong", timeout=TIMEOUT
@@ -152,7 +154,9 @@ class Connection:
         if self.index_of(collection) is None:
             self._create_index(collection, "FLAT", {})
         with self._one_line():
-            self._client.load_collection(collection)
+            # one that is loaded may have a number of replicas that its owner chose
+            if self._client.get_load_state(collection)["state"].name != "Loaded":
+                self._client.load_collection(collection)
 
     def index_of(self, collection: str) -> str | None:
         """Type of the index on the vectors, None if there is none."""
@@ -191,8 +195,9 @@ class Connection:
         self._write(self._client.upsert, collection, columns)
 
     def _write(self, call: Callable, collection: str, columns: Mapping[str, Any]) -> None:
-        names, lists = list(columns), [c.tolist() if name != "vector" else c for name, c in _as_columns(columns)]
-        sizes = np.full(len(lists[0]), 64 + 4 * columns["vector"].shape[1])
+        names, vectors = list(columns), columns["vector"]
+        lists = [columns[name] if name == "vector" else _as_list(columns[name]) for name in names]
+        sizes = np.full(len(vectors), 64 + 4 * vectors.shape[1])
         for values in lists:
             if len(values) and isinstance(values[0], str):
                 sizes += [len(value.encode()) for value in values]
@@ -256,7 +261,7 @@ class Connection:
             end = min(start + step, stop)
             try:
                 found += self.select(collection, condition(start, end), fields)
-            except RequestFailed as error:
+            except RequestError as error:
                 if end - start == 1 or not any(mark in str(error).lower() for mark in TOO_LARGE):
                     raise
                 step = (end - start) // 2
@@ -285,10 +290,8 @@ class Connection:
         return found
 
 
-def _as_columns(columns: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Columns as arrays, or as objects that have `tolist` all the same."""
-    for name, values in columns.items():
-        yield name, values if isinstance(values, np.ndarray) else np.fromiter(values, dtype=object, count=len(values))
+def _as_list(values: Any) -> list[Any]:
+    return values.tolist() if isinstance(values, np.ndarray) else values
 
 
 def _among(field: str, values: np.ndarray) -> str:

@@ -5,10 +5,10 @@ versions and documents there are, and which rows are to be removed. A change is 
 head is inserted: that request is the commit. What no head names is not seen by readers, and the next writer removes it.
 
 Writers take turns by **tickets**. A writer inserts its ticket, then reads all tickets: if there is another one it takes
-its own back and waits. Of two that come at the same time at least one sees the other (reads are Strong), so never two go
-on. A writer that was killed leaves its ticket, by which the next one knows that something is to be tidied up: at once if
-it was a process of the same machine, else when the ticket, which a living writer renews, has not changed for `LEASE`
-seconds. (A writer that the system stops for longer than that and then lets go on would break the rule.)
+its own back and waits. Of two that come at the same time at least one sees the other (reads are Strong): never do both
+go on. A writer that was killed leaves its ticket, by which the next one knows that there is something to tidy up: at
+once if it was a process of the same machine, else when the ticket, which a living writer renews, has not changed for
+`LEASE` seconds. (A writer that its system stops for longer than that and then lets go on would break the rule.)
 """
 
 import json
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.gallery.milvus_connection import Connection, RequestFailed
+from core.gallery.milvus_connection import Connection, RequestError
 from core.gallery.store import Version
 
 __all__ = ["Head", "State", "Writing"]
@@ -50,7 +50,9 @@ TRIES = 5
 """How often a document is read whose chunks another process has just replaced."""
 
 _turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-"""Within a process writers to the same gallery take turns by a lock."""
+"""Within a process writers to galleries of the same name take turns by a lock."""
+_claims: set[int] = set()
+"""Keys of the claims that this process holds."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Head:
         """The reverse of `to_json`."""
         versions = {key: (number, Version(**v)) for key, (number, v) in value["versions"].items()}
         documents = {name: (first, parts) for name, (first, parts) in value["documents"].items()}
-        return cls(**{**value, "versions": versions, "documents": documents, "dead": tuple(value["dead"])})
+        fields: dict[str, Any] = {**value, "versions": versions, "documents": documents, "dead": tuple(value["dead"])}
+        return cls(**fields)
 
 
 class Writing:
@@ -157,9 +160,7 @@ class State:
             if name not in head.documents:
                 return None
             first, parts = head.documents[name]
-            rows = self._connection.among(
-                self.collection, "key", _keys(first, parts), ["key", "checksum", "text"]
-            )
+            rows = self._connection.among(self.collection, "key", _keys(first, parts), ["key", "checksum", "text"])
             if len(rows) == parts:
                 rows.sort(key=lambda row: row["key"])
                 if any(zlib.crc32(row["text"].encode()) != row["checksum"] for row in rows):
@@ -186,7 +187,7 @@ class State:
 
     def remove_unnamed(self, head: Head) -> None:
         """Remove the chunks that this head, the newest one, does not name."""
-        rows = self._connection.select(self.collection, 'kind != "ticket"', ["key"])
+        rows = self._connection.select(self.collection, 'kind in ["head", "document"]', ["key"])
         keys = np.array([row["key"] for row in rows], dtype=np.int64)
         named = keys // HEAD_PARTS == 2 * head.generation + 1
         for first, parts in head.documents.values():
@@ -197,19 +198,80 @@ class State:
         """Remove rows of the collection."""
         self._connection.delete(self.collection, "key", keys)
 
-    def write_ticket(self, key: int, beat: int, work: dict[str, Any]) -> None:
-        """Add or renew a ticket."""
+    def write_ticket(self, key: int, beat: int, work: Any, kind: str = "ticket") -> None:
+        """Add or renew a ticket, or a claim."""
         text = json.dumps({"machine": _machine(), "process": os.getpid(), "work": work})
-        self._write("ticket", [key], [beat], [1], [text])
+        self._write(kind, [key], [beat], [1], [text])
+
+    @contextmanager
+    def claimed(self, work: str) -> Iterator[None]:
+        """As of `Store.claimed`. Claims are tickets of another kind, which keep out no writers.
+
+        Of two that come at the same time both may be refused. One of another machine that is silent is waited for, to
+        tell whether it is dead: for `LEASE` seconds at most.
+        """
+        key = -1 - random.SystemRandom().getrandbits(62)
+        self.write_ticket(key, 0, work, "claim")
+        stop = threading.Event()
+        renewing = threading.Thread(target=self._keep_claim, args=(key, work, stop), daemon=True)
+        _claims.add(key)
+        try:
+            self._require_no_claim(key)
+            if not self._connection.lite:
+                renewing.start()
+            yield
+        finally:
+            _claims.discard(key)
+            stop.set()
+            if renewing.is_alive():
+                renewing.join()
+            self.delete(np.array([key]))
+
+    def _require_no_claim(self, own: int) -> None:
+        """`UserError` if another claim is that of a living process; remove those of dead ones."""
+        started, first = time.monotonic(), {}
+        while True:
+            rows = self._connection.select(self.collection, 'kind == "claim"', ["key", "part", "text"])
+            claims = {row["key"]: row for row in rows if row["key"] != own}
+            alive, dead = None, []
+            for key, row in claims.items():
+                holder = json.loads(row["text"])
+                if holder["machine"] != _machine():
+                    beat = first.setdefault(key, row["part"])
+                    if beat != row["part"]:
+                        alive = holder
+                    elif time.monotonic() - started > LEASE:
+                        dead.append(key)
+                elif key in _claims or (holder["process"] != os.getpid() and _is_running(holder["process"])):
+                    alive = holder
+                else:
+                    dead.append(key)
+            if alive is not None:
+                raise UserError(
+                    f"another work holds {self.place} ({alive['work']}, process {alive['process']} on "
+                    f"{alive['machine'].split()[0]}): wait until it ends, or stop it, then repeat the command"
+                )
+            self.delete(np.array(dead, dtype=np.int64))
+            if len(dead) == len(claims):
+                return
+            time.sleep(BEAT / 4)
+
+    def _keep_claim(self, key: int, work: str, stop: threading.Event) -> None:
+        """Renew a claim until `stop`, in a thread."""
+        beat = 0
+        while not stop.wait(BEAT):
+            beat += 1
+            with _forgiving():
+                self.write_ticket(key, beat, work, "claim")
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:
         """This writer's turn, for the newest head.
 
-        It ends with the context. If a request fails in it, or anything but a `UserError` leaves it, the ticket stays, so
-        that the next writer tidies up. `UserError` if another one writes for longer than `WAIT` seconds.
+        It ends with the context. If a request fails in it, or anything but a `UserError` leaves it, the ticket stays,
+        so that the next writer tidies up. `UserError` if another one writes for longer than `WAIT` seconds.
         """
-        turn = _turns[self.place]
+        turn = _turns[self.collection]
         if not turn.acquire(timeout=WAIT):
             raise self._busy()
         try:
@@ -222,7 +284,7 @@ class State:
             try:
                 yield writing
             except BaseException as error:
-                complete = isinstance(error, UserError) and not isinstance(error, RequestFailed)
+                complete = isinstance(error, UserError) and not isinstance(error, RequestError)
                 raise
             finally:
                 stop.set()
@@ -308,7 +370,7 @@ def _forgiving() -> Iterator[None]:
     """A renewal that fails is tried again; the writer itself will see that the server is gone."""
     try:
         yield
-    except RequestFailed:
+    except RequestError:
         pass
 
 

@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.gallery.store import Store, Version
 from core.models.encoder import load_encoder
 
-__all__ = ["key_of", "version_of"]
+__all__ = ["NAMED", "key_of", "version_of"]
 
 NAMED = "name:"
 

@@ -7,6 +7,7 @@ can then no longer be written by mistake.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -144,6 +145,14 @@ class Store(Protocol):
 
     def verify(self) -> list[str]:
         """Check every checksum, that every id is there once, and that every vector has its entry; the faults found."""
+        ...
+
+    def claimed(self, work: str) -> AbstractContextManager[None]:
+        """Hold the gallery for one long work, named for people; `UserError` that says which other one holds it.
+
+        The claim ends with the context, or with the process if it is killed. Entries may be enrolled, changed and
+        deleted meanwhile.
+        """
         ...
 
     def close(self) -> None:

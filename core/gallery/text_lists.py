@@ -13,7 +13,7 @@ from core.data.foreign_lists import plain_text
 from core.errors import UserError
 from core.files import require_file
 
-__all__ = ["located", "read_ids", "read_images", "read_labels", "require_once"]
+__all__ = ["located", "read_ids", "read_image_list", "read_images", "read_labels", "require_once"]
 
 
 def read_ids(path: str | Path) -> pl.Series:
@@ -31,12 +31,12 @@ def read_labels(path: str | Path) -> pl.Series:
     return labels.set(labels == "", None)
 
 
-def read_images(path: str | Path, ids: pl.Series) -> pl.Series:
-    """The image of each of `ids` (N,) by a list of lines `path id`, null for an id that is not in it.
+def read_image_list(path: str | Path) -> pl.DataFrame:
+    """A list of lines `path id` as the columns number (of the line), image, id; empty lines are left out.
 
     The path ends at the last tab or, in a line without a tab, at the last blank before the id, so that it may contain
     blanks itself. Relative paths are below the folder of the list. `UserError` with file and line for a line of another
-    form, an id that is unknown or comes twice.
+    form, and an id that comes twice.
     """
     lines = _read_lines(path, "list of images")
     line = pl.col("line")
@@ -53,15 +53,24 @@ def read_images(path: str | Path, ids: pl.Series) -> pl.Series:
     bad = table.filter(pl.col("id").is_null() | pl.col("image").is_null())
     if len(bad):
         raise UserError(f"{path}, line {bad['number'][0]}: {bad['line'][0][:100]!r} is not a path, a blank and an id")
+    require_once(table["id"], lambda row: f"{path}, line {table['number'][row]}")
+    images = located(table["image"].str.strip_chars_end(" "), Path(path).parent)
+    return table.select("number", images.alias("image"), "id")
+
+
+def read_images(path: str | Path, ids: pl.Series) -> pl.Series:
+    """The image of each of `ids` (N,) by a list as `read_image_list` reads it, null for an id that is not in it.
+
+    `UserError` also for an id that is not among `ids`.
+    """
+    table = read_image_list(path)
     unknown = table.filter(~pl.col("id").is_in(ids.implode()))
     if len(unknown):
         raise UserError(
             f"{path}, line {unknown['number'][0]}: there is no vector with the id {unknown['id'][0]!r}: correct it, or "
             "put a tab between path and id if the id contains blanks"
         )
-    require_once(table["id"], lambda row: f"{path}, line {table['number'][row]}")
-    images = ids.replace_strict(table["id"], table["image"].str.strip_chars_end(" "), default=None)
-    return located(images, Path(path).parent)
+    return ids.replace_strict(table["id"], table["image"], default=None)
 
 
 def located(images: pl.Series, folder: Path) -> pl.Series:

@@ -28,8 +28,8 @@ Calibrations = dict[str, ScoreCalibration]
 class Upgrade:
     """What `backfill` began and `commit` or `rollback` ends.
 
-    The priority of the entries is the document "order" of the store's backfill, calibrations the document
-    "calibrations", maps the documents "query_map" and "gallery_map".
+    Calibrations are the document "calibrations", maps the documents "query_map" and "gallery_map"; the order of the
+    entries is computed from their old vectors (`core.gallery.backfill_order`).
     """
 
     old: str
@@ -45,7 +45,7 @@ class Upgrade:
     total: int
     """Entries when it began."""
     failed: int = 0
-    """Entries whose image could not be read so far; their old vectors stay and are searched."""
+    """Entries that the last backfill could not embed; their old vectors stay and are searched."""
 
     def to_json(self) -> dict[str, Any]:
         """As a document."""

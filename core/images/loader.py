@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.errors import UserError
-from core.images.source import ImageSource
+from core.images.source import ImageReader
 
 __all__ = ["Column", "load_batches"]
 
@@ -24,7 +24,7 @@ class Column(Protocol):
 class _Batches(Dataset):
     """Maps a sequence of rows to the tensors of that batch; runs in the workers."""
 
-    def __init__(self, source: ImageSource, columns: Mapping[str, Column]):
+    def __init__(self, source: ImageReader, columns: Mapping[str, Column]):
         self.source, self.columns = source, columns
 
     def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor] | UserError | OSError:
@@ -38,7 +38,7 @@ class _Batches(Dataset):
 
 
 def load_batches(
-    source: ImageSource,
+    source: ImageReader,
     row_batches: Iterable[Sequence[int] | np.ndarray],
     num_workers: int,
     columns: Mapping[str, Column] | None = None,

@@ -10,11 +10,22 @@ import numpy as np
 
 from core.errors import UserError
 
-__all__ = ["ImageSource", "fingerprint_files"]
+__all__ = ["ImageReader", "ImageSource", "fingerprint_files"]
 
 
-class ImageSource(Protocol):
-    """N images in a fixed order. A source is pickled to worker processes, which read the batches."""
+class ImageReader(Protocol):
+    """What the loader needs of a source, which is pickled to worker processes."""
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Arrays with one entry for each of `rows` int64 (B,): images uint8 (B, H, W, 3) RGB, and labels if any.
+
+        `UserError` naming an image that cannot be used.
+        """
+        ...
+
+
+class ImageSource(ImageReader, Protocol):
+    """N images in a fixed order."""
 
     @property
     def name(self) -> str:
@@ -33,13 +44,6 @@ class ImageSource(Protocol):
 
     def labels(self) -> np.ndarray | None:
         """The class of each image, int64 (N,); None where the images have no classes."""
-        ...
-
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Arrays with one entry for each of `rows` int64 (B,): images uint8 (B, H, W, 3) RGB, and labels if any.
-
-        `UserError` naming an image that cannot be used.
-        """
         ...
 
     def image_name(self, row: int) -> str:

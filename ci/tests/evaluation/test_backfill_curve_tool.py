@@ -9,7 +9,8 @@ from launching import load_program
 from tiny import write_map_run, write_records, write_run_folder
 
 from core.errors import UserError
-from core.evaluation.backfill_orders import class_distances, mean_over_members
+from core.evaluation import backfill_orders, backfill_roads
+from core.evaluation.backfill_orders import class_distances, margins, mean_over_members
 from core.evaluation.identification import evaluate_1_n
 from core.evaluation.ijb import template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings, embed_images
@@ -50,7 +51,7 @@ def test_roads_of_models_of_two_sizes_end_where_the_single_tests_do(draw, models
     assert results["task"] == "backfill-ijbc" and results["share"] == [0, 0.5, 1]
     assert list(results["roads"]) == ["gallery_map", "query_map", "side_by_side"], "no direct road between two sizes"
     assert (results["road"], results["scores"]) == ("gallery_map", "far")
-    assert set(results["orders"]) == {"random", "class_distance", "predicted_error", "oracle"}
+    assert set(results["orders"]) == {"random", "class_distance", "predicted_error", "margin", "oracle"}
     images = read_images(require_meta(tree, "IJBC", True), "IJBC")
     lists = read_identification(images)
     features = {
@@ -89,7 +90,7 @@ def test_mistakes_are_one_line(draw, models, tree_writer, tmp_path):
     for arguments, message in (
         (("--query-map", models / "gallery"), "takes embeddings of old, not of new: name a map that leads from new to"),
         (("--gallery-map", models / "old"), "gallery map old is a model without a map"),
-        (("--orders", "predicted_error"), "not to be had here, only random, class_distance.* a --gallery-map that"),
+        (("--orders", "predicted_error"), "not to be had here, only random, class_distance, margin.* a --gallery-map that"),
         (("--calibration", "x"), "each gallery of IJB is calibrated on the other"),
         (("--steps", "1"), "--steps must be 2 or more"),
     ):  # fmt: skip
@@ -111,3 +112,50 @@ def test_orders_of_templates_equal_loops(tree, pixel_model, tmp_path):
     means = mean_over_members(np.arange(len(images.names), dtype=float), images)
     for template in range(images.num_templates):
         assert means[template] == pytest.approx(images.member_image[images.member_template == template].mean())
+
+
+@pytest.mark.parametrize("block", [1, 3, 1024])
+def test_margins_equal_a_loop_over_pairs_of_classes(monkeypatch, block):
+    monkeypatch.setattr(backfill_orders, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    stored, classes = rng.standard_normal((11, 4)), rng.integers(0, 5, 11)
+    units = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+    expected = [
+        own @ unit - max(own @ other for other, theirs in zip(units, classes) if theirs != of)
+        for own, unit, of in zip(stored, units, classes)
+    ]
+    np.testing.assert_allclose(margins(stored, classes), expected, atol=1e-6)
+    twins = margins(np.array([[1.0, 0], [1, 0], [0, 2]]), np.array([0, 1, 2]))
+    np.testing.assert_allclose(twins, [0, 0, 2], atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "procrustes"])
+def test_templates_go_by_the_mean_of_what_the_map_gives_for_their_images(
+    kind, draw, models, tree_writer, tmp_path, monkeypatch
+):
+    tree = tree_writer(tmp_path / "data", num_subjects=36)
+    write_map_run(models / kind, models / "old", models / "new", "old_to_new", kind=kind)
+    asked, curves = [], backfill_roads.identification_curves
+    monkeypatch.setattr(
+        backfill_roads, "identification_curves", lambda *given: asked.append(given[3]) or curves(*given)
+    )
+    draw(tree, "--gallery-map", models / kind, "--orders", "predicted_error", "margin")
+    images = read_images(require_meta(tree, "IJBC", True), "IJBC")
+    fitted = load_encoder(models / kind).map
+    old = embed_images(load_encoder(models / "old"), images, 8, 0, tmp_path / "cache")
+    faces = (fitted(old.plain, normalized=False).astype(float) + fitted(old.mirrored, normalized=False)) / 2
+    errors = fitted.predicted_error(old.plain)
+    means, predicted = np.empty((images.num_templates, 12)), np.empty(images.num_templates)
+    for template in range(images.num_templates):
+        own = images.member_template == template
+        rows = images.member_image[own]
+        means[template] = np.average(faces[rows], axis=0, weights=images.detector_scores[rows] / images.media_size[own])
+        predicted[template] = errors[rows].mean()
+    by_road = dict(zip(("gallery_map", "side_by_side"), asked, strict=True))
+    expected = -np.linalg.norm(means, axis=1) if kind == "ridge" else predicted
+    for orders in by_road.values():
+        np.testing.assert_allclose(orders["predicted_error"][0], expected, rtol=1e-5)
+    for road, stored in (("gallery_map", means), ("side_by_side", template_features(old, images))):
+        for gallery in read_identification(images).galleries.values():
+            expected = -margins(stored[gallery.templates], gallery.subjects)
+            np.testing.assert_allclose(by_road[road]["margin"][0, gallery.templates], expected, atol=1e-5)

@@ -1,6 +1,7 @@
 """tools/benchmark.py: a whole comparison on tiny data, stopped and continued."""
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -61,34 +62,74 @@ def benchmark(data, tmp_path, monkeypatch):
     return call
 
 
+OLD, METHOD = "old_model/train.py", "methods/bct/train.py"
+RIDGE, LAMBDA = "methods/linear_map/train.py", "methods/lambda_orthogonality/train.py"
+GALLERY, QUERY, BOTH = "gallery map (ridge)", "query map (lambda_orthogonality)", "both maps (lambda_orthogonality)"
+
+
+def read_rows(path: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    with open(path, newline="") as file:
+        return {(row["method"], row["road"], row["test"]): row for row in csv.DictReader(file)}
+
+
 def test_benchmark_goes_on_where_it_was_stopped_skips_what_is_done_and_writes_its_report(benchmark, data, capsys):
-    old, method = "old_model/train.py", "methods/bct/train.py"
-    benchmark.programs.broken = method
+    maps = ("--maps", "ridge", "lambda_orthogonality")
+    benchmark.programs.broken = METHOD
     with pytest.raises(SystemExit):
-        benchmark("--scenario", "exclass")
-    assert benchmark.programs.started == ["tools/split_dataset.py", old, old, method]
+        benchmark("--scenario", "exclass", *maps)
+    assert benchmark.programs.started == ["tools/split_dataset.py", OLD, OLD, RIDGE, LAMBDA, METHOD]
     assert not (data / "exclass").exists()
 
     benchmark.programs.broken = None
-    benchmark("--scenario", "exclass")
-    assert benchmark.programs.started[4:] == [method]
+    benchmark("--scenario", "exclass", *maps)
+    assert benchmark.programs.started[6:] == [METHOD, RIDGE]
     report = (data / "exclass" / "report.md").read_text()
-    assert "| bct | " in report and "num_epoch=1" in report
-    with open(data / "exclass" / "results.csv", newline="") as file:
-        rows = {(row["method"], row["test"]): row for row in csv.DictReader(file)}
-    assert 0 < float(rows["bct", "1:N rank-1"]["new/new"]) <= 100
-    assert rows["bct", "1:1 TAR@FAR=1e-3"]["new/old"] == ""  # fewer than a thousand impostor pairs
+    assert "| bct | " in report and "num_epoch=1" in report and report.index("Best: ") < report.index("| bct | ")
+    rows = read_rows(data / "exclass" / "results.csv")
+    assert [row[:2] for row in rows if row[2] == "1:N rank-1"] == [
+        *(("independent", road) for road in ("direct", GALLERY, QUERY, BOTH)), ("bct", "direct"), ("bct", GALLERY)
+    ]  # fmt: skip
+    for (method, road, test), row in rows.items():
+        if test == "1:N rank-1":
+            assert 0 < float(row["new/new"]) <= 100 and row["new/new"] == rows[method, "direct", test]["new/new"]
+            change = float(row["new/old"]) - float(row["old/old"])
+            assert float(row["PFR"]) - float(row["NFR"]) == pytest.approx(change, abs=1e-3), road
+        else:
+            assert row["new/old"] == row["NFR"] == ""  # fewer than a thousand impostor pairs
     assert (data / "exclass" / "compatibility.png").is_file()
 
-    benchmark("--scenario", "exclass")
-    assert len(benchmark.programs.started) == 5
+    benchmark("--scenario", "exclass", *maps)
+    assert len(benchmark.programs.started) == 8
     assert (data / "exclass" / "report.md").read_text() == report
 
-    benchmark("--scenario", "opclass")  # the old model is shared
-    assert benchmark.programs.started[5:] == [old, method]
+    benchmark("--scenario", "opclass", "--maps")  # the old model is shared
+    assert benchmark.programs.started[8:] == [OLD, METHOD]
+    assert "by road" not in (data / "opclass" / "report.md").read_text()
     commands = (data / "opclass" / "commands.sh").read_text().splitlines()
     assert sum(line.startswith("python old_model/train.py") for line in commands) == 2
     assert sum(line.startswith("python tools/ijbc_eval.py") for line in commands) == 2 + 4 + 4
+
+    result = data / "seed_0" / "opclass" / "bct" / "result.json"  # as it was before there were roads
+    roads = json.loads(result.read_text())
+    names = {"self_test": "self", "cross_test": "direct"}
+    result.write_text(json.dumps({name: roads[road]["rates"] for name, road in names.items()}))
+    benchmark("--scenario", "opclass", "--maps", "ridge")
+    assert benchmark.programs.started[10:] == [RIDGE, RIDGE]  # no model is trained again
+    completed = json.loads(result.read_text())
+    assert list(completed) == ["self", "direct", GALLERY]
+    assert completed["direct"]["flips"] == roads["direct"]["flips"]
+    commands = (data / "opclass" / "commands.sh").read_text()
+    assert f"-m_old {data}/seed_0/opclass/bct+ridge" in commands
+
+
+def test_damaged_result_is_an_error(benchmark, data):
+    result = data / "seed_0" / "old_class" / "result.json"
+    content = result.read_text()
+    for text in ("{", "[]", '{"direct": {"rates": {}, "flips": {}}}', '{"self": {"rates": 1}}'):
+        result.write_text(text)
+        with pytest.raises(UserError, match=r"result.json is damaged .*: delete it, and the benchmark tests that"):
+            benchmark("--scenario", "exclass")
+    result.write_text(content)
 
 
 def test_results_of_other_settings_are_not_mixed_in(benchmark, data):

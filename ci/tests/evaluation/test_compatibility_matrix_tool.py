@@ -101,6 +101,12 @@ def test_matrix_holds_what_the_single_tests_find_and_each_model_embeds_once(run_
     assert rows[0] == ["metric", "query", "old", "new", "wide"] and len(rows) == 1 + 3 * 3
     assert float(rows[2][2]) == pytest.approx(cross, abs=1e-6) and rows[3][:4] == ["top1", "wide", "", ""]
     printed = capsys.readouterr().out
+    (flips,) = (
+        [one["metrics"]["nfr"], one["metrics"]["pfr"]]
+        for one in found["evaluations"]
+        if (one["task"], one["models"]["query"]["name"], one["models"]["gallery"]["name"]) == ("ijbc-1:N", "new", "old")
+    )
+    assert f"{100 * flips[0]:.2f}  {100 * flips[1]:.2f}" in " ".join(printed.splitlines()).replace("   ", "  ")
     assert f"{100 * cross:.2f} against {100 * own:.2f}" in printed and "wide / new" in printed
     assert cv2.imread(str(tmp_path / "out" / "matrix.png")).shape[0] > 200
 

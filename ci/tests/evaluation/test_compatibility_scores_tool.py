@@ -181,6 +181,33 @@ def test_demo_and_matrix_files_are_read_like_single_results(tmp_path, print_scor
     assert print_scores("--models", "old", "new", "independent", matrix)[0]["ijbc-1:N top1"][6] == "0.250"
 
 
+def test_mapped_queries_are_measured_by_what_the_model_behind_the_map_finds_in_its_own_gallery(tmp_path, print_scores):
+    rates = {"old/old": 0.5, "alone/alone": 0.9, "alone+procrustes/old": 0.7, "new/new": 0.8, "new+procrustes/old": 0.6}
+    flips = {"nfr": 0.05, "pfr": 0.25}
+    demo = tmp_path / "demo.json"
+    write_pairs(demo, {pair: {"1:1": {"auc": rate}, "1:N": {"top1": rate, **flips}} for pair, rate in rates.items()})
+    metrics = ["--metric", "top1", "--metric", "auc"]
+    for star in ("alone", "alone+procrustes"):
+        table, text = print_scores("--models", "old", "alone+procrustes", star, *metrics, demo)
+        assert table["ijbc-1:N top1"][:7] == ["50.00", "90.00", "90.00", "70.00", "5.00", "25.00", "0.500"]
+        assert text.rstrip().endswith("old: old, new: alone+procrustes, star: alone")
+    table, _ = print_scores("--models", "old", "new+procrustes", "alone", *metrics, demo)
+    assert table["ijbc-1:N top1"][:4] == ["50.00", "80.00", "90.00", "60.00"]
+
+    models = {
+        name: Model(name, name * 8, base=name.rpartition("+")[0] * 8) for name in ("old", "new", "new+map", "star")
+    }
+    pairs = {"old/old": 0.5, "new/new": 0.8, "new+map/new+map": 0.7, "star/star": 0.9, "new+map/old": 0.6}
+    for left_out, found in ((None, "80.00"), ("new/new", "70.00")):  # the map's own self-test, where there is no other
+        evaluations = [
+            Evaluation("ijbc-1:N", *(models[name] for name in pair.split("/")), {"top1": rate}, {"flip": True})
+            for pair, rate in pairs.items()
+            if pair != left_out
+        ]
+        write_matrix(tmp_path / "matrix.json", evaluations, [])
+        assert print_scores(tmp_path / "matrix.json")[0]["ijbc-1:N top1"][:4] == ["50.00", found, "90.00", "60.00"]
+
+
 @pytest.mark.parametrize(
     "content", ["{", "{}", "[]", '{"evaluations": []}', '{"task": "x", "metrics": {}, "models": {"query": {}}}']
 )

@@ -4,7 +4,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from core.evaluation import identification, ijb
 from core.evaluation.identification import evaluate_1_n
-from core.evaluation.ijb import evaluate_1_1, template_features
+from core.evaluation.ijb import evaluate_1_1, template_features, template_means
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects
 from core.evaluation.roc import rates_at, receiver_operating_characteristic
@@ -56,6 +56,22 @@ def test_template_features_equal_a_loop_over_templates_and_media(monkeypatch, bl
     )
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, unit(np.array(expected)), atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [7, 8192])
+def test_template_means_are_weighted_means_of_which_the_features_are_the_directions(monkeypatch, block):
+    monkeypatch.setattr(ijb, "MEMBER_BLOCK", block)
+    rng = np.random.default_rng(0)
+    images, _ = random_images(rng)
+    views = ImageEmbeddings(*rng.standard_normal((2, 200, 6)).astype(np.float32))
+    means = template_means(views, images)
+    for template in range(23):
+        own = images.member_template == template
+        rows = images.member_image[own]
+        weights = images.detector_scores[rows] / images.media_size[own]
+        both = np.concatenate([views.plain[rows], views.mirrored[rows]]).astype(float)
+        np.testing.assert_allclose(means[template], np.average(both, axis=0, weights=np.tile(weights, 2)), atol=1e-9)
+    np.testing.assert_allclose(unit(means), template_features(views, images), atol=1e-6)
 
 
 def test_embeddings_of_zero_give_a_zero_template_not_nan():

@@ -129,6 +129,7 @@ def test_identification_with_a_map_on_either_side(models, tree, run_tool, query,
     assert [side["name"] for side in sides] == [names.get(query, query), names.get(gallery, gallery)]
     old = load_encoder(models / "old").fingerprint
     assert [side["mapped_from"] for side in sides] == ["", old if gallery == "gallery" else ""]
+    assert [side["base"] for side in sides] == [load_encoder(models / "new").fingerprint * (query == "query"), ""]
     images = read_images(tree / "IJBC", "IJBC")
     lists = read_identification(images)
     templates = {name: direct_templates(load_encoder(models / name), images) for name in (query, gallery, before)}

@@ -1,6 +1,7 @@
 """A store in memory, of dicts and plain NumPy, and vectors to put into it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class MemoryStore:
         self._rows: dict[str, int] = {}
         self._vectors: dict[str, dict[int, np.ndarray]] = {}
         self._next = 0
+        self._work: str | None = None
 
     def versions(self) -> dict[str, Version]:
         return dict(self._versions)
@@ -129,6 +131,16 @@ class MemoryStore:
 
     def verify(self) -> list[str]:
         return []
+
+    @contextmanager
+    def claimed(self, work: str) -> Iterator[None]:
+        if self._work is not None:
+            raise UserError(f"another work holds {self.place} ({self._work})")
+        self._work = work
+        try:
+            yield
+        finally:
+            self._work = None
 
     def close(self) -> None:
         pass

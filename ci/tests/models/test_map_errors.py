@@ -65,7 +65,7 @@ def test_of_many_pairs_some_that_are_spread_over_all_are_used(monkeypatch):
     pairs = Pairs(source, target, Space(12), Space(12))
     whole = fit_error_head(pairs, module)
     monkeypatch.setattr(error_head, "MAX_PAIRS", 1000)
-    monkeypatch.setattr(error_head, "BLOCK_ROWS", 64)
+    monkeypatch.setattr("core.models.maps.vectors.BLOCK_ROWS", 64)
     some = fit_error_head(pairs, module)
     rows = np.linspace(0, 2999, 1000).astype(int)
     same = fit_error_head(Pairs(source[rows], target[rows], Space(12), Space(12)), module)
@@ -116,3 +116,39 @@ def test_a_network_may_predict_by_itself_and_vectors_are_checked():
         fitted.predicted_error(np.ones((2, 4)))
     with pytest.raises(UserError, match="row 1 of the vectors is zero"):
         fitted.predicted_error(np.array([[1.0, 2, 3], [0, 0, 0]]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(12, 8), (8, 12)])
+def test_priority_is_the_shortness_of_a_map_that_shrinks_and_the_predicted_error_of_a_rotation(kind, sizes, monkeypatch):
+    monkeypatch.setattr("core.models.maps.vectors.BLOCK_ROWS", 64)
+    source, target, labels = make_pairs(300, sizes)
+    fitted = fit_map(kind, source, target, labels, **({"num_epoch": 1, "hidden": 8} if kind == "mlp" else {}))
+    priority = fitted.backfill_priority(source)
+    assert priority.shape == (300,) and priority.dtype == np.float32
+    if kind == "procrustes":
+        np.testing.assert_array_equal(priority, fitted.predicted_error(source))
+    else:
+        with torch.inference_mode():
+            plain = fitted.module.double()(torch.from_numpy(unit(source.astype(float)))).numpy()
+        np.testing.assert_allclose(priority, -np.linalg.norm(plain, axis=1), rtol=1e-5)
+
+
+def test_a_ridge_is_short_where_it_is_wrong():
+    """Its outputs are near the mean targets of its sources: the error is what is missing to the length 1."""
+    source, target, _ = make_pairs(20_000)
+    fitted = fit_map("ridge", source, target)
+    priority = fitted.backfill_priority(source).astype(float)
+    found = errors(fitted, source, target)
+    assert found.mean() == pytest.approx((1 - priority**2).mean(), rel=0.01)
+    first = np.argsort(-priority)[:2000]
+    assert found[first].mean() > 1.1 * found.mean()
+
+
+def test_vectors_of_another_size_or_none_have_no_priority():
+    source, target, _ = make_pairs(50)
+    with pytest.raises(UserError, match="takes vectors of size 12, got size 4"):
+        fit_map("ridge", source, target).backfill_priority(np.ones((2, 4)))
+    with pytest.raises(UserError, match="row 1 of the vectors is zero"):
+        fit_map("ridge", source, target).backfill_priority(np.array([np.ones(12), np.zeros(12)]))
+    assert Map("procrustes", Space(3), Space(2), nn.Linear(3, 2), 10).backfill_priority(np.ones((2, 3))) is None

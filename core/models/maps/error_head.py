@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from core.models.maps.linear import RidgeProblem, penalty_grid
 from core.models.maps.moments import Moments
+from core.models.maps.threads import in_shares, threads_for_tables
 from core.models.maps.vectors import BLOCK_ROWS, Pairs, unit_rows
 
 __all__ = ["fit_error_head"]
@@ -37,11 +38,13 @@ class _LogErrorMoments(Moments):
 def fit_error_head(pairs: Pairs, module: nn.Module) -> dict[str, Tensor]:
     """`weight` (1, D_s) and `bias` (1,) of the head of a map's network, from at most 16,384 of the pairs.
 
-    The penalty is chosen by generalised cross-validation. Memory: D_s² numbers and a block of rows.
+    The penalty is chosen by generalised cross-validation. Memory: D_s² numbers and a block of rows a
+    thread.
     """
     moments = _compute_moments(pairs, module)
-    problem = RidgeProblem(moments)
-    affine = problem.solve(problem.choose_penalty(penalty_grid(moments)))
+    with threads_for_tables(pairs.source_space.size):
+        problem = RidgeProblem(moments)
+        affine = problem.solve(problem.choose_penalty(penalty_grid(moments)))
     return {
         "weight": torch.from_numpy(affine.weight.T.astype(np.float32)),
         "bias": torch.from_numpy(affine.bias.astype(np.float32)),
@@ -50,22 +53,11 @@ def fit_error_head(pairs: Pairs, module: nn.Module) -> dict[str, Tensor]:
 
 def _compute_moments(pairs: Pairs, module: nn.Module) -> _LogErrorMoments:
     """Of the unit source vectors and the logarithms of the map's squared errors."""
-    size = pairs.source_space.size
     rows = np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_PAIRS)).astype(np.int64)
-    origin = None
-    source_sum, gram, cross, target_sum, squares = np.zeros(size), np.zeros((size, size)), np.zeros(size), 0.0, 0.0
-    for part in np.array_split(rows, -(-len(rows) // BLOCK_ROWS)):
-        source, errors = _errors(pairs, part, module)
-        logs = np.log(np.maximum(errors, LEAST_ERROR))
-        if origin is None:
-            origin = source.mean(axis=0), logs.mean()
-        source, logs = source - origin[0], logs - origin[1]
-        gram += source.T @ source
-        cross += source.T @ logs
-        source_sum += source.sum(axis=0)
-        target_sum += logs.sum()
-        squares += logs @ logs
-    assert origin is not None, "there are pairs"
+    source, errors = _errors(pairs, rows[:BLOCK_ROWS], module)
+    origin = source.mean(axis=0), np.log(np.maximum(errors, LEAST_ERROR)).mean()
+    parts = in_shares(len(rows), lambda blocks: _sum_blocks(pairs, [rows[block] for block in blocks], origin, module))
+    source_sum, gram, cross, target_sum, squares = (np.sum(part, axis=0) for part in zip(*parts))
     count = len(rows)
     return _LogErrorMoments(
         count=count,
@@ -73,9 +65,26 @@ def _compute_moments(pairs: Pairs, module: nn.Module) -> _LogErrorMoments:
         target_mean=np.array([origin[1] + target_sum / count]),
         cross=(cross - source_sum * target_sum / count)[:, None],
         gram=gram - np.outer(source_sum, source_sum) / count,
-        rounding=float(np.finfo(np.float32).eps) * size,
+        rounding=float(np.finfo(np.float32).eps) * pairs.source_space.size,
         scatter=float(squares - target_sum**2 / count),
     )
+
+
+def _sum_blocks(
+    pairs: Pairs, blocks: list[np.ndarray], origin: tuple[np.ndarray, np.floating], module: nn.Module
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
+    """Over blocks of rows, v and the log errors t counted from the origin: sums of v, v' v, v' t, t and t²."""
+    size = pairs.source_space.size
+    source_sum, gram, cross, target_sum, squares = np.zeros(size), np.zeros((size, size)), np.zeros(size), 0.0, 0.0
+    for rows in blocks:
+        source, errors = _errors(pairs, rows, module)
+        source, logs = source - origin[0], np.log(np.maximum(errors, LEAST_ERROR)) - origin[1]
+        gram += source.T @ source
+        cross += source.T @ logs
+        source_sum += source.sum(axis=0)
+        target_sum += logs.sum()
+        squares += logs @ logs
+    return source_sum, gram, cross, target_sum, squares
 
 
 def _errors(pairs: Pairs, rows: np.ndarray, module: nn.Module) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from core.models.maps.map import Map
 from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.moments import compute_moments
 from core.models.maps.network import train_network
+from core.models.maps.threads import threads_for_tables
 from core.models.maps.vectors import Pairs, Space, Vectors, open_pairs
 
 __all__ = ["KINDS", "MIN_PAIRS", "fit_map", "require_options"]
@@ -70,7 +71,8 @@ def fit_map(
     pairs = open_pairs(source, target, spaces)
     if len(pairs) < MIN_PAIRS:
         raise UserError(f"{len(pairs)} pairs are too few to fit a map: at least {MIN_PAIRS} are needed")
-    fitted = KINDS[kind](pairs, labels, **options)
+    with threads_for_tables(max(pairs.source_space.size, pairs.target_space.size)):
+        fitted = KINDS[kind](pairs, labels, **options)
     module = build_module(kind, pairs.source_space.size, pairs.target_space.size, fitted.options)
     module.load_state_dict(fitted.state_dict, assign=True)
     module.eval().requires_grad_(False)

@@ -27,6 +27,9 @@ __all__ = ["Map", "load_map"]
 
 ERROR_HEAD = "error_head."
 """Before the names of its tensors in `map.pt`."""
+SHRINKING = ("ridge", "low_rank", "mlp")
+"""Kinds whose plain output is short where they are unsure. If f(v) is the mean of the unit vectors u that belong to v,
+it misses them by E |u - f|² = 1 - |f|² on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,11 @@ class Map:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the network's state dict."""
         return fingerprint(self.module.state_dict())
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether its plain output is short where it is unsure."""
+        return self.kind in SHRINKING
 
     def __call__(self, vectors: Vectors, normalized: bool = True, out: np.ndarray | None = None) -> np.ndarray:
         """Vectors (N, D_s) of the source's space, of any length, to unit vectors (N, D_t), float32.
@@ -92,6 +100,25 @@ class Map:
 
         _fill_blocks(errors, rows, predict_block)
         return errors
+
+    def backfill_priority(self, vectors: Vectors) -> np.ndarray | None:
+        """Which of the stored vectors (N, D_s) to embed again first: (N,) float32, the largest first.
+
+        Of a map that `shrinks` minus the length of its plain output, of others `predicted_error`; None if the map
+        cannot tell. Memory and errors as when vectors are mapped.
+        """
+        if not self.shrinks:
+            return self.predicted_error(vectors)
+        rows, space = open_vectors(vectors, "vectors")
+        self.require_source(space)
+        priorities = np.empty(len(rows), np.float32)
+
+        def weigh_block(block: Tensor, scales: Tensor, result: Tensor) -> None:
+            mapped = torch.empty(len(block), self.target.size)
+            result.copy_(_lengths(_apply(self.module, block, scales, mapped)).reshape(-1).neg_())
+
+        _fill_blocks(priorities, rows, weigh_block)
+        return priorities
 
     def require_source(self, space: Space) -> None:
         """`UserError` unless vectors of this space may be mapped."""

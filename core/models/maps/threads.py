@@ -1,31 +1,54 @@
-"""Threads that each take blocks of rows through all steps of some work, whose single steps are too short to share."""
+"""How many threads work on what: those that meet after each short step wait for each other, and where other programs
+run as well that takes most of the time.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from core.models.maps.vectors import row_blocks
 
-__all__ = ["in_shares"]
+__all__ = ["in_shares", "threads_for_tables"]
 
 Result = TypeVar("Result")
+SMALL_TABLE = 1024
+"""Up to this size one thread decomposes a table in a second; two on busy processors were seen to need ten times as
+long."""
 
 
 def in_shares(count: int, work: Callable[[list[slice]], Result]) -> list[Result]:
     """The results of `work` on shares of the blocks over `count` rows, one for each of as many threads as torch uses.
 
-    Blocks are dealt in turn. Meanwhile BLAS and torch use one thread alone in each of them: threads that meet after
-    each step spend most of their time waiting wherever other programs run as well.
+    Blocks are dealt in turn. Meanwhile BLAS and torch use one thread alone in each of them.
     """
     num_threads = torch.get_num_threads()
     blocks = list(row_blocks(count))
     shares = [blocks[thread::num_threads] for thread in range(num_threads)]
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads) as threads:
+        with _one_blas_thread(), ThreadPoolExecutor(num_threads) as threads:
             return list(threads.map(work, shares))
     finally:
         torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def threads_for_tables(size: int) -> Iterator[None]:
+    """Meanwhile NumPy decomposes tables of up to this size (D, D) with as many threads as it pays."""
+    with _one_blas_thread() if size <= SMALL_TABLE else nullcontext():
+        yield
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Those with threads that are loaded: looking for them takes milliseconds."""
+    return ThreadpoolController()

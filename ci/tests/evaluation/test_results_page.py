@@ -1,0 +1,64 @@
+"""ci/results_page.py: the tables of RESULTS.md are those of the kept results, and new results find their place."""
+
+import sys
+
+import pytest
+from launching import load_program
+
+from core.errors import UserError
+from core.evaluation.comparison import Comparison, Entry
+from core.files import ROOT
+
+PLACE = "<!-- tables: {} -->\n{}\n<!-- end -->"
+
+
+@pytest.fixture
+def page():
+    return load_program(ROOT / "ci" / "results_page.py")
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """A benchmark's folder with the results of one data set and scenario."""
+    scores = [("old", 40, 40), ("independent", 80, 1), ("bct", 82, 60)]
+    entries = [Entry(method, seed, {"A": own}, {"A": cross}) for seed in (0, 3) for method, own, cross in scores]
+    folder = tmp_path / "benchmark" / "glyphs-retrieval" / "exdata"
+    folder.mkdir(parents=True)
+    Comparison(entries).write_csv(folder / "results.csv")
+    (folder / "compatibility.png").write_bytes(b"picture")
+    return tmp_path / "benchmark"
+
+
+def test_page_of_this_repository_has_the_tables_of_the_kept_results(page):
+    text = page.PAGE.read_text()
+    assert page.filled(text, page.KEPT) == text
+    assert page.SECTION.findall(text)
+
+
+def test_new_results_are_kept_and_replace_the_tables_in_their_place_alone(page, benchmark, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    name = "glyphs_retrieval_exdata"
+    before = ["# Results", PLACE.format(name, "| older |"), "in words", PLACE.format("glyphs_opclass", ""), "the end"]
+    (tmp_path / "RESULTS.md").write_text("\n\n".join(before))
+    monkeypatch.setattr(page, "PAGE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(page, "KEPT", kept)
+    monkeypatch.setattr(sys, "argv", ["results_page.py", str(benchmark)])
+    page.main()
+    assert sorted(path.name for path in kept.iterdir()) == [f"{name}.csv", f"{name}.png"]
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| bct | 40.0 ± 0.0 | 82.0 ± 0.0 | 60.0 ± 0.0 | 0.50 ± 0.00 |" in text and "older" not in text
+    assert "Seeds: 0, 3." in text and f"(ci/benchmarks/results/{name}.png)" in text
+    assert PLACE.format("glyphs_opclass", "Not measured yet.") in text
+    assert text.startswith("# Results\n\n<!--") and "-->\n\nin words\n\n<!--" in text and text.endswith("the end")
+    assert page.filled(text, kept) == text
+
+
+def test_results_without_a_place_and_folders_without_results_are_errors(page, benchmark, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    page.keep(benchmark, kept)
+    with pytest.raises(UserError, match="no place for glyphs_retrieval_exdata: add '<!-- tables: NAME -->'"):
+        page.filled("# Results", kept)
+    with pytest.raises(UserError, match="name the folder of tools/benchmark.py"):
+        page.keep(kept, kept)

@@ -1,0 +1,83 @@
+"""The last steps of the demo: its old gallery is made, its upgrade planned, half done, searched, and completed."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from commands import Commands
+from core.gallery.report import FILE
+
+from core.builtin.ijb_gallery import IjbGallery, write_ijb_gallery
+from core.evaluation.ijb_embeddings import embed_images
+from core.evaluation.ijb_meta import IjbImages, read_images, require_meta
+from core.models.encoder import Encoder, load_encoder
+
+__all__ = ["FOLDERS", "upgrade_gallery"]
+
+FOLDERS = ("gallery", "gallery_files", "plan")
+"""Below the demo's folder: they are made again each time."""
+SHARES = (0.5, 1.0)
+
+
+def upgrade_gallery(out: Path, commands: Commands) -> tuple[dict[str, float], Path]:
+    """Upgrade a gallery of the test's enrolled images from the model old to the model new; below the demo's `out`.
+
+    Returns the rank-1 rate of the queries, of people who were not in the plan's sample, at each step, and the plan's
+    report.
+    """
+    gallery, files, plan = (out / name for name in FOLDERS)
+    for folder in (gallery, files, plan):
+        shutil.rmtree(folder, ignore_errors=True)
+    files.mkdir()
+    made = _write_files(out, files)
+    tool = "tools/gallery.py"
+    lists = ("--ids", files / "ids.txt", "--labels", files / "labels.txt", "--images", files / "entries.txt")
+    commands.run(tool, "create", gallery, "--vectors", files / "old.npy", "--model", out / "old", *lists)
+    rates = {"before": _search(commands, gallery, out / "old", files, made, "before")}
+    commands.run(
+        tool, "plan", gallery, "--new", out / "new", "--sample", files / "sample.txt", "--out", plan,
+        "--num-workers", 0, "--device", "cpu",
+    )  # fmt: skip
+    for share in SHARES:
+        commands.run(tool, "backfill", gallery, "--plan", plan, "--share", share, "--num-workers", 0, "--device", "cpu")
+        name = f"{100 * share:.0f} % embedded again"
+        rates[name] = _search(commands, gallery, out / "new", files, made, f"at_{100 * share:.0f}")
+    commands.run(tool, "verify", gallery)
+    commands.run(tool, "commit", gallery)
+    return rates, plan / FILE
+
+
+def _write_files(out: Path, files: Path) -> IjbGallery:
+    """Images and lists, the stored vectors of the entries by the old model, and the queries by both models."""
+    images = read_images(require_meta(out / "data" / "eval", "IJBC", one_to_n=True), "IJBC")
+    encoders = {name: load_encoder(out / name) for name in ("old", "new")}
+    made = write_ijb_gallery(images, encoders["old"].image_size, files)
+    embeddings = {name: _embeddings(encoder, images, out) for name, encoder in encoders.items()}
+    np.save(files / "old.npy", embeddings["old"][made.entries])
+    for name in encoders:
+        np.save(files / f"queries_{name}.npy", embeddings[name][made.queries])
+    return made
+
+
+def _embeddings(encoder: Encoder, images: IjbImages, out: Path) -> np.ndarray:
+    """(N, D) of all images, which the evaluation has embedded already."""
+    return np.asarray(embed_images(encoder, images, num_workers=0, cache=out / "embeddings").plain)
+
+
+def _search(commands: Commands, gallery: Path, model: Path, files: Path, made: IjbGallery, name: str) -> float:
+    """Search the queries of a model, and return the rank-1 rate."""
+    hits = files / f"hits_{name}.parquet"
+    queries = ("--queries", files / f"queries_{model.name}.npy", "--model", model)
+    both = ("--old-queries", files / "queries_old.npy") if model.name == "new" else ()
+    commands.run("tools/gallery.py", "search", gallery, *queries, *both, "-k", 5, "--out", hits)
+    return rank_1(hits, made)
+
+
+def rank_1(hits: Path, made: IjbGallery) -> float:
+    """The share of queries whose first hit is of their identity."""
+    first = pl.read_parquet(hits).filter(pl.col("rank") == pl.col("rank").min())
+    subject_of = dict(zip(made.names, made.subjects.tolist()))
+    found = np.full(len(made.queries), -2)
+    found[first["query"].to_numpy()] = [subject_of[name] for name in first["id"]]
+    return float((found == made.subjects[made.queries]).mean())
