@@ -65,8 +65,8 @@ class FolderStore:
     def creating(cls, path: str | Path) -> Iterator["FolderStore"]:
         """A gallery to be filled: it is at `path` when the context ends well, else nothing is.
 
-        Faster than to fill an empty one. `UserError` as of `create`, and while another process is creating the same
-        one; what a killed one left is cleared away.
+        Faster than to fill an empty one; each id is enrolled once. `UserError` as of `create`, at the end if an id came
+        twice, and while another process is creating the same one; what a killed one left is cleared away.
         """
         path = Path(path)
         temporary = path.with_name(f".{path.name}.creating")
@@ -179,8 +179,9 @@ class FolderStore:
             for key, given in vectors.items():
                 append = self._appending(db, self._require(db, key), len(ids), given)
                 appended[key] = given.dtype, pool.submit(append)
-            rows = folder_entries.find(db, ids)
-            self._remove(db, rows[rows >= 0])
+            if folder_entries.are_sorted(db):
+                rows = folder_entries.find(db, ids)
+                self._remove(db, rows[rows >= 0])
             rows = folder_entries.add(db, ids, labels, images)
             for key, (dtype, checksums) in appended.items():
                 _give_slots(db, self._require(db, key), rows, dtype, checksums.result())

@@ -24,7 +24,7 @@ def add(
     (first,) = db.execute("SELECT next_row FROM counters").fetchone()
     end = first + len(ids)
     db.execute("UPDATE counters SET next_row = ?", (end,))
-    empty = _is_empty(db)
+    empty = are_sorted(db) and _is_empty(db)
     if empty:  # to sort all ids once is faster than to put each in its place
         db.execute("DROP INDEX entry_of_id")
     start = first
@@ -44,6 +44,11 @@ def remove(db: sqlite3.Connection, rows: np.ndarray) -> None:
     """Entries (B,) that are there."""
     db.executemany("DELETE FROM entries WHERE row = ?", ((row,) for row in rows.tolist()))
     _seal(db, rows)
+
+
+def are_sorted(db: sqlite3.Connection) -> bool:
+    """Whether ids can be found quickly: not in a gallery that is being created."""
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'entry_of_id'").fetchone() is not None
 
 
 def find(db: sqlite3.Connection, ids: Sequence[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ from core.errors import UserError
 from core.evaluation.calibration import ScoreCalibration
 from core.gallery import Gallery
 from core.gallery.documents import calibrations_to_document, map_to_document
+from core.gallery.folder import FolderStore
 from core.gallery.store import Version
 from core.gallery.upgrade import Upgrade
 from core.models.encoder import load_encoder
@@ -229,3 +230,12 @@ def test_in_a_milvus_file_it_is_the_same(tmp_path):
         hits = gallery.search(QUERIES, "new", 30, max_far=0.9).hits
         assert set(hits["version"]) == {"vendor-v1", "new"} and hits.select("query", "id").is_unique().all()
         assert gallery.export(tmp_path / "out", "npy", "new") == 20
+
+
+def test_an_id_that_comes_twice_in_a_creation_is_told_at_its_end(tmp_path):
+    with pytest.raises(UserError, match="gallery is not created: an id comes twice"):
+        with FolderStore.creating(tmp_path / "gallery") as store:
+            store.add_version(Version("m", "m", 8))
+            for names in (["a", "b"], ["c", "a"]):
+                store.enrol(names, {"m": STORED[:2]})
+    assert not list(tmp_path.iterdir())
