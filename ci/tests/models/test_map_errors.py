@@ -120,7 +120,9 @@ def test_a_network_may_predict_by_itself_and_vectors_are_checked():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [(12, 8), (8, 12)])
-def test_priority_is_the_shortness_of_a_map_that_shrinks_and_the_predicted_error_of_a_rotation(kind, sizes, monkeypatch):
+def test_priority_is_the_shortness_of_a_map_that_shrinks_and_the_predicted_error_of_a_rotation(
+    kind, sizes, monkeypatch
+):
     monkeypatch.setattr("core.models.maps.vectors.BLOCK_ROWS", 64)
     source, target, labels = make_pairs(300, sizes)
     fitted = fit_map(kind, source, target, labels, **({"num_epoch": 1, "hidden": 8} if kind == "mlp" else {}))

@@ -45,7 +45,9 @@ def test_decompositions_of_a_fit_take_one_thread(kind, two_threads, monkeypatch)
     seen = []
     for name in ("svd", "eigh"):
         step = getattr(linear, name)
-        monkeypatch.setattr(linear, name, lambda *args, step=step, **how: seen.append(blas_threads()) or step(*args, **how))
+        monkeypatch.setattr(
+            linear, name, lambda *args, step=step, **how: seen.append(blas_threads()) or step(*args, **how)
+        )
     source, target = np.random.default_rng(0).standard_normal((2, 60, 8))
     fit_map(kind, source, target)
     assert len(seen) >= 2, "the map's and that of the prediction of its error"
