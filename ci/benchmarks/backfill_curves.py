@@ -5,16 +5,17 @@
         for model in independent mixbct bct; do
             M="rec=$B/data/train_part_70_class old_model=$B/old_class new_model=$B/opclass/$model seed=$seed"
             L="methods/linear_map/train.py methods/linear_map/configs/glyphs.py"
-            python $L $M output=$B/maps/$model/gallery
-            python $L $M output=$B/maps/$model/query kind=procrustes direction=new_to_old
-            python tools/backfill_curve.py -m $B/opclass/$model -m_old $B/old_class --data-path $B/data/eval --repeats 20 \\
-                --gallery-map $B/maps/$model/gallery --query-map $B/maps/$model/query --out work_dirs/curves/$model/$seed
+            O=work_dirs/curves/${model}_$seed
+            python $L $M output=$O/gallery
+            python $L $M output=$O/query kind=procrustes direction=new_to_old
+            python tools/backfill_curve.py -m $B/opclass/$model -m_old $B/old_class --gallery-map $O/gallery \\
+                --query-map $O/query --data-path $B/data/eval --repeats 20 --out $O/curve
         done
     done
-    python ci/benchmarks/backfill_curves.py work_dirs/curves/*/*
+    python ci/benchmarks/backfill_curves.py work_dirs/curves/*/curve
 
-The new models are those of `tools/benchmark.py`. Models of the same name are taken as several seeds of one, of which the
-means are shown, and the standard deviation of what an order gains. Areas and rates are of rank-1, in per cent.
+The new models are those of `tools/benchmark.py`. Models of the same name are taken as several seeds of one: means, and
+the standard deviation of what an order gains. Areas and rates are of rank-1, in per cent.
 """
 
 import argparse
