@@ -5,7 +5,8 @@
 
 The order of --models is that of the upgrades, the oldest first. Each model embeds the images once. A pair of a newer
 query model and an older gallery model is compatible if the newer one finds more in that gallery than the gallery's own
-model does. Writes matrix.csv, matrix.png and results.json to --out, and prints the matrices and the verdicts.
+model does. Maps' run folders are models too; a mapped gallery is searched by the others, and compared with the search
+before it was mapped. Writes matrix.csv, matrix.png and results.json to --out, and prints the matrices and the verdicts.
 """
 
 from argparse import Namespace
@@ -56,7 +57,8 @@ def main() -> None:
         f"{q}/{g}": (q, g)
         for q, query in enumerate(encoders)
         for g, gallery in enumerate(encoders)
-        if q == g or (query.embedding_size == gallery.embedding_size and max(q, g) < num_models)
+        if q == g
+        or (query.embedding_size == gallery.embedding_size and max(q, g) < num_models and not query.maps_gallery)
     }
     results = evaluate_pairs(
         {str(i): encoder for i, encoder in enumerate(encoders)},
@@ -64,12 +66,13 @@ def main() -> None:
     )  # fmt: skip
     found = {pairs[pair]: result for pair, result in results.items()}
     names = name_models(models)
-    places = {encoder.fingerprint: place for place, encoder in enumerate(encoders)}
-    served = [places[encoder.gallery_model.fingerprint] for encoder in encoders[:num_models]]
+    searched = tuple(zip(*(search_before(encoder, encoders) for encoder in encoders[:num_models])))
+    mapped = [place for place, encoder in enumerate(encoders[:num_models]) if encoder.maps_gallery]
     matrices = {}
     for metric in args.metric:
         rates = read_rates(found, metric, len(models))
-        matrices[metric] = UpdateMatrix(names[:num_models], rates[:num_models, :num_models], rates.diagonal()[served])
+        own = rates[:num_models, :num_models]
+        matrices[metric] = UpdateMatrix(names[:num_models], own, rates[searched], mapped)
     for metric, matrix in matrices.items():
         print(f"{metric} (%)\n{matrix.table()}\n")
     print(make_verdicts(matrices, found))
@@ -146,10 +149,35 @@ def load_models(args: Namespace) -> list[NamedModel]:
     return models
 
 
+def search_before(encoder: Encoder, models: Sequence[Encoder]) -> tuple[int, int]:
+    """Places (query, gallery) of the search that a gallery of this model served before an update.
+
+    That is the search by its own model; of a mapped gallery by the model that embedded it, and of one that is mapped
+    again by the model into whose space it was mapped first, if both are among the models.
+    """
+    places = {model.fingerprint: place for place, model in enumerate(models)}
+    base = encoder.base
+    if encoder.maps_gallery and base is not None and base.maps_gallery and base.map is not None:
+        query, gallery = places.get(base.map.target.fingerprint or ""), places.get(base.fingerprint)
+        if query is not None and gallery is not None:
+            return query, gallery
+    own = places[encoder.gallery_model.fingerprint]
+    return own, own
+
+
 def name_models(models: Sequence[NamedModel]) -> list[str]:
-    """The models' names, and the paths of those that share theirs with another."""
+    """The models' names, and for those that share theirs with another the ends of their paths that tell them apart."""
     counts = Counter(model.encoder.name for model in models)
-    return [model.encoder.name if counts[model.encoder.name] == 1 else model.path for model in models]
+    sharing = [Path(model.path).parts for model in models if counts[model.encoder.name] > 1]
+
+    def end(path: str) -> str:
+        parts = Path(path).parts
+        for length in range(1, len(parts)):
+            if sum(other[-length:] == parts[-length:] for other in sharing) == 1:
+                return str(Path(*parts[-length:]))
+        return path
+
+    return [model.encoder.name if counts[model.encoder.name] == 1 else end(model.path) for model in models]
 
 
 def read_rates(found: Mapping[tuple[int, int], PairResult], metric: str, num_models: int) -> np.ndarray:

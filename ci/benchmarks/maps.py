@@ -3,6 +3,7 @@
     python ci/benchmarks/maps.py                                 518,000 pairs, 1,000,000 vectors; 6 GB of disk
     python ci/benchmarks/maps.py --pairs 50000 --vectors 100000  a tenth of it
     python ci/benchmarks/maps.py --stores features/A features/B  accuracy on these stores, not on made-up spaces
+    python ci/benchmarks/maps.py --pairs 0 ...                   accuracy alone
 
 The accuracy is that of a gallery of people who are not in the pairs, one image each, searched by their other images:
 the share of probes whose nearest entry is of the same person. isotrieve is not among this project's packages:
@@ -39,8 +40,9 @@ def main() -> None:
     parser.add_argument("--stores", type=Path, nargs=2, metavar=("OLD", "NEW"), help="of the same images, with labels")
     args = parser.parse_args()
     print(f"{torch.get_num_threads()} threads")
-    with tempfile.TemporaryDirectory() as folder:
-        measure_speed(Path(folder), args.pairs, args.vectors, args.dim)
+    if args.pairs:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_speed(Path(folder), args.pairs, args.vectors, args.dim)
     if args.stores is None:
         compare_accuracy(made_up_spaces())
     else:
@@ -170,28 +172,55 @@ def compare_accuracy(spaces: Spaces) -> None:
     gallery = np.zeros(len(labels), bool)
     gallery[np.unique(labels, return_index=True)[1]] = True
 
-    def rank_1(probes: np.ndarray, entries: np.ndarray) -> float:
+    def find(probes: np.ndarray, entries: np.ndarray) -> np.ndarray:
+        """Whether the first that each probe finds is of its own person."""
         scores = unit(probes[~gallery]) @ unit(entries[gallery]).T
-        return 100 * float((labels[gallery][scores.argmax(axis=1)] == labels[~gallery]).mean())
+        return labels[gallery][scores.argmax(axis=1)] == labels[~gallery]
 
     old, new = spaces.old[tested], spaces.new[tested]
     print(f"\n{fitted.sum():,} pairs; {gallery.sum():,} people, {(~gallery).sum():,} probes; rank-1 in per cent")
-    print(f"  old/old {rank_1(old, old):.2f}, new/new {rank_1(new, new):.2f}, new/old {rank_1(new, old):.2f}")
-    print(f"  {'':<34}{'gallery mapped':>18}{'queries mapped':>18}")
-    for name, fit in (*our_maps(spaces.labels[fitted]), ("scikit-learn RidgeCV", fit_ridge_cv), *isotrieve_maps()):
-        forward, forward_seconds = timed(fit, spaces.old[fitted], spaces.new[fitted])
-        backward, backward_seconds = timed(fit, spaces.new[fitted], spaces.old[fitted])
-        print(
-            f"  {name:<34}{rank_1(new, forward(old)):9.2f} {forward_seconds:6.2f} s {rank_1(backward(new), old):8.2f} "
-            f"{backward_seconds:6.2f} s",
-            flush=True,
-        )
+    ends = {"old/old": find(old, old), "new/new": find(new, new), "new/old": find(new, old)}
+    print("  " + ", ".join(f"{name} {100 * found.mean():.2f}" for name, found in ends.items()))
+    print("  in brackets ours - theirs, and its deviation by the probes that one of the two alone finds (McNemar)")
+    print(f"  {'':<34}{'gallery mapped':>18}{'queries mapped':>36}")
+    ours: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, fit in our_maps(spaces.labels[fitted]):
+        ours[name] = report_roads(name, fit, spaces, fitted, lambda f, b: (find(new, f(old)), find(b(new), old)))
+    for name, counterpart, fit in (("scikit-learn RidgeCV", "ridge", fit_ridge_cv), *isotrieve_maps()):
+        report_roads(name, fit, spaces, fitted, lambda f, b: (find(new, f(old)), find(b(new), old)), ours[counterpart])
+
+
+def report_roads(
+    name: str,
+    fit: Callable[[np.ndarray, np.ndarray], Transform],
+    spaces: Spaces,
+    fitted: np.ndarray,
+    find: Callable[[Transform, Transform], tuple[np.ndarray, np.ndarray]],
+    ours: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit both ways and print a line; returns which probes find their person in the mapped gallery, and mapped."""
+    forward, forward_seconds = timed(fit, spaces.old[fitted], spaces.new[fitted])
+    backward, backward_seconds = timed(fit, spaces.new[fitted], spaces.old[fitted])
+    found = find(forward, backward)
+    line = f"  {name:<34}"
+    for number, seconds in enumerate((forward_seconds, backward_seconds)):
+        compared = "" if ours is None else paired_difference(ours[number], found[number])
+        line += f"{100 * found[number].mean():6.2f} {compared:<17}{seconds:6.2f} s  "
+    print(line.rstrip(), flush=True)
+    return found
+
+
+def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """In points, of the shares of the same probes that are found, and its standard deviation."""
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    scale = 100 / len(ours)
+    return f"({scale * (only_ours - only_theirs):+.2f} ± {scale * (only_ours + only_theirs) ** 0.5:.2f})"
 
 
 def our_maps(labels: np.ndarray) -> list[tuple[str, Callable[[np.ndarray, np.ndarray], Transform]]]:
     kinds = ("procrustes", {}), ("procrustes", {"centred": True}), ("ridge", {}), ("low_rank", {}), ("mlp", {})
     return [
-        (f"{kind} {options or ''}", lambda source, target, kind=kind, options=options: fit_map(
+        (f"{kind} {options or ''}".rstrip(), lambda source, target, kind=kind, options=options: fit_map(
             kind, source, target, labels, **options
         ))
         for kind, options in kinds
@@ -204,8 +233,11 @@ def fit_ridge_cv(source: np.ndarray, target: np.ndarray) -> Transform:
     return lambda vectors: model.predict(unit(vectors))
 
 
-def isotrieve_maps() -> list[tuple[str, Callable[[np.ndarray, np.ndarray], Transform]]]:
-    """isotrieve's maps of vectors without labels, if it is installed; it normalises no input by itself."""
+def isotrieve_maps() -> list[tuple[str, str, Callable[[np.ndarray, np.ndarray], Transform]]]:
+    """isotrieve's maps of vectors without labels, if it is installed, each with the name of ours to compare it with.
+
+    It normalises no input by itself.
+    """
     try:
         from isotrieve.mapping import (
             LowRankAffineMapping,
@@ -225,10 +257,10 @@ def isotrieve_maps() -> list[tuple[str, Callable[[np.ndarray, np.ndarray], Trans
         return fit
 
     return [
-        ("isotrieve Procrustes", fitting(OrthogonalProcrustesMapping)),
-        ("isotrieve Procrustes, diagonal", fitting(ProcrustesDiagMapping)),
-        ("isotrieve ridge", fitting(RidgeMapping)),
-        ("isotrieve low rank 64", fitting(LowRankAffineMapping, rank=64)),
+        ("isotrieve Procrustes", "procrustes", fitting(OrthogonalProcrustesMapping)),
+        ("isotrieve Procrustes, diagonal", "procrustes", fitting(ProcrustesDiagMapping)),
+        ("isotrieve ridge", "ridge", fitting(RidgeMapping)),
+        ("isotrieve low rank 64", "low_rank", fitting(LowRankAffineMapping, rank=64)),
     ]
 
 

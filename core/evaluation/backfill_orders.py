@@ -40,9 +40,10 @@ def margins(stored: np.ndarray, classes: np.ndarray) -> np.ndarray:
     `stored` (G, D) are what its query is expected to be: unit vectors, or a map's plain outputs f_i, of which the
     uncertain ones are short; a template's is the mean of its images. Entries are searched as unit vectors, so
 
-        margin_i = f_i.f_i / |f_i| - max f_i.f_j / |f_j| = |f_i| (1 - max cos(f_i, f_j)),    j of another of `classes` (G,).
+        margin_i = f_i.f_i / |f_i| - max f_i.f_j / |f_j| = |f_i| (1 - max cos(f_i, f_j)),
 
-    Work: G² D products; memory: a block of 1,024 rows of them, and the unit vectors.
+    j over the entries of other `classes` (G,). Work: G² D products; memory: a block of 1,024 rows of G cosines, and
+    the unit vectors.
     """
     lengths = np.linalg.norm(stored, axis=1)
     units = (stored / lengths.clip(min=1e-12)[:, None]).astype(np.float32)

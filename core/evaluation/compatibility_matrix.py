@@ -1,7 +1,7 @@
 """Models that follow one another: the score of each as query model in the gallery of each, and who may search whose."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,14 @@ class UpdateMatrix:
     rates: np.ndarray
     before: np.ndarray
     """(M,): the rate of the search that each gallery served before, of its own model or, where a stored gallery is
-    mapped into another space, of the model that embedded it."""
+    mapped into another space, the search before it was mapped."""
+    mapped_galleries: Collection[int] = ()
+    """Places of those that are stored vectors mapped into another space: no model makes queries with them."""
 
     def updates(self) -> list[tuple[int, int]]:
         """The pairs (query, gallery) in which the query model is newer than the gallery's."""
-        return [(query, gallery) for query in range(len(self.names)) for gallery in range(query)]
+        queries = (place for place in range(len(self.names)) if place not in self.mapped_galleries)
+        return [(query, gallery) for query in queries for gallery in range(query)]
 
     def is_compatible(self, query: int, gallery: int) -> bool | None:
         """Whether the query model finds more in the gallery than the search before did; None where not known."""

@@ -90,7 +90,7 @@ def test_mistakes_are_one_line(draw, models, tree_writer, tmp_path):
     for arguments, message in (
         (("--query-map", models / "gallery"), "takes embeddings of old, not of new: name a map that leads from new to"),
         (("--gallery-map", models / "old"), "gallery map old is a model without a map"),
-        (("--orders", "predicted_error"), "not to be had here, only random, class_distance, margin.* a --gallery-map that"),
+        (("--orders", "predicted_error"), "not to be had here, only random, class_distance, margin.* a --gallery-map"),
         (("--calibration", "x"), "each gallery of IJB is calibrated on the other"),
         (("--steps", "1"), "--steps must be 2 or more"),
     ):  # fmt: skip

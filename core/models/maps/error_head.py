@@ -82,8 +82,8 @@ def _sum_blocks(
         gram += source.T @ source
         cross += source.T @ logs
         source_sum += source.sum(axis=0)
-        target_sum += logs.sum()
-        squares += logs @ logs
+        target_sum += float(logs.sum())
+        squares += float(logs @ logs)
     return source_sum, gram, cross, target_sum, squares
 
 
