@@ -46,7 +46,8 @@ class FolderStore:
     """A `core.gallery.store.Store` in a folder, of one thread of one process; others open it for themselves.
 
     Vectors of a version have the type of the first ones, float32 or float16; later ones of the other are converted.
-    Writes and searches hold a block of vectors in memory, and 30 bytes an entry.
+    Writes and searches hold a block of vectors in memory, and 30 bytes an entry. While a search goes on, what others
+    write stays in the database's log, which is emptied between searches.
     """
 
     def __init__(self, folder: Path, place: str, database: Database):

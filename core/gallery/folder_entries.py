@@ -31,8 +31,10 @@ def add(
     while start < end:
         stop = min(start + ROWS - start % ROWS, end)
         part = slice(start - first, stop - first)
-        columns = [[None] * (stop - start) if column is None else column[part] for column in (ids, labels, images)]
-        crc = _add_block(db, start, *columns)
+        label_part, image_part = (
+            [None] * (stop - start) if column is None else column[part] for column in (labels, images)
+        )
+        crc = _add_block(db, start, ids[part], label_part, image_part)
         _keep(db, start // ROWS, _checksum(db, start // ROWS) if start % ROWS else crc)
         start = stop
     if empty:

@@ -46,11 +46,14 @@ class VectorFile:
         """The vectors (slots, D), memory-mapped. `FileNotFoundError` if it is gone; `UserError` if it is too short."""
         if not self.slots:
             return np.empty((0, self.size), self.dtype)
+        self._require_whole()
+        return np.asarray(np.memmap(self.path, self.dtype, "r", shape=(self.slots, self.size)))
+
+    def _require_whole(self) -> None:
         if (found := os.stat(self.path).st_size) < self._bytes:
             raise UserError(
                 f"{self.path} is damaged: {found} bytes in place of {self._bytes}; restore the gallery from a backup"
             )
-        return np.asarray(np.memmap(self.path, self.dtype, "r", shape=(self.slots, self.size)))
 
     def append(self, vectors: np.ndarray, crc: int, what: str) -> list[tuple[int, int]]:
         """Write vectors (B, D) behind the end; returns the blocks of slots that they touch, each with its checksum.
@@ -58,6 +61,8 @@ class VectorFile:
         `crc`: of the last block so far. They are on the disk when it returns. `UserError` that names `what` they
         are for a vector that is zero or not finite. Memory: a block.
         """
+        if self.slots:
+            self._require_whole()
         checksums = {}
         with writing(self.path), open(self.path, "r+b" if self.slots else "wb", buffering=0) as file:
             file.truncate(self._bytes)

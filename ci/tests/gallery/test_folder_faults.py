@@ -157,7 +157,11 @@ def test_a_vector_file_that_goes_while_the_gallery_is_open_is_told(path):
     with pytest.raises(UserError, match="vectors-1.bin is missing"):
         store.search("new", vectors(1), 1)
     (path / "vectors-0.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="0 bytes in place of 144000"):
-        store.search("old", vectors(1), 1)
+    for call in (
+        lambda: store.search("old", vectors(1), 1),
+        lambda: store.enrol(["another"], {"old": vectors(1)}),
+    ):
+        with pytest.raises(UserError, match="0 bytes in place of 144000"):
+            call()
     assert sum("vectors-0.bin is not all there" in line for line in store.verify()) == 3
     store.close()
