@@ -45,26 +45,21 @@ def creating_store(place: str | Path) -> Iterator[Store]:
         with FolderStore.creating(place) as folder:
             yield folder
         return
-    store = _empty_in_milvus(*in_milvus.groups())
-    try:
-        yield store
-        store.set_documents({CREATION: None})
-    finally:
-        store.close()
-
-
-def _empty_in_milvus(uri: str, name: str) -> MilvusStore:
-    """A new gallery that is marked as one that is being created."""
+    uri, name = in_milvus.groups()
     try:
         store = MilvusStore.create(uri, name)
-    except UserError:
+    except UserError:  # perhaps there is one whose creation was cut short
         store = MilvusStore.open(uri, name)
-        if store.document(CREATION) is None and store.versions():
-            store.close()
-            raise
-    store.set_documents({CREATION: True})
-    for key in store.versions():
-        store.drop_version(key)
-    for entries in store.entries():
-        store.delete(entries.ids)
-    return store
+    try:
+        with store.claimed("creation"):
+            if store.versions() and store.document(CREATION) is None:
+                raise UserError(f"there is a gallery {store.place} already: name another, or drop its collections")
+            store.set_documents({CREATION: True})
+            for key in store.versions():
+                store.drop_version(key)
+            for entries in store.entries():
+                store.delete(entries.ids)
+            yield store
+            store.set_documents({CREATION: None})
+    finally:
+        store.close()
