@@ -5,6 +5,8 @@ class_distance   far from the mean of its class first (Ricci et al., "lambda-Ort
                  Compatible Representation Learning", NeurIPS 2025): the stored embeddings that a class agrees least on
 predicted_error  where the map of the gallery predicts the largest error of its own (Jaeckle et al., "FastFill",
                  ICLR 2023)
+length           where that map gives short vectors, as least squares does where it is unsure; of a template the mean of
+                 its images, which is short too where they do not agree
 margin           which the stored gallery tells apart worst from somebody else (`margins`): a small error suffices there
 oracle           by the true distance of stored and new embedding, which nobody has before the work is done
 
@@ -19,7 +21,7 @@ from core.evaluation.ijb_meta import IdentificationLists, IjbImages
 
 __all__ = ["ORDERS", "class_distances", "margins", "mean_over_members", "random_order", "true_distances"]
 
-ORDERS = ("random", "class_distance", "predicted_error", "margin", "oracle")
+ORDERS = ("random", "class_distance", "predicted_error", "length", "margin", "oracle")
 BLOCK = 1024
 """Entries that are compared with all others at a time."""
 

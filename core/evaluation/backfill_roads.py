@@ -15,12 +15,11 @@ from core.evaluation.backfill_orders import class_distances, margins, mean_over_
 from core.evaluation.calibration import fit_calibration
 from core.evaluation.descriptors import describe_images, image_sides
 from core.evaluation.ijb import template_features, template_means
-from core.evaluation.ijb_embeddings import ImageEmbeddings, embed_images
-from core.evaluation.ijb_meta import IdentificationLists, IjbImages, read_identification, read_images
+from core.evaluation.ijb_embeddings import embed_images
+from core.evaluation.ijb_meta import IdentificationLists, read_identification, read_images
 from core.evaluation.revisited_files import RevisitedTest
 from core.images.loader import load_batches
 from core.models.encoder import Encoder
-from core.models.maps import Map
 
 __all__ = ["BackfillModels", "BackfillOptions", "Roads", "run_ijb", "run_retrieval"]
 
@@ -67,11 +66,6 @@ class BackfillModels:
         named = {"new": self.new, "old": self.old, "query_map": self.query_map, "gallery_map": self.gallery_map}
         return {name: encoder for name, encoder in named.items() if encoder is not None}
 
-    @property
-    def stored_map(self) -> Map | None:
-        """Of the gallery."""
-        return None if self.gallery_map is None else self.gallery_map.map
-
     def roads(self) -> dict[str, tuple[str, str]]:
         """The roads that there are: by name the models of the queries and of the gallery for the stored part."""
         roads = {}
@@ -106,16 +100,20 @@ def run_ijb(models: BackfillModels, root: Path, subset: str, options: BackfillOp
         for name, encoder in models.all().items()
     }
     templates = {name: template_features(each, images) for name, each in embeddings.items()}
-    stored = dict(templates)
+    stored, of_map = dict(templates), {}
     if models.gallery_map is not None:
         stored["gallery_map"] = template_means(embeddings["gallery_map"], images)
-    predicted = _template_errors(models, embeddings["old"], stored.get("gallery_map"), images)
+        errors = _predicted_errors(models, np.asarray(embeddings["old"].plain))
+        of_map = {
+            "predicted_error": None if errors is None else mean_over_members(errors, images),
+            "length": -np.linalg.norm(stored["gallery_map"], axis=1),
+        }
     roads: Roads = {}
     for road, (query, gallery) in models.roads().items():
         features = Features(templates[query], templates[gallery], templates["new"], templates["new"])
         orders = {
             "class_distance": class_distances(embeddings[gallery], images, lists),
-            "predicted_error": predicted,
+            **of_map,
             "margin": -_template_margins(stored[gallery], lists),
             "oracle": _true_errors(road, templates),
         }
@@ -153,11 +151,14 @@ def run_retrieval(
         logger.info("without --calibration, images of other landmarks, scores are ranked raw alone")
     else:
         sample = _embed_sample(models, calibration, options)
-    priority = None if models.stored_map is None else models.stored_map.backfill_priority(database["old"])
+    of_map = {}
+    if models.gallery_map is not None and models.gallery_map.map is not None:
+        lengths = models.gallery_map.map.lengths(database["old"])
+        of_map = {"predicted_error": _predicted_errors(models, database["old"]), "length": -lengths}
     roads: Roads = {}
     for road, (query, gallery) in models.roads().items():
         features = Features(queries[query], database[gallery], queries["new"], database["new"])
-        orders = {"predicted_error": priority, "oracle": _true_errors(road, database)}
+        orders = {**of_map, "oracle": _true_errors(road, database)}
         calibrations = None if sample is None else _calibrate(sample, query, gallery)
         roads[road] = retrieval_curves(
             features,
@@ -170,20 +171,11 @@ def run_retrieval(
     return roads
 
 
-def _template_errors(
-    models: BackfillModels, stored: ImageEmbeddings, mapped: np.ndarray | None, images: IjbImages
-) -> np.ndarray | None:
-    """What orders templates (T,) by the error that the gallery's map predicts; None without a map, or if it cannot.
-
-    `mapped`: means (T, D) of the map's plain outputs. They are short where the map is unsure, and where a template's
-    images do not agree.
-    """
-    if models.stored_map is None or mapped is None:
+def _predicted_errors(models: BackfillModels, stored: np.ndarray) -> np.ndarray | None:
+    """What the gallery's map predicts of its errors for stored embeddings (N, D): (N,); None if it cannot."""
+    if models.gallery_map is None or models.gallery_map.map is None:
         return None
-    if models.stored_map.shrinks:
-        return -np.linalg.norm(mapped, axis=1)
-    errors = models.stored_map.predicted_error(np.asarray(stored.plain))
-    return None if errors is None else mean_over_members(errors, images)
+    return models.gallery_map.map.predicted_error(stored)
 
 
 def _template_margins(stored: np.ndarray, lists: IdentificationLists) -> np.ndarray:
@@ -210,8 +202,8 @@ def _priorities(orders: dict[str, np.ndarray | None], count: int, options: Backf
     chosen = {name: values for name, values in found.items() if not options.orders or name in options.orders}
     if not chosen:
         raise UserError(
-            f"--orders {' '.join(options.orders)}: not to be had here, only {', '.join(found)}; class_distance "
-            "and margin need the classes of an IJB tree, predicted_error a --gallery-map that predicts its errors"
+            f"--orders {' '.join(options.orders)}: not to be had here, only {', '.join(found)}; class_distance and "
+            "margin need the classes of an IJB tree, length a --gallery-map, predicted_error one that predicts its errors"
         )
     return chosen
 

@@ -28,7 +28,7 @@ def map_priorities(order: str, gallery_map: Map, vectors: np.ndarray) -> np.ndar
     """Of stored vectors (N, D) the priorities (N,) by one of `OF_MAP`; None if this map cannot tell."""
     if order == "predicted_error":
         return gallery_map.predicted_error(vectors)
-    return -np.linalg.norm(gallery_map(vectors, normalized=False), axis=1)
+    return -gallery_map.lengths(vectors)
 
 
 def class_distances(vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:

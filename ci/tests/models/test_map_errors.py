@@ -120,37 +120,32 @@ def test_a_network_may_predict_by_itself_and_vectors_are_checked():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [(12, 8), (8, 12)])
-def test_priority_is_the_shortness_of_a_map_that_shrinks_and_the_predicted_error_of_a_rotation(
-    kind, sizes, monkeypatch
-):
+def test_lengths_are_those_of_the_plain_output_block_by_block(kind, sizes, monkeypatch):
     monkeypatch.setattr("core.models.maps.vectors.BLOCK_ROWS", 64)
     source, target, labels = make_pairs(300, sizes)
     fitted = fit_map(kind, source, target, labels, **({"num_epoch": 1, "hidden": 8} if kind == "mlp" else {}))
-    priority = fitted.backfill_priority(source)
-    assert priority.shape == (300,) and priority.dtype == np.float32
-    if kind == "procrustes":
-        np.testing.assert_array_equal(priority, fitted.predicted_error(source))
-    else:
-        with torch.inference_mode():
-            plain = fitted.module.double()(torch.from_numpy(unit(source.astype(float)))).numpy()
-        np.testing.assert_allclose(priority, -np.linalg.norm(plain, axis=1), rtol=1e-5)
+    lengths = fitted.lengths(source)
+    assert lengths.shape == (300,) and lengths.dtype == np.float32
+    with torch.inference_mode():
+        plain = fitted.module.double()(torch.from_numpy(unit(source.astype(float)))).numpy()
+    np.testing.assert_allclose(lengths, np.linalg.norm(plain, axis=1), rtol=1e-5)
+    if kind == "procrustes" and sizes[0] < sizes[1]:
+        np.testing.assert_allclose(lengths, 1, rtol=1e-5)
 
 
 def test_a_ridge_is_short_where_it_is_wrong():
     """Its outputs are near the mean targets of its sources: the error is what is missing to the length 1."""
     source, target, _ = make_pairs(20_000)
     fitted = fit_map("ridge", source, target)
-    priority = fitted.backfill_priority(source).astype(float)
+    lengths = fitted.lengths(source).astype(float)
     found = errors(fitted, source, target)
-    assert found.mean() == pytest.approx((1 - priority**2).mean(), rel=0.01)
-    first = np.argsort(-priority)[:2000]
-    assert found[first].mean() > 1.1 * found.mean()
+    assert found.mean() == pytest.approx((1 - lengths**2).mean(), rel=0.01)
+    assert found[np.argsort(lengths)[:2000]].mean() > 1.1 * found.mean()
 
 
-def test_vectors_of_another_size_or_none_have_no_priority():
+def test_lengths_of_vectors_of_another_size_or_without_direction_are_refused():
     source, target, _ = make_pairs(50)
     with pytest.raises(UserError, match="takes vectors of size 12, got size 4"):
-        fit_map("ridge", source, target).backfill_priority(np.ones((2, 4)))
+        fit_map("ridge", source, target).lengths(np.ones((2, 4)))
     with pytest.raises(UserError, match="row 1 of the vectors is zero"):
-        fit_map("ridge", source, target).backfill_priority(np.array([np.ones(12), np.zeros(12)]))
-    assert Map("procrustes", Space(3), Space(2), nn.Linear(3, 2), 10).backfill_priority(np.ones((2, 3))) is None
+        fit_map("ridge", source, target).lengths(np.array([np.ones(12), np.zeros(12)]))

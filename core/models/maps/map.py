@@ -27,9 +27,6 @@ __all__ = ["Map", "load_map"]
 
 ERROR_HEAD = "error_head."
 """Before the names of its tensors in `map.pt`."""
-SHRINKING = ("ridge", "low_rank", "mlp")
-"""Kinds whose plain output is short where they are unsure. If f(v) is the mean of the unit vectors u that belong to v,
-it misses them by E |u - f|² = 1 - |f|² on average."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +52,6 @@ class Map:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the network's state dict."""
         return fingerprint(self.module.state_dict())
-
-    @property
-    def shrinks(self) -> bool:
-        """Whether its plain output is short where it is unsure."""
-        return self.kind in SHRINKING
 
     def __call__(self, vectors: Vectors, normalized: bool = True, out: np.ndarray | None = None) -> np.ndarray:
         """Vectors (N, D_s) of the source's space, of any length, to unit vectors (N, D_t), float32.
@@ -101,24 +93,23 @@ class Map:
         _fill_blocks(errors, rows, predict_block)
         return errors
 
-    def backfill_priority(self, vectors: Vectors) -> np.ndarray | None:
-        """Which of the stored vectors (N, D_s) to embed again first: (N,) float32, the largest first.
+    def lengths(self, vectors: Vectors) -> np.ndarray:
+        """Of vectors (N, D_s) the lengths of the map's plain output, (N,) float32: shorter where it is less certain.
 
-        Of a map that `shrinks` minus the length of its plain output, of others `predicted_error`; None if the map
-        cannot tell. Memory and errors as when vectors are mapped.
+        A ridge's output f(v) is the mean of the unit vectors u that belong to v, as far as that mean is affine, and it
+        misses them by E |u - f|² = 1 - |f|². A rotation's lengths say nothing, they are all 1. Memory and errors as
+        when vectors are mapped.
         """
-        if not self.shrinks:
-            return self.predicted_error(vectors)
         rows, space = open_vectors(vectors, "vectors")
         self.require_source(space)
-        priorities = np.empty(len(rows), np.float32)
+        lengths = np.empty(len(rows), np.float32)
 
-        def weigh_block(block: Tensor, scales: Tensor, result: Tensor) -> None:
+        def measure_block(block: Tensor, scales: Tensor, result: Tensor) -> None:
             mapped = torch.empty(len(block), self.target.size)
-            result.copy_(_lengths(_apply(self.module, block, scales, mapped)).reshape(-1).neg_())
+            result.copy_(_lengths(_apply(self.module, block, scales, mapped)).reshape(-1))
 
-        _fill_blocks(priorities, rows, weigh_block)
-        return priorities
+        _fill_blocks(lengths, rows, measure_block)
+        return lengths
 
     def require_source(self, space: Space) -> None:
         """`UserError` unless vectors of this space may be mapped."""
