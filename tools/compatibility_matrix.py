@@ -23,7 +23,7 @@ from core.evaluation.compatibility_matrix import UpdateMatrix, write_matrices
 from core.evaluation.identification import FPIRS, RANKS
 from core.evaluation.ijb_embeddings import CACHE
 from core.evaluation.ijb_meta import SUBSETS, require_meta
-from core.evaluation.model_pairs import DEFAULT_SETTINGS, EMBEDS, PairResult, evaluate_pairs
+from core.evaluation.model_pairs import DEFAULT_SETTINGS, EMBEDS, PairResult, evaluate_pairs, search_before
 from core.evaluation.plots import plot_matrices
 from core.evaluation.results import Evaluation, Model, write_matrix
 from core.evaluation.roc import FARS
@@ -66,7 +66,9 @@ def main() -> None:
     )  # fmt: skip
     found = {pairs[pair]: result for pair, result in results.items()}
     names = name_models(models)
-    searched = tuple(zip(*(search_before(encoder, encoders) for encoder in encoders[:num_models])))
+    places = {encoder.fingerprint: place for place, encoder in enumerate(encoders)}
+    before = (search_before(encoder, encoders) for encoder in encoders[:num_models])
+    searched = tuple(zip(*((places[query.fingerprint], places[gallery.fingerprint]) for query, gallery in before)))
     mapped = [place for place, encoder in enumerate(encoders[:num_models]) if encoder.maps_gallery]
     matrices = {}
     for metric in args.metric:
@@ -147,22 +149,6 @@ def load_models(args: Namespace) -> list[NamedModel]:
             if encoder is model.encoder.gallery_model and encoder.fingerprint not in known:
                 models.append(NamedModel(encoder, str(path)))
     return models
-
-
-def search_before(encoder: Encoder, models: Sequence[Encoder]) -> tuple[int, int]:
-    """Places (query, gallery) of the search that a gallery of this model served before an update.
-
-    That is the search by its own model; of a mapped gallery by the model that embedded it, and of one that is mapped
-    again by the model into whose space it was mapped first, if both are among the models.
-    """
-    places = {model.fingerprint: place for place, model in enumerate(models)}
-    base = encoder.base
-    if encoder.maps_gallery and base is not None and base.maps_gallery and base.map is not None:
-        query, gallery = places.get(base.map.target.fingerprint or ""), places.get(base.fingerprint)
-        if query is not None and gallery is not None:
-            return query, gallery
-    own = places[encoder.gallery_model.fingerprint]
-    return own, own
 
 
 def name_models(models: Sequence[NamedModel]) -> list[str]:

@@ -203,7 +203,7 @@ def _priorities(orders: dict[str, np.ndarray | None], count: int, options: Backf
     if not chosen:
         raise UserError(
             f"--orders {' '.join(options.orders)}: not to be had here, only {', '.join(found)}; class_distance and "
-            "margin need the classes of an IJB tree, length a --gallery-map, predicted_error one that predicts its errors"
+            "margin need the classes of an IJB tree, length a --gallery-map, predicted_error one that predicts its own"
         )
     return chosen
 

@@ -16,7 +16,7 @@ from core.evaluation.retrieval import RetrievalOptions, RetrievalTest, found_fir
 from core.evaluation.roc import RocResult
 from core.models.encoder import Encoder
 
-__all__ = ["DEFAULT_SETTINGS", "EMBEDS", "PairResult", "evaluate_pairs", "evaluate_retrieval_pairs"]
+__all__ = ["DEFAULT_SETTINGS", "EMBEDS", "PairResult", "evaluate_pairs", "evaluate_retrieval_pairs", "search_before"]
 
 EMBEDS = {
     "1:1": ("second template of each pair", "first template of each pair"),
@@ -34,12 +34,27 @@ class PairResult:
     verification: RocResult
     identification: IdentificationResult
     flips: dict[str, float | None]
-    """`nfr` and `pfr` against the search that the gallery served before (its `gallery_model`); none in a self-test."""
+    """`nfr` and `pfr` against the search that the gallery served before (`search_before`); none in a self-test."""
 
     @property
     def metrics(self) -> dict[str, Mapping[str, object]]:
         """The metrics of both protocols, under "1:1" and "1:N"; `flips` are with the latter."""
         return {"1:1": self.verification.metrics, "1:N": {**self.identification.metrics, **self.flips}}
+
+
+def search_before(gallery: Encoder, models: Iterable[Encoder]) -> tuple[Encoder, Encoder]:
+    """The models (query, gallery) of the search that a gallery served before an update.
+
+    That is the search by its own model; of a mapped gallery by the model that embedded it, and of one that is mapped
+    again by the model into whose space it was mapped first, if both are among the `models`.
+    """
+    base = gallery.base
+    if gallery.maps_gallery and base is not None and base.maps_gallery and base.map is not None:
+        known = {model.fingerprint: model for model in models}
+        query, first_mapped = known.get(base.map.target.fingerprint or ""), known.get(base.fingerprint)
+        if query is not None and first_mapped is not None:
+            return query, first_mapped
+    return gallery.gallery_model, gallery.gallery_model
 
 
 def evaluate_pairs(
@@ -65,22 +80,21 @@ def evaluate_pairs(
     }
 
     @cache_calls
-    def own_search(fingerprint: str) -> PairResult:
-        own = templates[fingerprint]
-        return PairResult(evaluate_1_1(own, own, comparisons), evaluate_1_n(own, own, lists), {})
+    def search(query: str, gallery: str) -> tuple[RocResult, IdentificationResult]:
+        features = templates[query], templates[gallery]
+        return evaluate_1_1(*features, comparisons), evaluate_1_n(*features, lists)
 
     results = {}
     for pair in pairs:
         query, gallery = (encoders[name] for name in pair.split("/"))
         if query is gallery:
-            results[pair] = own_search(query.fingerprint)
+            results[pair] = PairResult(*search(query.fingerprint, query.fingerprint), {})
             continue
+        before_1_1, before_1_n = search(*(model.fingerprint for model in search_before(gallery, encoders.values())))
         features = templates[query.fingerprint], templates[gallery.fingerprint]
-        before = own_search(gallery.gallery_model.fingerprint)
-        verification = evaluate_1_1(*features, comparisons, before=before.verification)
+        verification = evaluate_1_1(*features, comparisons, before=before_1_1)
         found = evaluate_1_n(*features, lists)
-        flips = mean_flip_rates(before.identification.found, found.found)
-        results[pair] = PairResult(verification, found, flips)
+        results[pair] = PairResult(verification, found, mean_flip_rates(before_1_n.found, found.found))
     return results
 
 
@@ -89,7 +103,8 @@ def _models(encoders: Mapping[str, Encoder], pairs: Iterable[str]) -> dict[str, 
     models = {}
     for pair in pairs:
         query, gallery = (encoders[name] for name in pair.split("/"))
-        models |= {encoder.fingerprint: encoder for encoder in (query, gallery, gallery.gallery_model)}
+        before = search_before(gallery, encoders.values())
+        models |= {encoder.fingerprint: encoder for encoder in (query, gallery, *before)}
     return models
 
 
@@ -103,17 +118,17 @@ def evaluate_retrieval_pairs(
     models = _models(encoders, pairs)
 
     @cache_calls
-    def own_search(fingerprint: str) -> np.ndarray:
-        return rank_database(models[fingerprint], models[fingerprint], test, options)[1]
+    def search(query: str, gallery: str) -> np.ndarray:
+        return rank_database(models[query], models[gallery], test, options)[1]
 
     results = {}
     for pair in pairs:
         query, gallery = (encoders[name] for name in pair.split("/"))
         if query is gallery:
-            results[pair] = test.evaluate(own_search(query.fingerprint)).metrics
+            results[pair] = test.evaluate(search(query.fingerprint, query.fingerprint)).metrics
             continue
         _, rows = rank_database(query, gallery, test, options)
-        before = own_search(gallery.gallery_model.fingerprint)
+        before = search(*(model.fingerprint for model in search_before(gallery, encoders.values())))
         flips = flip_rates(found_first(test, before), found_first(test, rows))
         results[pair] = {**test.evaluate(rows).metrics, **flips}
     return results

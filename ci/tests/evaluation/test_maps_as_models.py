@@ -20,7 +20,7 @@ from core.evaluation.identification import evaluate_1_n
 from core.evaluation.ijb import template_features
 from core.evaluation.ijb_embeddings import AlignedImages, ImageEmbeddings, embed_images
 from core.evaluation.ijb_meta import read_identification, read_images
-from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs
+from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs, search_before
 from core.evaluation.results import read_evaluations
 from core.evaluation.retrieval import RetrievalOptions
 from core.evaluation.retrieval_images import ResizedImages
@@ -269,25 +269,22 @@ def test_a_gallery_that_is_mapped_again_is_compared_with_the_search_of_the_first
     once = write_map_run(tmp_path / "once", models / "new", newer, "old_to_new")
     paths = [models / "old", models / "gallery", models / "new", again, once, newer]
     found = run_tool("compatibility_matrix", "--models", *paths, "--data-path", tree, "--metric", "top1")
-    top1 = {
-        (one["models"]["query"]["name"], one["models"]["gallery"]["name"]): one["metrics"]["top1"]
+    metrics = {
+        (one["models"]["query"]["name"], one["models"]["gallery"]["name"]): one["metrics"]
         for one in found["evaluations"]
         if one["task"] == "ijbc-1:N"
     }
+    top1 = {pair: rates["top1"] for pair, rates in metrics.items()}
     before = {"old+ridge+ridge": ("new", "old+ridge"), "old+ridge": ("old", "old"), "new+ridge": ("new", "new")}
     lines = capsys.readouterr().out.splitlines()
     for gallery, search in before.items():
         cross, own = top1["newer", gallery], top1[search]
         verdict = next(line for line in lines if line.split()[:3] == ["newer", "/", gallery])
-        assert verdict.split()[3:] == [
-            "yes" if cross > own else "no",
-            f"({100 * cross:.2f}",
-            "against",
-            f"{100 * own:.2f})",
-        ]
-    assert {each["query"] for each in found["compatible"]} == {"new", "newer"}, (
-        "nobody makes queries with a mapped gallery"
-    )
+        assert f" {'yes' if cross > own else 'no'} ({100 * cross:.2f} against {100 * own:.2f})" in verdict
+        flips = metrics["newer", gallery]
+        assert flips["pfr"] - flips["nfr"] == pytest.approx(cross - own), "flips are of the same two searches"
+    searching = {each["query"] for each in found["compatible"]}
+    assert searching == {"new", "newer"}, "nobody makes queries with a mapped gallery"
     rows = [line.split(",") for line in (tmp_path / "out" / "matrix.csv").read_text().splitlines()]
     assert rows[4][:5] == ["top1", "old+ridge+ridge", "", "", ""], "nor is it tested with them, but by itself"
     assert float(rows[4][5]) == pytest.approx(top1["old+ridge+ridge", "old+ridge+ridge"], abs=1e-6)
@@ -297,13 +294,14 @@ def test_a_gallery_that_is_mapped_again_is_compared_with_the_search_of_the_first
 
 
 def test_search_before_is_that_of_the_space_that_a_gallery_was_mapped_into_first(models, tmp_path):
-    tool = load_program(ROOT / "tools" / "compatibility_matrix.py")
     newer = write_run_folder(tmp_path / "newer", 2, 8, 24)
     again = write_map_run(tmp_path / "again", models / "gallery", newer, "old_to_new")
-    old, gallery, new, newest, chain = map(
-        load_encoder, (models / "old", models / "gallery", models / "new", newer, again)
-    )
+    paths = (models / "old", models / "gallery", models / "new", newer, again)
+    old, gallery, new, newest, chain = map(load_encoder, paths)
     known = [newest, chain, new, gallery, old]
-    assert [tool.search_before(each, known) for each in known] == [(0, 0), (2, 3), (2, 2), (4, 4), (4, 4)]
-    assert tool.search_before(chain, [newest, chain, gallery, old]) == (3, 3)
-    assert tool.search_before(chain, [newest, chain, new, old]) == (3, 3)
+    before = {newest: (newest, newest), chain: (new, gallery), new: (new, new), gallery: (old, old), old: (old, old)}
+    for model, expected in before.items():
+        found = search_before(model, known)
+        assert [each.fingerprint for each in found] == [each.fingerprint for each in expected]
+    for lacking in ([newest, chain, gallery, old], [newest, chain, new, old]):
+        assert [each.fingerprint for each in search_before(chain, lacking)] == [old.fingerprint] * 2
