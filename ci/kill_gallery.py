@@ -32,7 +32,7 @@ from tiny import noise, write_run_folder  # noqa: E402
 
 from core.errors import run_program  # noqa: E402
 from core.gallery.documents import map_from_document  # noqa: E402
-from core.gallery.folder import FolderStore  # noqa: E402
+from core.gallery.folder.store import FolderStore  # noqa: E402
 
 PIXELS, SIZE, BLOCK = 16, 32, 64
 OLD = "name:vendor-v1"

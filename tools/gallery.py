@@ -31,9 +31,9 @@ from core.gallery.backfill import FAILED, BackfillOptions
 from core.gallery.backfill import backfill as embed_again
 from core.gallery.exports import FORMATS
 from core.gallery.model_versions import NAMED, key_of
-from core.gallery.plan import parse_requirement
-from core.gallery.plan_upgrade import plan_from_images, plan_from_pairs
-from core.gallery.report import FILE as REPORT
+from core.gallery.planning.plan import parse_requirement
+from core.gallery.planning.plan_upgrade import plan_from_images, plan_from_pairs
+from core.gallery.planning.report import FILE as REPORT
 from core.gallery.search import INDEXES
 from core.gallery.store import BLOCK
 from core.gallery.text_lists import read_ids

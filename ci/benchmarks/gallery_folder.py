@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from core.evaluation.search import search
-from core.gallery.folder import FolderStore
+from core.gallery.folder.store import FolderStore
 from core.gallery.store import Version
 
 BLOCK = 1 << 22

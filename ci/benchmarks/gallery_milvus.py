@@ -16,8 +16,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from core.gallery.milvus import MilvusStore
-from core.gallery.milvus_connection import PART, Connection
+from core.gallery.milvus.connection import PART, Connection
+from core.gallery.milvus.store import MilvusStore
 from core.gallery.store import Version
 
 K = 10

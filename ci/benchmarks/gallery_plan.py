@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.gallery.cost import Holdings
-from core.gallery.pair_scores import Plain
-from core.gallery.plan import Plan
-from core.gallery.planning import make_plan
-from core.gallery.recommendation import FREE
-from core.gallery.sample import Sample
-from core.gallery.sample_calibration import PAIRS, impostor_pairs
+from core.gallery.planning.cost import Holdings
+from core.gallery.planning.make_plan import make_plan
+from core.gallery.planning.pair_scores import Plain
+from core.gallery.planning.plan import Plan
+from core.gallery.planning.recommendation import FREE
+from core.gallery.planning.sample import Sample
+from core.gallery.planning.sample_calibration import PAIRS, impostor_pairs
+from core.gallery.planning.trials import Draws, search_draws
 from core.gallery.store import Version
-from core.gallery.trials import Draws, search_draws
 
 LATENT = 48
 """Numbers that describe an image."""

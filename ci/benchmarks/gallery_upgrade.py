@@ -23,7 +23,7 @@ from core.evaluation.ijb_embeddings import embed_images
 from core.evaluation.ijb_meta import read_images, require_meta
 from core.gallery import Gallery
 from core.gallery.backfill import BackfillOptions
-from core.gallery.plan_upgrade import plan_from_pairs
+from core.gallery.planning.plan_upgrade import plan_from_pairs
 from core.models.encoder import load_encoder
 
 RUNS = (("independent", "gallery_map"), ("independent", "query_map"), ("mixbct", "direct"), ("mixbct", "gallery_map"),

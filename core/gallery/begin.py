@@ -12,7 +12,7 @@ import numpy as np
 from core.errors import UserError
 from core.files import require_file
 from core.gallery.documents import calibrations_to_document, map_from_document, map_to_document, read_upgrade
-from core.gallery.plan import FILE, Plan
+from core.gallery.planning.plan import FILE, Plan
 from core.gallery.store import Store, Version
 from core.gallery.upgrade import Upgrade
 from core.models.maps import Map

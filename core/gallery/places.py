@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import UserError
-from core.gallery.folder import FolderStore
-from core.gallery.milvus import MilvusStore
+from core.gallery.folder.store import FolderStore
+from core.gallery.milvus.store import MilvusStore
 from core.gallery.store import Store
 
 __all__ = ["creating_store", "open_store"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.gallery.folder import FolderStore
-from core.gallery.folder_database import FILE
+from core.gallery.folder.database import FILE
+from core.gallery.folder.store import FolderStore
 from core.gallery.store import Version
 
 COUNT = 9000

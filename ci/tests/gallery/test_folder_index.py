@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.gallery.folder import FolderStore
+from core.gallery.folder.store import FolderStore
 from core.gallery.store import Version
 
 COUNT, SIZE, K = 2000, 12, 5

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.gallery import folder_database, folder_slots
-from core.gallery.folder import FolderStore
+from core.gallery.folder import database as folder_database
+from core.gallery.folder import slots as folder_slots
+from core.gallery.folder.store import FolderStore
 from core.gallery.store import Version
 
 D = {"old": 6, "new": 9}
@@ -107,9 +108,9 @@ def assert_same(store, model):
 @pytest.mark.parametrize("seed", range(4))
 def test_any_sequence_of_calls_does_what_dictionaries_do(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(folder_slots, "ROWS", 16)  # many small blocks
-    for module in ("folder", "folder_vectors", "folder_check"):
-        monkeypatch.setattr(f"core.gallery.{module}.SLOTS", 8)
-    monkeypatch.setattr("core.gallery.folder_entries.ROWS", 16)
+    for module in ("store", "vectors", "check"):
+        monkeypatch.setattr(f"core.gallery.folder.{module}.SLOTS", 8)
+    monkeypatch.setattr("core.gallery.folder.entries.ROWS", 16)
     rng, model = np.random.default_rng(seed), Model()
     store = FolderStore.create(tmp_path / "gallery")
     for key, size in D.items():

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.gallery import folder as module
-from core.gallery import folder_database
-from core.gallery.folder import FolderStore
-from core.gallery.folder_vectors import VectorFile
+from core.gallery.folder import database as folder_database
+from core.gallery.folder import store as module
+from core.gallery.folder.store import FolderStore
+from core.gallery.folder.vectors import VectorFile
 from core.gallery.store import Version
 
 FORK = get_context("fork")
@@ -36,8 +36,8 @@ def unit(array):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that files have several, and are written anew now and then."""
-    for name in ("folder", "folder_vectors", "folder_check"):
-        monkeypatch.setattr(f"core.gallery.{name}.SLOTS", 16)
+    for name in ("store", "vectors", "check"):
+        monkeypatch.setattr(f"core.gallery.folder.{name}.SLOTS", 16)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.evaluation.calibration import ScoreCalibration
 from core.gallery import Gallery
 from core.gallery.documents import calibrations_to_document, map_to_document
-from core.gallery.folder import FolderStore
+from core.gallery.folder.store import FolderStore
 from core.gallery.store import Version
 from core.gallery.upgrade import Upgrade
 from core.models.encoder import load_encoder

@@ -7,7 +7,7 @@ from gallery_helpers import MemoryStore, unit, vectors
 from core.errors import UserError
 from core.evaluation.calibration import ScoreCalibration, fit_calibration
 from core.gallery.documents import calibrations_to_document, map_from_document, map_to_document
-from core.gallery.folder import FolderStore
+from core.gallery.folder.store import FolderStore
 from core.gallery.search import search
 from core.gallery.store import Hits, Version
 from core.gallery.upgrade import Upgrade

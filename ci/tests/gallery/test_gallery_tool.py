@@ -20,7 +20,7 @@ from torch import distributed
 from core.errors import UserError
 from core.files import ROOT
 from core.gallery import Gallery
-from core.gallery.sample_images import embed_sample
+from core.gallery.planning.sample_images import embed_sample
 from core.models.encoder import load_encoder
 
 TOOL = ROOT / "tools" / "gallery.py"
@@ -252,7 +252,7 @@ def test_require_that_is_not_met(story: Story) -> None:
 def test_plan_on_images_with_identities(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample embedded by both models gives the roads that its vectors give."""
     cached = partial(embed_sample, cache=story.folder / "cache")
-    monkeypatch.setattr("core.gallery.plan_upgrade.embed_sample", cached)
+    monkeypatch.setattr("core.gallery.planning.plan_upgrade.embed_sample", cached)
     story.create()
     rng = np.random.default_rng(1)
     sample = shots(rng, noise(rng, PEOPLE, PIXELS), SHOTS)

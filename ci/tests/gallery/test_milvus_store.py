@@ -12,8 +12,9 @@ import pytest
 from milvus_server import running_server
 
 from core.errors import UserError
-from core.gallery import milvus_connection, milvus_state
-from core.gallery.milvus import MilvusStore
+from core.gallery.milvus import connection as milvus_connection
+from core.gallery.milvus import state as milvus_state
+from core.gallery.milvus.store import MilvusStore
 from core.gallery.store import Version
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
@@ -189,8 +190,8 @@ KILLED = """
 import json, os, signal, sys
 import numpy as np
 import pymilvus
-from core.gallery import milvus_connection
-from core.gallery.milvus import MilvusStore
+from core.gallery.milvus import connection as milvus_connection
+from core.gallery.milvus.store import MilvusStore
 from test_milvus_store import NEW, OLD, snapshot
 uri, name, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -357,7 +358,7 @@ def test_on_a_server(tmp_path):
 
 HOLDS = """
 import sys, time
-from core.gallery.milvus import MilvusStore
+from core.gallery.milvus.store import MilvusStore
 store = MilvusStore.open(sys.argv[1], sys.argv[2])
 with store._writing():
     print("in", flush=True)
@@ -562,7 +563,7 @@ def test_galleries_that_cannot_be_had(store, tmp_path, call, uri, name, message)
 
 
 def test_a_file_that_another_process_has_open(store, path):
-    line = "import sys; from core.gallery.milvus import MilvusStore; MilvusStore.open(sys.argv[1], 'faces')"
+    line = "import sys; from core.gallery.milvus.store import MilvusStore; MilvusStore.open(sys.argv[1], 'faces')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     answer = subprocess.run([sys.executable, "-c", line, path], capture_output=True, text=True, env=environment)
     assert "UserError: cannot open the Milvus file" in answer.stderr.splitlines()[-1]

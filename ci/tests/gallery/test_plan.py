@@ -12,14 +12,14 @@ from tiny import noise, write_records, write_run_folder
 
 from core.errors import UserError
 from core.files import ROOT
-from core.gallery.cost import Holdings, Rate, measure_rate
-from core.gallery.cross_fitting import cross_fit, cross_fitted_priorities, deal_identities
-from core.gallery.pair_scores import MappedGallery, MappedQueries
-from core.gallery.plan import Plan
-from core.gallery.planning import make_plan
-from core.gallery.sample import Sample, pair_sample
-from core.gallery.sample_calibration import impostor_pairs
-from core.gallery.sample_images import SampleImages, embed_sample
+from core.gallery.planning.cost import Holdings, Rate, measure_rate
+from core.gallery.planning.cross_fitting import cross_fit, cross_fitted_priorities, deal_identities
+from core.gallery.planning.make_plan import make_plan
+from core.gallery.planning.pair_scores import MappedGallery, MappedQueries
+from core.gallery.planning.plan import Plan
+from core.gallery.planning.sample import Sample, pair_sample
+from core.gallery.planning.sample_calibration import impostor_pairs
+from core.gallery.planning.sample_images import SampleImages, embed_sample
 from core.gallery.store import Version
 from core.gallery.upgrade import ROADS
 from core.models.encoder import load_encoder
@@ -255,7 +255,7 @@ def test_images_of_a_list_a_folder_and_records_are_embedded_by_both_models(tmp_p
 
 
 def test_rate_is_measured_on_the_images(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.gallery.cost.SECONDS", 0.05)
+    monkeypatch.setattr("core.gallery.planning.cost.SECONDS", 0.05)
     write_records(tmp_path / "faces", [0, 0, 1], image_size=16)
     encoder = load_encoder(write_run_folder(tmp_path / "old"))
     rate = measure_rate(encoder, SampleImages(tmp_path / "faces.rec").of_size(16), 2, 0)

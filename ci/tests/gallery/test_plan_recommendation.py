@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.gallery.plan import Road
-from core.gallery.recommendation import FEWEST_IDENTITIES, choose_road, explain, judge_sample
+from core.gallery.planning.plan import Road
+from core.gallery.planning.recommendation import FEWEST_IDENTITIES, choose_road, explain, judge_sample
 
 ROADS = ("stay", "direct", "query_map", "gallery_map", "full_backfill")
 

@@ -5,10 +5,10 @@ import pytest
 
 from core.evaluation.calibration import fit_calibration
 from core.gallery.orders import class_distances
-from core.gallery.pair_scores import Plain
-from core.gallery.sample_calibration import Calibrator, impostor_pairs
-from core.gallery.sample_curves import SHARES, area, backfill_curves
-from core.gallery.trials import Draws, Resampling, search_draws
+from core.gallery.planning.pair_scores import Plain
+from core.gallery.planning.sample_calibration import Calibrator, impostor_pairs
+from core.gallery.planning.sample_curves import SHARES, area, backfill_curves
+from core.gallery.planning.trials import Draws, Resampling, search_draws
 
 IDENTITIES = np.array([0, 1, 1, 2, 0, 2, 2, 3, 1, 0, 4, 4])  # 3 has one image only
 

@@ -16,8 +16,8 @@ from setuptools import Distribution
 
 from core.data.lists import ListDataset
 from core.files import ROOT
-from core.gallery.plan import Cost, Flip, Plan, Road, SampleFacts, Shown
-from core.gallery.report import (
+from core.gallery.planning.plan import Cost, Flip, Plan, Road, SampleFacts, Shown
+from core.gallery.planning.report import (
     TEMPLATES,
     format_bytes,
     format_duration,
@@ -26,7 +26,7 @@ from core.gallery.report import (
     format_points,
     write_report,
 )
-from core.gallery.report_charts import draw_curves, draw_forest
+from core.gallery.planning.report_charts import draw_curves, draw_forest
 from core.gallery.store import Version
 
 EVIL = "<script>window.evil=1</script>\"'><img src=x onerror=window.evil=2>&amp;"
@@ -382,10 +382,10 @@ def test_templates_are_part_of_the_package(monkeypatch):
     packed = {
         file
         for package, _, _, files in build.get_data_files_without_manifest()
-        if package == "core.gallery"
+        if package == "core.gallery.planning"
         for file in files
     }
-    assert {path.relative_to(ROOT / "core" / "gallery").as_posix() for path in TEMPLATES.iterdir()} <= packed
+    assert {path.relative_to(TEMPLATES.parent).as_posix() for path in TEMPLATES.iterdir()} <= packed
     assert len(packed) >= 3
 
 

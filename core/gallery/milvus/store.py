@@ -3,7 +3,7 @@
 **How it lies there.** The versions of a gallery lie side by side, each in a collection of its own, joined by the row
 number of the entry:
 
-    <name>__state         head, documents, tickets of writers (`core.gallery.milvus_state`)
+    <name>__state         head, documents, tickets of writers (`core.gallery.milvus.state`)
     <name>__entries       row, code (hash of the id, by which it is found), id, label, image, checksum
     <name>__vectors_<n>   row, vector, others, checksum; one a version, n is never used again
 
@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.gallery.milvus_connection import LONGEST_TEXT, MOST_HITS, PART, PART_BYTES, Connection
-from core.gallery.milvus_state import Head, State, Writing
+from core.gallery.milvus.connection import LONGEST_TEXT, MOST_HITS, PART, PART_BYTES, Connection
+from core.gallery.milvus.state import Head, State, Writing
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
 __all__ = ["MilvusStore"]

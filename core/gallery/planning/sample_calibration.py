@@ -8,7 +8,7 @@ import numpy as np
 from core.errors import UserError
 from core.evaluation.calibration import FEWEST, ScoreCalibration, fit_calibration
 from core.evaluation.roc import FARS
-from core.gallery.pair_scores import PairScores
+from core.gallery.planning.pair_scores import PairScores
 
 __all__ = ["PAIRS", "Calibrator", "far_name", "impostor_pairs"]
 

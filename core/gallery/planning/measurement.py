@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from core.gallery.cross_fitting import Mapped, cross_fit, cross_fitted_priorities, deal_identities, enough_pairs
-from core.gallery.pair_scores import MappedGallery, MappedQueries, PairScores, Plain
-from core.gallery.sample import Sample
-from core.gallery.sample_calibration import PAIRS
+from core.gallery.planning.cross_fitting import (
+    Mapped,
+    cross_fit,
+    cross_fitted_priorities,
+    deal_identities,
+    enough_pairs,
+)
+from core.gallery.planning.pair_scores import MappedGallery, MappedQueries, PairScores, Plain
+from core.gallery.planning.sample import Sample
+from core.gallery.planning.sample_calibration import PAIRS
+from core.gallery.planning.trials import Draws, Found, Resampling, search_draws
 from core.gallery.store import Version
-from core.gallery.trials import Draws, Found, Resampling, search_draws
 from core.models.maps import Map, Space, fit_map
 from core.models.maps.fit import DEFAULT_RANK
 

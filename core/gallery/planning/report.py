@@ -20,9 +20,9 @@ import simplejpeg
 from core.errors import UserError
 from core.files import replaced_atomically
 from core.gallery.orders import ORACLE
-from core.gallery.plan import Flip, Plan, Shown
-from core.gallery.report_charts import draw_curves, draw_forest, orders_of
-from core.gallery.sample_calibration import PAIRS
+from core.gallery.planning.plan import Flip, Plan, Shown
+from core.gallery.planning.report_charts import draw_curves, draw_forest, orders_of
+from core.gallery.planning.sample_calibration import PAIRS
 from core.gallery.upgrade import ROADS
 from core.images.codec import resize_image
 from core.images.source import ImageSource

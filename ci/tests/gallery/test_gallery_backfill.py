@@ -21,7 +21,7 @@ from core.gallery.backfill_order import rows_in_order
 from core.gallery.begin import begin
 from core.gallery.commit import commit, rollback
 from core.gallery.documents import read_calibrations, read_upgrade
-from core.gallery.plan import Cost, Plan, Road, SampleFacts
+from core.gallery.planning.plan import Cost, Plan, Road, SampleFacts
 from core.gallery.search import search
 from core.gallery.store import Version
 from core.gallery.upgrade import ROADS

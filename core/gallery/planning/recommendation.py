@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from core.gallery.plan import Road, SampleFacts
+from core.gallery.planning.plan import Road, SampleFacts
 
 __all__ = ["FEWEST_IDENTITIES", "FREE", "Choice", "choose_road", "explain", "judge_sample"]
 

@@ -26,13 +26,13 @@ import numpy as np
 from core.errors import UserError
 from core.evaluation.search import search
 from core.files import writing
-from core.gallery import folder_entries
 from core.gallery.claim import CLAIM, claimed
-from core.gallery.folder_check import faults
-from core.gallery.folder_database import FILE, Database, StoredVersion, stored_versions
-from core.gallery.folder_index import INDEXES, search_index
-from core.gallery.folder_slots import live_slots, set_slots, slots_at
-from core.gallery.folder_vectors import SLOTS, UnitRows, VectorFile, flush_folder
+from core.gallery.folder import entries as folder_entries
+from core.gallery.folder.check import faults
+from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
+from core.gallery.folder.index import INDEXES, search_index
+from core.gallery.folder.slots import live_slots, set_slots, slots_at
+from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, flush_folder
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
 __all__ = ["FolderStore"]

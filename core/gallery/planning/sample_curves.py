@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from core.evaluation.calibration import ScoreCalibration
-from core.gallery.pair_scores import PairScores
-from core.gallery.trials import Draws, Found, search_segments
+from core.gallery.planning.pair_scores import PairScores
+from core.gallery.planning.trials import Draws, Found, search_segments
 
 __all__ = ["SHARES", "area", "backfill_curves"]
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from core.gallery import folder_entries, folder_slots
-from core.gallery.folder_database import FILE, StoredVersion, stored_versions
-from core.gallery.folder_vectors import SLOTS, VectorFile
+from core.gallery.folder import entries as folder_entries
+from core.gallery.folder import slots as folder_slots
+from core.gallery.folder.database import FILE, StoredVersion, stored_versions
+from core.gallery.folder.vectors import SLOTS, VectorFile
 
 __all__ = ["faults"]
 

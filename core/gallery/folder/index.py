@@ -14,7 +14,7 @@ import numpy as np
 from core.errors import UserError
 from core.evaluation.search import import_faiss, search
 from core.files import replaced_atomically
-from core.gallery.folder_vectors import UnitRows
+from core.gallery.folder.vectors import UnitRows
 
 __all__ = ["INDEXES", "search_index"]
 

@@ -13,7 +13,7 @@ from core.data.open_dataset import ImageDataset, is_list, open_dataset
 from core.embeddings.cache import cached_views
 from core.errors import UserError
 from core.files import ROOT, require_file
-from core.gallery.sample import Sample
+from core.gallery.planning.sample import Sample
 from core.models.encoder import Encoder
 
 __all__ = ["CACHE", "SampleImages", "embed_sample"]

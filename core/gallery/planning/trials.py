@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.gallery.pair_scores import PairScores
+from core.gallery.planning.pair_scores import PairScores
 
 __all__ = ["Draws", "Found", "Resampling", "Segments", "search_draws", "search_segments"]
 

@@ -13,18 +13,18 @@ import numpy as np
 
 from core.errors import UserError
 from core.evaluation.calibration import ScoreCalibration
-from core.gallery.cost import Holdings, Rate, estimate_cost
-from core.gallery.cross_fitting import deal_identities
-from core.gallery.measurement import BOTH_WAYS, Measurement, measure
 from core.gallery.orders import ORACLE, class_distances
-from core.gallery.plan import Plan, Road, road_of_curve
-from core.gallery.recommendation import FREE, choose_road, explain, judge_sample
-from core.gallery.sample import Sample
-from core.gallery.sample_calibration import PAIRS, Calibrator, impostor_pairs
-from core.gallery.sample_curves import SHARES, backfill_curves
+from core.gallery.planning.cost import Holdings, Rate, estimate_cost
+from core.gallery.planning.cross_fitting import deal_identities
+from core.gallery.planning.measurement import BOTH_WAYS, Measurement, measure
+from core.gallery.planning.plan import Plan, Road, road_of_curve
+from core.gallery.planning.recommendation import FREE, choose_road, explain, judge_sample
+from core.gallery.planning.sample import Sample
+from core.gallery.planning.sample_calibration import PAIRS, Calibrator, impostor_pairs
+from core.gallery.planning.sample_curves import SHARES, backfill_curves
+from core.gallery.planning.worst_flips import worst_flips
 from core.gallery.store import Version
 from core.gallery.upgrade import ROADS
-from core.gallery.worst_flips import worst_flips
 
 __all__ = ["make_plan"]
 

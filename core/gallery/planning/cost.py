@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from core.gallery.plan import Cost
+from core.gallery.planning.plan import Cost
 from core.gallery.upgrade import ROADS
 from core.images.loader import load_batches
 from core.images.source import ImageSource

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.files import require_replaceable
-from core.gallery.cost import Holdings, Rate, measure_rate
 from core.gallery.documents import read_upgrade
 from core.gallery.entry_images import image_place
 from core.gallery.model_versions import version_of
-from core.gallery.plan import Plan
-from core.gallery.planning import make_plan
-from core.gallery.report import FILE, write_report
-from core.gallery.sample import Sample, pair_sample
-from core.gallery.sample_images import SampleImages, embed_sample
+from core.gallery.planning.cost import Holdings, Rate, measure_rate
+from core.gallery.planning.make_plan import make_plan
+from core.gallery.planning.plan import Plan
+from core.gallery.planning.report import FILE, write_report
+from core.gallery.planning.sample import Sample, pair_sample
+from core.gallery.planning.sample_images import SampleImages, embed_sample
 from core.gallery.store import Store, Version
 from core.images.source import ImageSource
 from core.models.encoder import Encoder, load_encoder
@@ -35,7 +35,7 @@ def plan_from_images(
     far: float = 1e-3,
     seed: int = 0,
 ) -> Plan:
-    """Plan an upgrade to `new`, the model argument `path`, on images with identities (`core.gallery.sample_images`).
+    """Plan an upgrade to `new`, the model argument `path`, on images with identities (as of `sample_images`).
 
     Writes the plan's folder `out`, with the report. `words`: how a command line names the gallery. `place`: of the
     gallery's images, if it is not stored with them (`core.gallery.entry_images`). Others as of `make_plan`.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.gallery.orders import ORACLE
-from core.gallery.plan import Plan, road_of_curve
+from core.gallery.planning.plan import Plan, road_of_curve
 from core.gallery.upgrade import ROADS
 
 __all__ = ["Chart", "Forest", "Line", "Mark", "draw_curves", "draw_forest", "orders_of"]

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.gallery.milvus_connection import Connection, RequestError
+from core.gallery.milvus.connection import Connection, RequestError
 from core.gallery.store import Version
 
 __all__ = ["Head", "State", "Writing"]

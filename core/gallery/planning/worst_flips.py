@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from core.gallery.plan import Flip, Shown
-from core.gallery.sample import Sample
-from core.gallery.sample_calibration import PAIRS
-from core.gallery.trials import Draws, Found
+from core.gallery.planning.plan import Flip, Shown
+from core.gallery.planning.sample import Sample
+from core.gallery.planning.sample_calibration import PAIRS
+from core.gallery.planning.trials import Draws, Found
 from core.gallery.upgrade import Calibrations
 
 __all__ = ["worst_flips"]

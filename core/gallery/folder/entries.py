@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from core.gallery.folder_database import ENTRY_INDEX, chunks
+from core.gallery.folder.database import ENTRY_INDEX, chunks
 from core.gallery.store import Entries
 
 __all__ = ["add", "checksums", "entries_after", "entries_at", "find", "ids_of", "remove"]

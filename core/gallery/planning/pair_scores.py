@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from core.gallery.cross_fitting import Mapped
+from core.gallery.planning.cross_fitting import Mapped
 
 __all__ = ["MappedGallery", "MappedQueries", "PairScores", "Plain"]
 

@@ -1,0 +1,1 @@
+"""A gallery on a Milvus server, or in a milvus-lite file."""
