@@ -125,7 +125,7 @@ def report(name: str, road: str, advised: str, order: str, before: float, own: f
     """A block of lines for an upgrade."""
     rates = np.array([step.rank_1 for step in steps])
     fars = np.array([step.far for step in steps]) / FAR
-    falls = -np.diff(rates).min(initial=0.0)
+    falls = np.maximum(-np.diff(rates), 0)
     print(f"{name}, {road} (advised: {advised}; order: {order}): old/old {100 * before:.2f}, new/new {100 * own:.2f}")
     print("  rank-1 " + " ".join(f"{100 * rate:6.2f}" for rate in rates))
     print("  FAR    " + " ".join(f"{far:6.2f}" for far in fars) + f"   x {FAR:g}")
@@ -135,7 +135,7 @@ def report(name: str, road: str, advised: str, order: str, before: float, own: f
         "FAR within a factor of 1.5": bool((np.abs(np.log(fars)) < np.log(1.5)).all()),
     }
     told = "; ".join(f"{what}: {'yes' if holds else 'no'}" for what, holds in verdicts.items())
-    print(f"  largest fall {100 * max(falls, 0):.2f}; {told}", flush=True)
+    print(f"  largest fall {100 * falls.max():.2f}; {told}", flush=True)
 
 
 if __name__ == "__main__":
