@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
 
 from core.backbones.checks import Layout, require_positive
 from core.errors import UserError
@@ -126,6 +125,8 @@ class ResNet(nn.Module):
             raise UserError(f"unknown head {head!r}: choose {', '.join(map(repr, HEADS))}")
         if head in ("unit", "none") and embedding_size != features:
             raise UserError(f"with head={head!r} the embedding_size of {name} must be {features}, got {embedding_size}")
+        from torchvision.models import get_model  # a second to import, which other networks need not wait for
+
         self.trunk = get_model(name, weights=None)
         if pretrained is not None:
             _load_pretrained(self.trunk, name, pretrained)
@@ -185,6 +186,8 @@ def _shapes_without_classifier(state_dict: dict[str, Tensor]) -> dict[str, tuple
 
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
     weights = get_model_weights(name)[WEIGHTS]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     try:

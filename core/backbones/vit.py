@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from core.backbones.checks import Layout, require_positive
 from core.errors import UserError
@@ -88,6 +87,8 @@ class Block(nn.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, dim: int, drop_path: float):
+        from torchvision.ops import StochasticDepth  # a second to import, which other networks need not wait for
+
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim)
