@@ -10,6 +10,7 @@ from commands import Commands
 from core.builtin.ijb_gallery import IjbGallery, write_ijb_gallery
 from core.evaluation.ijb_embeddings import embed_images
 from core.evaluation.ijb_meta import IjbImages, read_images, require_meta
+from core.gallery.planning.plan import Plan
 from core.gallery.planning.report import FILE
 from core.models.encoder import Encoder, load_encoder
 
@@ -40,10 +41,14 @@ def upgrade_gallery(out: Path, commands: Commands) -> tuple[dict[str, float], Pa
         tool, "plan", gallery, "--new", out / "new", "--sample", files / "sample.txt", "--out", plan,
         "--num-workers", 0, "--device", "cpu",
     )  # fmt: skip
+    advised = Plan.load(plan).recommendation
+    road = ("--road", "side_by_side") if advised == "stay" else ()  # also where the sample is too small, as ORL's is
+    both = ("--old-queries", files / "queries_old.npy") if advised in ASK_BOTH else ()
     for share in SHARES:
-        commands.run(tool, "backfill", gallery, "--plan", plan, "--share", share, "--num-workers", 0, "--device", "cpu")
+        how = ("--share", share, "--num-workers", 0, "--device", "cpu")
+        commands.run(tool, "backfill", gallery, "--plan", plan, *road, *how)
         name = f"{100 * share:.0f} % embedded again"
-        rates[name] = _search(commands, gallery, out / "new", files, made, f"at_{100 * share:.0f}")
+        rates[name] = _search(commands, gallery, out / "new", files, made, f"at_{100 * share:.0f}", *both)
     commands.run(tool, "commit", gallery)
     return rates, plan / FILE
 
