@@ -13,13 +13,15 @@ from core.gallery.backfill import Backfilled, BackfillOptions, backfill
 from core.gallery.commit import Ended, commit, rollback
 from core.gallery.documents import map_from_document, read_upgrade
 from core.gallery.exports import export
-from core.gallery.model_versions import key_of, version_of
+from core.gallery.model_versions import NAMED, key_of, version_of
 from core.gallery.places import creating_store, open_store
+from core.gallery.planning.plan import Plan
+from core.gallery.planning.plan_upgrade import plan_from_images, plan_from_pairs
 from core.gallery.search import Found, search
 from core.gallery.store import BLOCK, Store
 from core.gallery.upgrade import Upgrade
 from core.gallery.vector_files import as_stored, open_vectors
-from core.models.encoder import Encoder
+from core.models.encoder import Encoder, load_encoder
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
@@ -170,6 +172,31 @@ class Gallery:
     def verify(self) -> list[str]:
         """Check every checksum, and that every id is there once; the faults found."""
         return self.store.verify()
+
+    def plan(
+        self,
+        new: str | Path,
+        out: str | Path,
+        sample: str | Path | None = None,
+        *,
+        pairs: tuple[str | Path, str | Path] | None = None,
+        labels: str | Path | None = None,
+        device: str = "cpu",
+        **options: Any,
+    ) -> Plan:
+        """Measure every road to the model `new` on a sample, and write the plan's folder `out` with its report.
+
+        `sample` is images with identities, as of `plan_from_images`; or `pairs` are files of vectors of the same images
+        by the old and the new model, and `labels` one of their identities, as of `plan_from_pairs`; `options` are
+        theirs.
+        """
+        encoder = None if str(new).startswith(NAMED) else load_encoder(new, device=device)
+        words = (str(self.store.place),)
+        if pairs is not None and labels is not None:
+            return plan_from_pairs(self.store, encoder, new, pairs, labels, out, words, **options)
+        if sample is None or encoder is None:
+            raise UserError("a plan needs images with identities and a model at hand, or pairs of vectors and labels")
+        return plan_from_images(self.store, encoder, new, sample, out, words, **options)
 
     def backfill(
         self,

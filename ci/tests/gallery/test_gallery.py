@@ -239,3 +239,20 @@ def test_an_id_that_comes_twice_in_a_creation_is_told_at_its_end(tmp_path):
             for names in (["a", "b"], ["c", "a"]):
                 store.enrol(names, {"m": STORED[:2]})
     assert not list(tmp_path.iterdir())
+
+
+def test_plan_on_pairs_writes_its_folder_and_refuses_half_a_sample(tmp_path):
+    rng = np.random.default_rng(0)
+    people, width = np.repeat(np.arange(60), 4), STORED.shape[1]
+    old, new = (rng.normal(size=(60, width))[people] + 0.6 * rng.normal(size=(240, width)) for _ in range(2))
+    pairs = tmp_path / "old.npy", tmp_path / "new.npy"
+    for path, each in zip(pairs, (old, new)):
+        np.save(path, each.astype(np.float32))
+    (tmp_path / "people.txt").write_text("".join(f"{person}\n" for person in people))
+    with make(tmp_path) as gallery:
+        plan = gallery.plan("name:next", tmp_path / "plan", pairs=pairs, labels=tmp_path / "people.txt", far=1e-2)
+        assert plan.new.key == "next" and plan.sample.identities == 60
+        assert (tmp_path / "plan" / "plan.json").exists() and (tmp_path / "plan" / "report.html").exists()
+        for wrong in ({"pairs": pairs}, {"sample": tmp_path / "people.txt"}, {}):
+            with pytest.raises(UserError, match="a plan needs images with identities and a model at hand, or pairs"):
+                gallery.plan("name:next", tmp_path / "plan2", **wrong)
