@@ -15,14 +15,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from private_memory import private_memory
 
 from core.evaluation.search import search
 from core.gallery.folder.store import FolderStore
@@ -139,27 +138,6 @@ def compare(rounds: int, *steps: tuple[str, Callable[[], object]]) -> list:
             flush=True,
         )
     return results
-
-
-@contextmanager
-def private_memory() -> Iterator[list[float]]:
-    """The most memory of this process, in GiB, that is not of files, beyond what it had before."""
-
-    def used() -> float:
-        resident, shared = (int(number) for number in Path("/proc/self/statm").read_text().split()[1:3])
-        return (resident - shared) * 4096 / 2**30
-
-    before, peak, done = used(), [0.0], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], used() - before)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    yield peak
-    done.set()
-    thread.join()
 
 
 if __name__ == "__main__":

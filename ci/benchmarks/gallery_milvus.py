@@ -1,7 +1,7 @@
 """Time and memory of a gallery in Milvus through half an upgrade and back, beside NumPy's search of the same vectors.
 
     python ci/benchmarks/gallery_milvus.py --uri http://127.0.0.1:19530     on a server that runs
-    python ci/benchmarks/gallery_milvus.py --uri /tmp/gallery.db            in a file of milvus-lite
+    python ci/benchmarks/gallery_milvus.py --uri gallery.db                 in a file of milvus-lite
 
 Random vectors, 100,000 x 128: enrolled, half of them given a new vector, 100 queries searched in both halves with their
 exact scores compared, and the new version dropped, which leaves what was there. The gallery's collections are removed

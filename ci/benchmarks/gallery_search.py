@@ -13,12 +13,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from private_memory import private_memory
 
 from core.evaluation.calibration import fit_calibration
 from core.evaluation.search import search
@@ -53,38 +53,15 @@ def main() -> None:
 
 def shortest(what: str, rounds: int, work: Callable[[], object]) -> float:
     """Seconds of the fastest round, printed with the memory that it takes at its peak."""
-    seconds, peak = [], Peak()
+    seconds, gib = [], 0.0
     for _ in range(rounds):
-        with peak:
+        with private_memory() as peak:
             started = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - started)
-    print(f"{what:20} {min(seconds):7.2f} s (of {', '.join(f'{each:.2f}' for each in seconds)}), {peak.most:,} MB")
+        gib = max(gib, *peak)
+    print(f"{what:20} {min(seconds):7.2f} s (of {', '.join(f'{each:.2f}' for each in seconds)}), {gib:.2f} GiB")
     return min(seconds)
-
-
-class Peak:
-    """MB of anonymous memory beyond what there was, at most."""
-
-    most = 0
-
-    def __enter__(self) -> None:
-        self.first, self.ended = anonymous(), threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-
-    def watch(self) -> None:
-        while not self.ended.wait(0.05):
-            self.most = max(self.most, anonymous() - self.first)
-
-    def __exit__(self, *exception: object) -> None:
-        self.ended.set()
-        self.thread.join()
-
-
-def anonymous() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) >> 10
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -14,16 +14,15 @@ the share of probes whose nearest entry is of the same person. isotrieve is not 
 
 import argparse
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from private_memory import private_memory
 from sklearn.linear_model import RidgeCV
 
 from core.embeddings.store import EmbeddingStore
@@ -96,27 +95,6 @@ def report(name: str, ours: Measured, bare: Measured) -> None:
         f"memory {ours.gib:.2f} GiB, bare {bare.gib:.2f} GiB",
         flush=True,
     )
-
-
-@contextmanager
-def private_memory() -> Iterator[list[float]]:
-    """The most memory of this process, in GiB, that is not of files, beyond what it had before."""
-
-    def used() -> float:
-        resident, shared = (int(number) for number in Path("/proc/self/statm").read_text().split()[1:3])
-        return (resident - shared) * 4096 / 2**30
-
-    before, peak, done = used(), [0.0], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], used() - before)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    yield peak
-    done.set()
-    thread.join()
 
 
 def products(source: np.ndarray, target: np.ndarray, with_gram: bool) -> None:
