@@ -1,4 +1,6 @@
-"""Paths of configs, checking paths before they are needed, and writing files completely or not at all."""
+"""Paths of configs, checking paths before they are needed, reading files that may be damaged, and writing files
+completely or not at all.
+"""
 
 import os
 import re
@@ -13,6 +15,7 @@ from core.errors import UserError, explain
 
 __all__ = [
     "ROOT",
+    "reading",
     "replaced_atomically",
     "require_file",
     "require_replaceable",
@@ -73,6 +76,29 @@ def require_replaceable(path: str | Path, *, folder: bool = False) -> None:
         if os.path.ismount(path):
             raise UserError(f"{path} is the root of a disk, which cannot be replaced: name a folder in it")
     _try_to_write(path.with_name(_temporary_name(path.name)), path)
+
+
+@contextmanager
+def reading(path: str | Path, what: str, remedy: str = "get the file again") -> Iterator[None]:
+    """Raise a `UserError` in place of whatever a parser raises on a damaged file, `what` being its kind.
+
+    For calls of parsers alone, which fail on damaged bytes with exceptions of any type (NumPy's header parser, JSON
+    nested too deeply, sizes beyond the memory). A `UserError` stays as it is, as do errors of the operating system that
+    name another file.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.filename is not None and os.fsdecode(error.filename) != str(path):
+            raise
+        if error.errno is not None:
+            raise UserError(f"{what} cannot be read: {path}: {explain(error)}") from error
+        raise UserError(f"{path} is not a readable {what}: {error}; {remedy}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a readable {what}: {said[:500]}; {remedy}") from error
 
 
 @contextmanager

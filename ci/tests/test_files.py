@@ -15,7 +15,15 @@ import torch
 from core.data.lists import ListDataset
 from core.data.recordio import RecordWriter
 from core.errors import UserError
-from core.files import replaced_atomically, require_file, require_replaceable, require_writable, resolve, writing
+from core.files import (
+    reading,
+    replaced_atomically,
+    require_file,
+    require_replaceable,
+    require_writable,
+    resolve,
+    writing,
+)
 
 LONG = "a" * 300
 
@@ -196,3 +204,29 @@ def test_missing_input_is_told_by_what_is_there_instead(tmp_path):
     assert require_file(tmp_path / "file", "records") == tmp_path / "file"
     with pytest.raises(UserError, match="~nobody_here/x is in the home of a user who is not known here"):
         resolve("~nobody_here/x")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no magic"), RecursionError(), MemoryError(), KeyError("shape"), OSError("cut")]
+)
+def test_whatever_a_parser_raises_becomes_one_line_that_names_the_file(tmp_path, error):
+    with (
+        pytest.raises(UserError, match=r"a\.npy is not a readable array.*; get the file again") as raised,
+        reading(tmp_path / "a.npy", "array"),
+    ):
+        raise error
+    assert raised.value.__cause__ is error
+
+
+def test_reading_keeps_lines_that_are_right_already(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"array cannot be read: .*missing\.npy: No such file"),
+        reading(tmp_path / "missing.npy", "array"),
+    ):
+        np.load(tmp_path / "missing.npy")
+    with pytest.raises(UserError, match="^already right$"), reading(tmp_path / "a.npy", "array"):
+        raise UserError("already right")
+    with pytest.raises(FileNotFoundError), reading(tmp_path / "a.npy", "array"):
+        open(tmp_path / "another.npy")
+    with reading(tmp_path / "a.npy", "array"):
+        pass
