@@ -29,7 +29,8 @@ from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs
 from core.evaluation.retrieval import RetrievalOptions
 from core.evaluation.revisited import SETUPS
 from core.evaluation.revisited_files import read_revisited
-from core.files import ROOT, replaced_atomically, require_writable
+from core.files import ROOT, reading, replaced_atomically, require_writable
+from core.json_files import read_json
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 from core.program import load_method
@@ -365,14 +366,13 @@ def _read_result(path: Path) -> dict[str, Scores]:
     """Scores by road; empty if the model was not tested yet. Of an older file without flips only the self-test."""
     if not path.is_file():
         return {}
-    try:
-        result = json.loads(path.read_text())
+    remedy = "delete it, and the benchmark tests that model again"
+    result = read_json(path, "result of the benchmark", remedy)
+    with reading(path, "result of the benchmark", remedy):
         if "self_test" in result:
             return {SELF: Scores(result["self_test"], {})}
         flips = {road: {test: (nfr, pfr) for test, (nfr, pfr) in result[road]["flips"].items()} for road in result}
         return {road: Scores(dict(result[road]["rates"]), flips[road]) for road in (SELF, *result)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and the benchmark tests that model again") from error
 
 
 def write_report(folder: Path, comparison: Comparison, args: argparse.Namespace, commands: Commands) -> str:

@@ -22,6 +22,7 @@ from core.errors import UserError
 from core.files import ROOT, require_replaceable
 from core.images.loader import load_batches
 from core.images.source import ImageSource
+from core.json_files import read_json
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
 from core.parallel.collectives import barrier, broadcast_object
@@ -251,7 +252,7 @@ def _prepare(partial: Path, info: StoreInfo, source: ImageSource) -> None:
 def _can_go_on(partial: Path, info: StoreInfo) -> bool:
     """True if an earlier run of the same work left whole arrays."""
     try:
-        if json.loads((partial / "plan.json").read_text()) != asdict(info):
+        if read_json(partial / "plan.json", "plan of an extraction") != asdict(info):
             return False
         open_arrays(partial, info)
         return len(np.load(partial / "done.npy")) == -(-info.num_images // BLOCK)

@@ -7,7 +7,6 @@ store for other images or another model is an error that names both. Class stati
 names say what they hold.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Literal
 import numpy as np
 
 from core.errors import UserError
+from core.files import reading
 from core.images.source import ImageSource
+from core.json_files import read_json
 from core.models.encoder import Encoder
 
 __all__ = ["FEATURES", "EmbeddingStore", "StoreInfo", "open_arrays"]
@@ -73,12 +74,12 @@ class EmbeddingStore:
     def open(cls, path: str | Path) -> "EmbeddingStore":
         """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
         path = Path(path)
-        try:
-            info = StoreInfo(**json.loads((path / "store.json").read_text()))
-        except (FileNotFoundError, NotADirectoryError, TypeError, ValueError) as error:
-            raise UserError(
-                f"no embedding store in {path} (make one with tools/extract_features.py): {error}"
-            ) from error
+        file, remedy = path / "store.json", "make the store with tools/extract_features.py"
+        if not file.is_file():
+            raise UserError(f"no embedding store in {path} (make one with tools/extract_features.py)")
+        content = read_json(file, "description of an embedding store", remedy)
+        with reading(file, "description of an embedding store", remedy):
+            info = StoreInfo(**content)
         try:
             return cls(path, info, open_arrays(path, info))
         except (FileNotFoundError, ValueError, EOFError) as error:

@@ -4,7 +4,6 @@
 (`BaseModel`), the entry `direction` one of `DIRECTIONS`. A base model may be a map's run folder again.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import ROOT, resolve
+from core.json_files import read_json
 from core.models.maps import Map, load_map
 
 __all__ = ["DIRECTIONS", "NEW_TO_OLD", "OLD_TO_NEW", "BaseModel", "SavedMap", "is_map_run", "model_chain",
@@ -103,7 +103,6 @@ def _base_model(folder: Path, config: Mapping[str, Any]) -> BaseModel:
 def _read_config(folder: Path) -> dict[str, Any]:
     """`config.json`; empty if there is none or it cannot be read: what is missing is then reported by its reader."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "config.json", "config of the map's run folder")
+    except UserError:
         return {}
-    return config if isinstance(config, dict) else {}
