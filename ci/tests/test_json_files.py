@@ -1,4 +1,4 @@
-"""Every JSON file that a program reads, damaged in every way: one line that names it, within the memory that is said."""
+"""Every JSON file that a program reads, damaged in every way: one line that names it, in little memory."""
 
 import json
 import resource

@@ -35,6 +35,8 @@ MAX_IMAGE_PIXELS = int(os.environ.get(LIMIT, "")) if os.environ.get(LIMIT, "").i
 """Pixels of the largest image that is decoded: 8192 x 8192, where the environment does not say otherwise."""
 MAX_SCANS = 64
 """Of a JPEG: encoders write at most some 20. Each goes over the whole picture, however few bytes it has."""
+CHEAP_SCANS = 1 << 34
+"""Bytes times pixels up to which any number of scans takes less than a second."""
 FOUR_COMPONENTS = ("CMYK", "YCCK")
 """JPEG colour spaces that libjpeg does not convert to RGB; OpenCV does."""
 SEGMENT, APP1, START_OF_SCAN, EXIF = 0xFF, 0xE1, 0xDA, b"Exif\0\0"
@@ -84,7 +86,7 @@ def is_plain_jpeg(data: bytes, size: int) -> bool:
 def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int | None) -> np.ndarray:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     _require_size(width, height)
-    if (scans := bytes(data).count(SCAN)) > MAX_SCANS:
+    if width * height * len(data) > CHEAP_SCANS and (scans := bytes(data).count(SCAN)) > MAX_SCANS:
         raise ValueError(f"it has {scans} scans, more than any encoder writes: damaged")
     exif = _jpeg_exif(data)
     if colours in FOUR_COMPONENTS:
@@ -150,7 +152,7 @@ def _decode_by_pillow(data: bytes | memoryview, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _within_limit() -> Iterator[None]:
-    """With the limit as Pillow's own, which refuses twice as many: it knows frames and tiles before they are reserved."""
+    """With Pillow's own limit, which refuses twice as many, set to ours: it knows frames and tiles."""
     own, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-MAX_IMAGE_PIXELS // 2)
     try:
         yield
@@ -166,8 +168,8 @@ def _require_size(width: int, height: int) -> None:
 
 def _too_large() -> ValueError:
     return ValueError(
-        f"by its header it has more than the {MAX_IMAGE_PIXELS:,} pixels that are decoded: scale it down, or allow more "
-        f"with the environment variable {LIMIT}"
+        f"by its header it has more than the {MAX_IMAGE_PIXELS:,} pixels that are decoded: scale it down, or allow "
+        f"more with the environment variable {LIMIT}"
     )
 
 
