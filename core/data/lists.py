@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from core.data.foreign_lists import plain_text, read_foreign_list
-from core.data.labels import report_empty_classes
+from core.data.labels import report_empty_classes, require_classes
 from core.errors import UserError
 from core.files import replaced_atomically, require_file
 from core.images.codec import decode_image, resize_image
@@ -252,9 +252,15 @@ class ListDataset:
 def read_list(path: str | Path) -> ImageList:
     """Parse a list of lines `path label`, or of another tool.
 
-    `UserError` naming file and line for a line that is not `path label`, or not as the list's first line announces.
-    Memory at the peak: some 6 times the text.
+    `UserError` naming file and line for a line that is not `path label`, or not as the list's first line announces, and
+    for labels that are absurd for so many images. Memory at the peak: some 6 times the text.
     """
+    images = _parse(path)
+    require_classes(str(path), int(images.labels.max()) + 1, len(images))
+    return images
+
+
+def _parse(path: str | Path) -> ImageList:
     text = plain_text(require_file(path, "image list").read_bytes())
     foreign = read_foreign_list(text, path)
     if foreign is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.data.labels import report_empty_classes
+from core.data.labels import report_empty_classes, require_classes
 from core.data.recordio import (
     HEADER,
     LENGTH_BITS,
@@ -67,6 +67,7 @@ class RecordDataset:
         if promised is not None:
             self._header_classes = self._count_classes(promised)
         self.num_classes = self._header_classes or int(self.labels().max()) + 1
+        require_classes(f"{self.prefix}.rec", self.num_classes, self.num_images)
         self._size = image_size
 
     def __len__(self) -> int:

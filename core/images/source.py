@@ -23,6 +23,10 @@ class ImageReader(Protocol):
         """
         ...
 
+    def image_name(self, row: int) -> str:
+        """The file, or the record of a file, that holds an image, for messages."""
+        ...
+
 
 class ImageSource(ImageReader, Protocol):
     """N images in a fixed order."""
@@ -44,10 +48,6 @@ class ImageSource(ImageReader, Protocol):
 
     def labels(self) -> np.ndarray | None:
         """The class of each image, int64 (N,); None where the images have no classes."""
-        ...
-
-    def image_name(self, row: int) -> str:
-        """The file, or the record of a file, that holds an image, for messages."""
         ...
 
 
