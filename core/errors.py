@@ -51,7 +51,8 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or 2 after one `error: ` line on stderr.
 
     The line is for a `UserError`, for memory that is used up, and for whatever the operating system refuses to do with
-    a path (permissions, a full disk, a name that is too long). Any other exception is a fault of the program and keeps its traceback.
+    a path (permissions, a full disk, a name that is too long). Any other exception is a fault of the program and keeps
+    its traceback.
 
     Under torchrun the failing ranks agree, through torchrun's own store, on the one that prints; a rank whose
     collective broke because another rank has already reported its error exits silently.

@@ -13,6 +13,7 @@ results.csv, compatibility.png and commands.sh (the exact commands).
 
 import argparse
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -241,7 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     known = BENCHES[args.dataset].scenarios
     if args.scenario not in known:
         raise UserError(f"unknown scenario {args.scenario!r}: {args.dataset} has {', '.join(known)}; choose one")
-    args.out = (args.out or ROOT / "work_dirs" / "benchmark" / args.dataset).resolve()
+    args.out = Path(os.path.realpath(args.out or ROOT / "work_dirs" / "benchmark" / args.dataset))
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file: name a folder")
     require_writable(args.out)

@@ -6,6 +6,7 @@ Each step is a command of this repository, printed before it runs. A demo that w
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -80,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     set_up_logging()
     started = time.monotonic()
-    out = args.out.resolve()
+    out = Path(os.path.realpath(args.out))
     start_folder(out, {"dataset": args.dataset, "seed": args.seed, "version": code_version()})
     commands = Commands()
     train_models(out, args.dataset, args.seed, commands)

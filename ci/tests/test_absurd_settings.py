@@ -9,12 +9,14 @@ from core.settings import load_settings
 HUGE = "9" * 400
 ENDLESS = "9" * 5000
 ABSURD = [
-    "lr=1e999", "lr=-1e999", "lr=nan", "lr=inf", f"lr={HUGE}", f"lr={ENDLESS}", "lr=10**400", f"lr={'9' * 309}%", "lr=1j",
-    f"seed={2**70}", f"batch_size={2**63}", "batch_size=1e400", "num_epoch=1e300", f"num_epoch={ENDLESS}", "verbose=1e19",
-    "embedding_size=1e18", "image_size=1e6", f"num_workers={2**64}", "margin=nan", "clip_norm=inf", "resume=1e999",
-    "schedule_epochs=[1e999]", f"schedule_epochs=(1,{HUGE})", "old_mean=1e999", f"old_std=({HUGE},1,1)", "sample_rate=1e-400",
-    f"num_classes={2**63}", "lr=" + "[" * 9000, "lr=" + "-" * 9000 + "1", "lr=" + "not " * 2400 + "1", "lr=" + "1+" * 4900 + "1",
-    "lr=" + "(" * 150 + "1e999" + ")" * 150, "lr='" + "\\N{" * 3000, "network_options={1:" * 300, "rec=\0", "lr={[1]}",
+    "lr=1e999", "lr=-1e999", "lr=nan", "lr=inf", f"lr={HUGE}", f"lr={ENDLESS}", "lr=10**400", f"lr={'9' * 309}%",
+    "lr=1j", f"seed={2**70}", f"batch_size={2**63}", "batch_size=1e400", "num_epoch=1e300", f"num_epoch={ENDLESS}",
+    "verbose=1e19", "embedding_size=1e18", "image_size=1e6", f"num_workers={2**64}", "margin=nan", "clip_norm=inf",
+    "resume=1e999", "schedule_epochs=[1e999]", f"schedule_epochs=(1,{HUGE})", "old_mean=1e999",
+    f"old_std=({HUGE},1,1)", "sample_rate=1e-400", f"num_classes={2**63}", "lr=" + "[" * 9000,
+    "lr=" + "-" * 9000 + "1", "lr=" + "not " * 2400 + "1", "lr=" + "1+" * 4900 + "1",
+    "lr=" + "(" * 150 + "1e999" + ")" * 150, "lr='" + "\\N{" * 3000, "network_options={1:" * 300, "rec=\0",
+    "lr={[1]}",
 ]  # fmt: skip
 LONG = ["rec=" + "[" * 100_000, "rec=" + "x" * 10_000_000, "lr=" + "1" * 10_000_000, "x" * 1_000_000 + "=1"]
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.files import require_file
-from core.images.source import fingerprint_files
+from core.images.source import file_stamps, fingerprint_files
 
 __all__ = ["SUBSETS", "IdentificationLists", "IjbImages", "Pairs", "Subjects", "read_identification", "read_images",
            "read_pairs", "require_meta"]  # fmt: skip
@@ -49,10 +49,15 @@ class IjbImages:
         return self.root / "loose_crop" / self.names[row]
 
     @cached_property
+    def stamps(self) -> np.ndarray:
+        """`file_stamps` of the images (N, 2), of when they are asked for first."""
+        listed_in = _meta_path(self.root, self.subset, "name_5pts_score.txt")
+        return file_stamps(self.root / "loose_crop", self.names, listed_in)
+
+    @cached_property
     def fingerprint(self) -> str:
         """`fingerprint_files` of the images and their landmarks: what embeddings depend on."""
-        listed_in = _meta_path(self.root, self.subset, "name_5pts_score.txt")
-        return fingerprint_files(self.root / "loose_crop", self.names, listed_in, self.landmarks)
+        return fingerprint_files(self.names, self.stamps, self.landmarks)
 
 
 @dataclass(frozen=True)

@@ -202,11 +202,19 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The image at `path`, uint8 (H, W, 3) RGB; `UserError` naming it if it cannot be read or decoded."""
+def read_image(path: Path, stamp: np.ndarray | None = None) -> np.ndarray:
+    """The image at `path`, uint8 (H, W, 3) RGB; `UserError` naming it if it cannot be read or decoded.
+
+    Also if its size and modification time are not `stamp` (2,), as `core.images.source.file_stamps` gives them.
+    """
     try:
-        return decode_image(path.read_bytes())
+        with open(path, "rb") as file:
+            data, found = file.read(), os.fstat(file.fileno())
     except OSError as error:
         raise UserError(f"image not readable: {path}: {explain(error)}") from error
+    if stamp is not None and (found.st_size, found.st_mtime_ns) != tuple(stamp.tolist()):
+        raise UserError(f"{path} has changed since the program looked it up: repeat the command when the data rest")
+    try:
+        return decode_image(data)
     except ValueError as error:
         raise UserError(f"image cannot be decoded: {path} ({error})") from None

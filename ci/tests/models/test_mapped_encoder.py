@@ -157,7 +157,7 @@ def without(run, *names):
     (lambda f: (f / "query/map.pt").write_bytes(b""), "cannot read .*query/map.pt: .*"),
     (lambda f: shutil.copy(f / "gallery/map.pt", f / "query/map.pt"), ".*query/map.pt is not the map that .*"),
     (lambda f: (f / "query/config.json").unlink(), "config of the map's run folder not found: .*query/config.json"),
-    (lambda f: cut(f / "query/config.json"), ".*query/config.json does not describe a map .*"),
+    (lambda f: cut(f / "query/config.json"), ".*query/config.json is not a readable .*"),
     (lambda f: without(f / "query", "base"), r".*query/config.json does not say whose embeddings the map takes .*"),
     (lambda f: edit(f / "query", base={"path": 7}), r".*query/config.json does not say whose embeddings .*"),
     (lambda f: edit(f / "query", direction="up"), ".*query/config.json: direction is 'up', not new_to_old or .*"),
