@@ -337,6 +337,7 @@ def _finish(partial: Path, info: StoreInfo, path: Path) -> None:
     partial.rename(path)  # also where there is an empty folder
     flush_folder(path.parent)
     _tidy(path)
+    flush_folder(path)
 
 
 def _tidy(path: Path) -> None:
