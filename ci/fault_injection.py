@@ -1,14 +1,14 @@
 """Stop programs at each system call that writes, and cut the power there; the same command must then end right.
 
     python ci/fault_injection.py                      each program at every call: hours
-    python ci/fault_injection.py --every 10           at every tenth
+    python ci/fault_injection.py --places 5           at five of each, evenly spread
     python ci/fault_injection.py --only map gallery   programs whose names contain one of these words
 
 A program runs once undisturbed. Then it is killed before its first call that changes the output folder, before its
 second, and so on, and given again each time: it must end with status 0 (or with 2 where the work was done already and
 that is a mistake) and leave exactly the files of the undisturbed run, to the byte. A loss of power is tried at the same
-calls, as `ci/faults/power.py` describes it: nothing of what was not flushed is there, everything, or a random part. And
-what a finished program has written must outlive one. Prints the places by program; status 1 if anything was found.
+calls, as `ci/faults/power.py` describes it: of what was not flushed nothing is there, or a random part. And what a
+finished program has written must outlive one. Prints the places by program; status 1 if anything was found.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,8 +29,10 @@ from power import Disk  # noqa: E402
 from programs import CONTEXT, Program, files, programs, run_command  # noqa: E402
 from syscalls import Call, run_supervised  # noqa: E402
 
-SHARES = (0.0, 0.5, 0.5, 1.0)
-"""Of what was not flushed that a loss of power leaves, tried one after the other at each call."""
+from core.files import is_temporary  # noqa: E402
+
+SHARES = (0.0, 0.5)
+"""Of what was not flushed that a loss of power leaves, tried one after the other; a kill leaves everything."""
 PRELOADED = ["core.program", "torch._dynamo", "core.gallery.gallery", "core.evaluation.plots", "core.models.export"]
 
 
@@ -47,7 +50,7 @@ class Report:
 def main() -> None:
     """Parse the command line, and try."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every n-th call")
+    parser.add_argument("--places", type=int, metavar="N", help="so many calls of each program (all)")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="programs with one of these words")
     parser.add_argument("--no-power", action="store_true", help="kills alone")
     parser.add_argument("--seed", type=int, default=0, help="of what a loss of power leaves, and of the first call")
@@ -59,7 +62,7 @@ def main() -> None:
         for program in programs(Path(folder) / "work"):
             if any(word in program.name for word in args.only):
                 trial = Trial(program, Path(folder) / "work")
-                chosen = range(int(rng.integers(min(args.every, trial.report.calls))), trial.report.calls, args.every)
+                chosen = trial.places(args.places, rng)
                 for place in chosen:
                     trial.kill(place)
                     if not args.no_power:
@@ -88,6 +91,16 @@ class Trial:
             raise RuntimeError(f"{program.name} failed undisturbed: {self._log()}")
         self.expected = self.contents(self.out)
         self.report = Report(len(self.calls))
+
+    def places(self, count: int | None, rng: np.random.Generator) -> list[int]:
+        """Numbers of calls, from 0: all, or `count`, evenly spread over the program; many writes to a file are one."""
+        if count is None:
+            return list(range(len(self.calls)))
+        groups = [
+            [number for number, _ in group] for _, group in groupby(enumerate(self.calls), lambda each: str(each[1]))
+        ]
+        edges = np.linspace(0, len(groups), min(count, len(groups)) + 1).astype(int)
+        return [int(rng.choice(groups[rng.integers(begin, end)])) for begin, end in zip(edges, edges[1:])]
 
     def kill(self, place: int) -> None:
         """Kill the program before a call, by its number from 0, and give it again."""
@@ -121,7 +134,7 @@ class Trial:
             self._give_again(f"without power before call {place}, {seen[-1]}, a share of {share} left")
 
     def lose_power_at_the_end(self) -> None:
-        """Cut the power when the program has ended: all that it wrote must be there."""
+        """Cut the power when the program has ended: all that it wrote must be there, beside what a next one sweeps."""
         self._begin()
         disk = Disk(self.out)
 
@@ -136,6 +149,8 @@ class Trial:
         shutil.rmtree(self.out)
         (self.folder / "after").rename(self.out)
         self.report.losses += 1
+        for path in [path for path in self.out.rglob("*") if is_temporary(path.name)]:
+            shutil.rmtree(path)
         self._compare("without power after the end")
 
     def _begin(self) -> None:

@@ -8,6 +8,7 @@ name is lost.
 """
 
 import os
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,26 @@ __all__ = ["Disk"]
 
 FLUSHES = ("fsync", "fdatasync", "msync")
 Names = dict[tuple[int, str], int]
-"""By a folder's inode and a name in it: the inode of that name."""
+"""By a folder's number and a name in it: the number of what has that name."""
 
 
 class Disk:
     """Follows a process that changes a folder, from call to call."""
 
     def __init__(self, folder: Path):
-        self.folder, self.root = folder, folder.stat().st_ino
+        self.folder = folder
+        self.numbers: dict[int, int] = {}
+        """By inode: a number that no file had before, as inodes of files that are gone are given again."""
+        self.unused = count()
+        self.is_folder: dict[int, bool] = {}
         self.present, self.paths = self._look()
+        self.root = self.numbers[folder.stat().st_ino]
         self.names = dict(self.present)
         """That were flushed."""
         self.pending: list[dict[tuple[int, str], int | None]] = []
         """Changes of names that were not, in their order; None for a name that is gone."""
-        self.contents = {inode: self._read(inode) for inode in self.paths}
-        """That were flushed, by inode; None for a folder."""
+        self.contents = {number: self._read(number) for number in self.paths}
+        """That were flushed, by number; None for a folder."""
 
     def see(self) -> None:
         """Take note of what the calls until now have changed: of one call, if it is called before each."""
@@ -41,19 +47,17 @@ class Disk:
         change = {key: self.present.get(key) for key in keys if before.get(key) != self.present.get(key)}
         if change:
             self.pending.append(change)
-        for inode in set(self.present.values()) - set(before.values()):  # perhaps the number of a file that is gone
-            self.contents.pop(inode, None)
 
     def flush(self, call: Call) -> None:
         """Take note of a call that flushes, as if it were done; of others nothing."""
         if call.name in ("sync", "syncfs"):
             self._flush_names(None)
-            self.contents = {inode: self._read(inode) for inode in self.paths}
+            self.contents = {number: self._read(number) for number in self.paths}
         elif call.name in FLUSHES and os.path.exists(call.paths[0]):
-            inode = os.stat(call.paths[0]).st_ino
-            if os.path.isdir(call.paths[0]):
-                self._flush_names(inode)
-            self.contents[inode] = self._read(inode)
+            number = self.numbers[os.stat(call.paths[0]).st_ino]
+            if self.is_folder[number]:
+                self._flush_names(number)
+            self.contents[number] = self._read(number)
 
     def _flush_names(self, folder: int | None) -> None:
         left = []
@@ -74,40 +78,46 @@ class Disk:
 
     def _write(self, folder: int, target: Path, names: Names, share: float, rng: np.random.Generator) -> None:
         target.mkdir()
-        for (at, name), inode in sorted(names.items()):
+        for (at, name), number in sorted(names.items()):
             if at != folder:
                 continue
-            if self.kinds[inode]:
-                self._write(inode, target / name, names, share, rng)
+            if self.is_folder[number]:
+                self._write(number, target / name, names, share, rng)
                 continue
-            flushed = self.contents.get(inode) or b""
-            newer = inode in self.paths and rng.random() < share
-            (target / name).write_bytes(self._read(inode) or b"" if newer else flushed)
+            flushed = self.contents.get(number) or b""
+            newer = number in self.paths and rng.random() < share
+            (target / name).write_bytes(self._read(number) or b"" if newer else flushed)
 
     @staticmethod
     def _change(names: Names, change: dict[tuple[int, str], int | None]) -> None:
-        for key, inode in change.items():
-            if inode is None:
+        for key, number in change.items():
+            if number is None:
                 names.pop(key, None)
             else:
-                names[key] = inode
+                names[key] = number
 
     def _look(self) -> tuple[Names, dict[int, Path]]:
-        names: Names = {}
-        paths = {self.root: self.folder}
-        self.kinds = {**getattr(self, "kinds", {}), self.root: True}
-        left = [self.folder]
-        while left:
-            folder = left.pop()
-            above = folder.stat().st_ino
-            with os.scandir(folder) as found:
-                for entry in found:
-                    inode = entry.stat(follow_symlinks=False).st_ino
-                    names[above, entry.name], paths[inode] = inode, Path(entry.path)
-                    self.kinds[inode] = entry.is_dir(follow_symlinks=False)
-                    if self.kinds[inode]:
-                        left.append(Path(entry.path))
-        return names, paths
+        """The names in all folders, and where each file and folder is."""
+        inodes = {self.folder: self.folder.stat().st_ino}
+        folders = [self.folder]
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = Path(entry.path)
+                    inodes[path] = entry.stat(follow_symlinks=False).st_ino
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+        numbers = {
+            inode: self.numbers[inode] if inode in self.numbers else next(self.unused) for inode in inodes.values()
+        }
+        self.numbers = numbers
+        self.is_folder |= {numbers[inode]: path in folders for path, inode in inodes.items()}
+        names = {
+            (numbers[inodes[path.parent]], path.name): numbers[inode]
+            for path, inode in inodes.items()
+            if path != self.folder
+        }
+        return names, {numbers[inode]: path for path, inode in inodes.items()}
 
-    def _read(self, inode: int) -> bytes | None:
-        return None if self.kinds[inode] else self.paths[inode].read_bytes()
+    def _read(self, number: int) -> bytes | None:
+        return None if self.is_folder[number] else self.paths[number].read_bytes()

@@ -19,7 +19,7 @@ from core.data.samplers import evaluation_rows
 from core.embeddings.claim import LOCK, claimed
 from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import ROOT, flush, flush_folder, remove, require_replaceable, sweep
+from core.files import ROOT, flush, flush_folder, make_folder, remove, require_replaceable, sweep, writing
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
@@ -185,6 +185,8 @@ def _make(
     with ExitStack() as claims:
         if ranks.is_first:
             for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
+                with writing(work.path):
+                    make_folder(work.path.parent)
                 claims.enter_context(claimed(work.partial, wait))
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
