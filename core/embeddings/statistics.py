@@ -12,7 +12,7 @@ import numpy as np
 
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable
+from core.files import replaced_atomically, require_replaceable, sweep
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
@@ -131,7 +131,9 @@ def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndar
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
     """Compute an array and save it at `path`, unless that file exists."""
-    if not path.exists():
+    if path.exists():
+        sweep(path.parent)
+    else:
         require_replaceable(path)
         array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
