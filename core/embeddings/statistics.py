@@ -14,7 +14,7 @@ import torch
 from core.embeddings.row_blocks import normalized_blocks, row_values
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable
+from core.files import replaced_atomically, require_replaceable, sweep
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 from core.parallel.threads import one_thread
@@ -123,7 +123,9 @@ def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndar
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
     """Compute an array and save it at `path`, unless that file exists."""
-    if not path.exists():
+    if path.exists():
+        sweep(path.parent)
+    else:
         require_replaceable(path)
         array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
