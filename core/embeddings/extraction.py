@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.claims import CLAIM
 from core.data.samplers import evaluation_rows
-from core.embeddings.claim import LOCK, claimed
 from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
 from core.files import ROOT, require_replaceable
@@ -25,7 +25,7 @@ from core.images.source import ImageSource
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
 from core.parallel.collectives import barrier, broadcast_object
-from core.parallel.ranks import Ranks
+from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.progress import Progress
 
 __all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "extract_together",
@@ -181,9 +181,8 @@ def _make(
 ) -> list[_Work]:
     """Make the stores that are missing, but for those that another run finishes first; return which were made here."""
     with ExitStack() as claims:
-        if ranks.is_first:
-            for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
-                claims.enter_context(claimed(work.partial, wait))
+        for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
+            claims.enter_context(claimed_by_ranks(work.partial, "extraction", ranks, wait=wait))
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
             for work in missing:
@@ -228,7 +227,7 @@ def _prepare(partial: Path, info: StoreInfo, source: ImageSource) -> None:
     if _can_go_on(partial, info):
         return
     for file in partial.iterdir():
-        if file.name != LOCK:
+        if file.name != CLAIM:
             file.unlink()
     shape = (info.num_images, info.embedding_size)
     try:
@@ -334,4 +333,4 @@ def _finish(partial: Path, info: StoreInfo, path: Path) -> None:
     if path.exists():
         path.rmdir()
     partial.rename(path)
-    (path / LOCK).unlink()  # last, or another run could claim the folder before it has its name
+    (path / CLAIM).unlink()  # last, or another run could claim the folder before it has its name
