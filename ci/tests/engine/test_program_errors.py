@@ -197,17 +197,18 @@ def test_damaged_checkpoint_is_reported_with_its_path_and_the_remedy(launch, fai
 
 def test_plain_python_ends_with_status_2_and_the_error_as_last_line_of_stderr(place, tmp_path, tiny_settings):
     commands = {
-        OLD_MODEL: ["rec=nowhere"],
+        OLD_MODEL: ["rec=nowhere", f"output={tmp_path / 'run'}"],
         MIXBCT: [
             f"rec={place / 'damaged'}",
             f"old_model={place / 'old'}",
             f"features={tmp_path / 'features'}",
+            f"output={tmp_path / 'other'}",
             "num_workers=1",
         ],
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "train.py", place / "config.py", *tiny_settings, f"output={tmp_path / program.parent.name}", *overrides],
+            [sys.executable, "train.py", place / "config.py", *tiny_settings, *overrides],
             cwd=program.parent, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for program, overrides in commands.items()
