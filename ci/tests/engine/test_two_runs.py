@@ -1,4 +1,4 @@
-"""Of two runs in one folder one works, and the other is refused and touches nothing, until all ranks of one are gone."""
+"""Of two runs in one folder one works; the other is refused, and touches nothing, until all ranks are gone."""
 
 import os
 import re
