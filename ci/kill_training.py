@@ -65,6 +65,11 @@ class Training:
         text = self.log.read_text()
         return "training" if re.search(r"training .*epochs of", text) else "starting"
 
+    def until_it_trains(self) -> None:
+        """Wait for its first step, or for its end."""
+        while self.state() == "starting" and self.process.poll() is None:
+            time.sleep(0.1)
+
     def wait(self) -> int:
         """Its status."""
         return self.process.wait(600)
@@ -100,12 +105,14 @@ def kill_and_compare(folder: Path, ranks: int, kills: int, seed: int, elastic: b
     write_records(folder / "train", sorted(list(range(6)) * 12))
     (folder / "config.py").write_text("from easydict import EasyDict\nconfig = EasyDict()\n")
     port = free_port()
-    started = time.monotonic()
+    times = [time.monotonic()]
     undisturbed = Training(folder, "undisturbed", ranks, port)
+    undisturbed.until_it_trains()
+    times.append(time.monotonic())
     if undisturbed.wait():
         sys.exit(f"the training failed undisturbed: {undisturbed.log.read_text()}")
-    seconds = time.monotonic() - started
-    print(f"undisturbed: {seconds:.0f} s", flush=True)
+    start, steps = np.diff([*times, time.monotonic()])
+    print(f"undisturbed: {start:.0f} s until it trains, then {steps:.0f} s", flush=True)
     faults: list[str] = []
     counts: Counter[str] = Counter()
     left, number = kills, 0
@@ -114,16 +121,20 @@ def kill_and_compare(folder: Path, ranks: int, kills: int, seed: int, elastic: b
         output, killed = f"killed{number}", 0
         training = Training(folder, output, ranks, port, restarts=KILLS if elastic else 0)
         while killed < KILLS and left > 0:
-            time.sleep(rng.uniform(0, seconds))
+            if rng.random() < 0.25:
+                time.sleep(rng.uniform(0, start))
+            else:
+                training.until_it_trains()
+                time.sleep(rng.uniform(0, steps))
             pids = training.ranks()
-            victim = rng.integers(-len(pids), len(pids)) if pids and not elastic else rng.integers(max(1, len(pids)))
-            if training.process.poll() is not None or (elastic and not pids):
-                if training.process.poll() is None:
-                    continue
+            victims = pids if elastic else [*pids, *[training.process.pid] * max(1, len(pids))]
+            if training.process.poll() is not None:
                 break
-            name = f"torchrun while {training.state()}" if victim < 0 or not pids else f"rank while {training.state()}"
-            os.kill(training.process.pid if name.startswith("torchrun") else pids[victim], signal.SIGKILL)
-            counts[name] += 1
+            if not victims:  # between two starts
+                continue
+            victim = victims[rng.integers(len(victims))]
+            counts[f"{'rank' if victim in pids else 'torchrun'} while {training.state()}"] += 1
+            os.kill(victim, signal.SIGKILL)
             killed, left = killed + 1, left - 1
             if elastic:
                 continue
@@ -142,8 +153,7 @@ def go_on(folder: Path, output: str, ranks: int, port: str, old: list[int], faul
     deadline, refused = time.monotonic() + PATIENCE, 0
     while True:
         training = Training(folder, output, ranks, port)
-        while training.state() == "starting" and training.process.poll() is None:
-            time.sleep(0.2)
+        training.until_it_trains()
         if training.process.poll() and "another work holds" in training.log.read_text():
             refused += 1
             if time.monotonic() < deadline:
