@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import writing
+from core.files import make_folder, writing
 
 __all__ = ["CLAIM", "claimed", "joined"]
 
@@ -105,7 +105,7 @@ def _make(folder: Path) -> list[Path]:
     """Make the folder and those above it that are missing; those that were made, from the innermost."""
     with writing(folder):
         missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     return missing
 
 
