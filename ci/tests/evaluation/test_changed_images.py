@@ -1,4 +1,4 @@
-"""Image files that change, go or are cut short between the look-up of a data set and their reading; circles of links."""
+"""Image files that change, go or are cut short between the look-up of a data set and their reading; circular links."""
 
 import os
 import pickle
