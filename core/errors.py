@@ -13,6 +13,8 @@ from typing import NoReturn
 __all__ = ["UserError", "explain", "run_program"]
 
 ERROR_STATUS = 2
+LONGEST_LINE = 4000
+"""Characters: parsers quote the files that they cannot read."""
 REMEDIES = {
     errno.EACCES: "change its permissions, run as a user who has them, or name another path",
     errno.EPERM: "change its permissions, run as a user who has them, or name another path",
@@ -66,7 +68,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         if line is not None:
             if _claim_report():
                 sys.stdout.flush()
-                print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)  # noqa: T201
+                print("error: " + " ".join(line.split())[:LONGEST_LINE], file=sys.stderr, flush=True)  # noqa: T201
             _leave(ERROR_STATUS)
         if _was_reported():
             _leave(ERROR_STATUS)

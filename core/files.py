@@ -20,6 +20,7 @@ from core.errors import UserError, explain
 
 __all__ = [
     "ROOT",
+    "first_line",
     "flush",
     "flush_folder",
     "is_temporary",
@@ -40,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """The repository's root: paths in configs are relative to it, wherever a command is started."""
 CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What NumPy says of a full disk, in an error without a number."""
+LONGEST_LINE = 1 << 16
+"""Bytes: a table that begins with a longer one has more columns than can be read in reasonable time."""
 OF_TORCH = "[enforce fail at inline_container.cc"
 """How PyTorch begins what it says of a full disk."""
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
@@ -95,6 +98,15 @@ def require_replaceable(path: str | Path, *, folder: bool = False) -> None:
         if os.path.ismount(path):
             raise UserError(f"{path} is the root of a disk, which cannot be replaced: name a folder in it")
     _try_to_write(path.with_name(_temporary_name(path.name)), path)
+
+
+def first_line(path: str | Path, what: str) -> bytes:
+    """The first line of a table, `what` being its kind; `UserError` if it is longer than that of any table."""
+    with open(require_file(path, what), "rb") as file:
+        line = file.readline(LONGEST_LINE + 1)
+    if len(line) > LONGEST_LINE:
+        raise UserError(f"{path} is no {what}: its first line has more than {LONGEST_LINE} bytes; get the file again")
+    return line
 
 
 @contextmanager

@@ -215,7 +215,7 @@ def _bad_line(
                     f"{path}, line {number}: {len(fields)} fields, but {num_fields} in the first; correct it, or "
                     f"{PLAIN}"
                 )
-    return UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}")
+    return UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0][:200]}")
 
 
 def _require(table: pl.DataFrame, valid: pl.Expr, path: str | Path, mistake: str) -> None:

@@ -307,7 +307,9 @@ def _lines(text: bytes, path: str | Path) -> pl.DataFrame:
             schema={"line": pl.String},
         )
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} is not a text file of lines `path label`: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path} is not a text file of lines `path label`: {str(error).splitlines()[0][:200]}"
+        ) from error
 
 
 def write_list(path: str | Path, images: ImageList, rows: np.ndarray, labels: np.ndarray) -> None:
