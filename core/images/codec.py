@@ -84,7 +84,8 @@ def is_plain_jpeg(data: bytes, size: int) -> bool:
 
 
 def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int | None) -> np.ndarray:
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    *sides, colours, _ = simplejpeg.decode_jpeg_header(data)
+    height, width = map(int, sides)
     _require_size(width, height)
     if width * height * len(data) > CHEAP_SCANS and (scans := bytes(data).count(SCAN)) > MAX_SCANS:
         raise ValueError(f"it has {scans} scans, more than any encoder writes: damaged")
@@ -94,7 +95,7 @@ def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int
         if image is None:
             raise ValueError("damaged")
         return _upright(image, exif)
-    if min_side is not None and min(int(height), int(width)) >= 2 * min_side:
+    if min_side is not None and min(height, width) >= 2 * min_side:
         return _upright(simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side), exif)
     fits = out is not None and out.shape == (height, width, 3) and not exif
     return _upright(simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None), exif)
