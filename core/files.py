@@ -128,7 +128,8 @@ def reading(path: str | Path, what: str, remedy: str = "get the file again") -> 
             raise UserError(f"{what} cannot be read: {path}: {explain(error)}") from error
         raise UserError(f"{path} is not a readable {what}: {error}; {remedy}") from error
     except Exception as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise UserError(f"{path} is not a readable {what}: {said[:500]}; {remedy}") from error
 
 

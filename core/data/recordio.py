@@ -86,7 +86,7 @@ class RecordFile:
 
     def read_into(self, buffer: np.ndarray, offset: int) -> None:
         """Fill `buffer` from `offset` on; `UserError` if the file ends before."""
-        if os.preadv((self._opened or self._open_again()).fileno(), [memoryview(buffer)], offset) < buffer.nbytes:
+        if os.preadv((self._opened or self._open_again()).fileno(), [buffer.data], offset) < buffer.nbytes:
             self.require_unchanged()
             raise UserError(f"{self.path} cannot be read to its end: check its disk")
 

@@ -163,7 +163,7 @@ def without(run, *names):
     (lambda f: edit(f / "query", direction="up"), ".*query/config.json: direction is 'up', not new_to_old or .*"),
     (lambda f: shutil.rmtree(f / "new"), "the base model of the map .*query is not at .*models/new: put it there, or "
      "correct base of .*query/config.json"),
-    (lambda f: shutil.copy(f / "new/config.json", f / "query/config.json"), ".*query/config.json does not describe .*"),
+    (lambda f: shutil.copy(f / "new/config.json", f / "query/config.json"), ".*query/config.json is not a readable .*"),
     (lambda f: edit(f / "query", base={"path": str(f / "old")}),
      r"the model at .*old \(fingerprint \w{12}\) is not the base model of the map .*query \(fingerprint \w{12}\): put "
      "that model there, correct base of .*query/config.json, or fit the map again"),
