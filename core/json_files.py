@@ -34,7 +34,12 @@ def read_json(path: str | Path, what: str, remedy: str = "get the file again") -
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text in UTF-8. `ValueError` or `RecursionError` if it is none: for use within `reading`."""
     text = text.decode() if isinstance(text, bytes) else text
-    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    return json.loads(text, parse_float=_finite, parse_int=_whole, parse_constant=_finite)
+
+
+def _whole(number: str) -> int:
+    _finite(number)  # what is beyond float64 is no count and no score
+    return int(number)
 
 
 def _finite(number: str) -> float:

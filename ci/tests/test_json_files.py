@@ -27,6 +27,7 @@ DAMAGE = {
     "no number": b'{"step": NaN}',
     "infinite": b'{"step": -Infinity}',
     "beyond float64": b'{"step": 1e999}',
+    "a whole number beyond float64": b'{"step": ' + b"9" * 400 + b"}",
     "cut short": b'{"step": 1',
     "two values": b"{} {}",
     "empty": b"",

@@ -55,8 +55,7 @@ def _scan(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
         while offset < file.size:
             try:
                 data, end = file.record(offset, size)
-                if len(data) < HEADER.size:
-                    raise ValueError(f"its {len(data)} bytes are fewer than the header of an image record has")
+                unpack(data)
             except ValueError as error:
                 file.require_unchanged()
                 raise UserError(
