@@ -14,6 +14,7 @@ from core.backbones.file_kinds import EXPORT, SAVE
 from core.backbones.other_names import own_names
 from core.backbones.weight_files import PICKLED_NETWORK, holds_pickled_network, read_weight_file
 from core.errors import UserError
+from core.files import reading
 
 __all__ = ["read_state_dict"]
 
@@ -39,6 +40,9 @@ FOLLOWING = re.compile(r"neck|whiten|proj|pca|reduc|embed|norm|bn|bottle", re.IG
 """In the names of layers that may follow a backbone as part of the model."""
 DEEPEST = 8
 """Levels of containers that are looked into: pickles can hold themselves."""
+MOST_TENSORS = 10**5
+"""In one container: pickles can hold one list of tensors in many places."""
+LONGEST_NAME = 1000
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def read_state_dict(path: str | Path, network: str | None = None) -> Tensors:
     """
     path = Path(path)
     content = read_weight_file(path)
-    tensors = {INSERTED.sub("", name): tensor for name, tensor in _tensors_in(content).items()}
+    with reading(path, "file of weights", SAVE):
+        found = _tensors_in(content)
+    tensors = {INSERTED.sub("", name): tensor for name, tensor in found.items()}
     meta = content.get("meta") if isinstance(content, dict) else None
     candidates = _find_networks(tensors, "", meta, path)
     state_dict = _take(candidates, tensors, network, path) if candidates else _unknown_network(content, tensors, path)
@@ -76,18 +82,25 @@ def read_state_dict(path: str | Path, network: str | None = None) -> Tensors:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
 
 
-def _tensors_in(content: Any, prefix: str = "", depth: int = 0) -> Tensors:
-    """All tensors in nested dicts and lists, by keys and positions joined with dots."""
+def _tensors_in(content: Any, prefix: str = "", depth: int = 0, empty: set[tuple[int, int]] | None = None) -> Tensors:
+    """All tensors in nested dicts and lists, by keys and positions joined with dots.
+
+    `empty` has the containers in which none was found, by depth: files can hold one in many places, again and again.
+    `ValueError` for what is no set of weights but unfolds without end.
+    """
     if isinstance(content, Tensor):
         return {prefix: content.detach()}
-    if isinstance(content, dict):
-        items = content.items()
-    else:
-        items = enumerate(content) if isinstance(content, list | tuple) else ()
+    empty = set() if empty is None else empty
+    if not isinstance(content, dict | list | tuple) or depth >= DEEPEST or (id(content), depth) in empty:
+        return {}
     found: Tensors = {}
-    if depth < DEEPEST:
-        for key, value in items:
-            found |= _tensors_in(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        name = f"{prefix}.{key}" if prefix else str(key)
+        found |= _tensors_in(value, name, depth + 1, empty)
+        if len(found) > MOST_TENSORS or len(name) > LONGEST_NAME:
+            raise ValueError(f"more than {MOST_TENSORS} tensors, or a name of more than {LONGEST_NAME} letters")
+    if not found:
+        empty.add((id(content), depth))
     return found
 
 

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from contextlib import ExitStack
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from core.backbones.file_kinds import AGAIN, EXPORT, SAFETENSORS, SAVE, TORCH_OLD, TORCH_ZIP, kind_of_file
 from core.errors import UserError, explain
+from core.pickle_stream import check_pickle
 
 __all__ = ["PICKLED_NETWORK", "holds_pickled_network", "read_weight_file"]
 
@@ -30,6 +32,8 @@ OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 """Modules of Python 2 by their present names."""
 PICKLES_OF_OLD_FORMAT = 5
 """Magic number, version, machine, content, and keys of the tensors' memory."""
+MAX_LEVELS = 1000
+"""Of containers in containers: Python itself writes none deeper."""
 PICKLED_NETWORK = "a pickled network, which needs its program to be loaded"
 PROTOCOL = 2
 """Of pickles that `weights_only=True` reads; torch.save's own."""
@@ -73,6 +77,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path, mapped: bool) -> Any:
     """Plainly; if that fails because of the classes in it, with stand-ins for them."""
+    _check_pickles(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.load about files that it then refuses
         try:
@@ -84,6 +89,20 @@ def _read_pickled(path: Path, mapped: bool) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except (TypeError, ValueError, AttributeError) as error:  # a stand-in was given what it does not take
                 raise pickle.UnpicklingError(str(error)) from error
+
+
+def _check_pickles(path: Path) -> None:
+    """`ValueError` if a pickle in the file is hostile: nested so deeply that the process would crash, or damaged."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    check_pickle(archive.read(name), depth=MAX_LEVELS, shared=True)
+        return
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        position = 0
+        for _ in range(PICKLES_OF_OLD_FORMAT):
+            position = check_pickle(data, position, depth=MAX_LEVELS, shared=True)
 
 
 class _Made:
