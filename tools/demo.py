@@ -121,16 +121,16 @@ def train_models(out: Path, dataset: str, seed: int, commands: Commands) -> None
     old_part, new_part = (f"rec={out / 'data' / name}" for name in (f"train_part_30_{mode}", new_records))
     common = f"seed={seed}"
     commands.run("old_model/train.py", f"old_model/configs/{dataset}.py", old_part, f"output={out / 'old'}", common)
-    independent = f"old_model/configs/{dataset}_independent.py"
-    commands.run("old_model/train.py", independent, new_part, f"output={out / 'independent'}", common)
+    independent = [f"old_model/configs/{dataset}_independent.py", new_part, f"output={out / 'independent'}", common]
     new = [
+        f"methods/mixbct/configs/{dataset}.py",
         new_part,
         f"old_model={out / 'old'}",
         f"features={out / 'old' / 'features'}",
         f"output={out / 'new'}",
         common,
     ]
-    commands.run("methods/mixbct/train.py", f"methods/mixbct/configs/{dataset}.py", *new)
+    commands.run_together([("old_model/train.py", independent), ("methods/mixbct/train.py", new)])
 
 
 def fit_maps(out: Path, dataset: str, seed: int, commands: Commands) -> None:
