@@ -13,9 +13,9 @@ import struct
 from collections.abc import Callable
 from mmap import mmap
 from struct import Struct
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-__all__ = ["check_pickle"]
+__all__ = ["Checked", "check_pickle"]
 
 SHARED = 8
 """A pickle of n bytes may unfold to this many times n values, and to `AT_LEAST` more, where containers are shared."""
@@ -61,8 +61,15 @@ APPENDED = re.compile(rb"(?:I[0-9]{1,9}\na)+")
 MARK, STOP = b"(."
 
 
-def check_pickle(data: bytes | mmap, start: int = 0, *, depth: int, shared: bool = False) -> int:
-    """Raise `ValueError` if the pickle at `start` is damaged or hostile; otherwise the position after it.
+class Checked(NamedTuple):
+    """A pickle that does no harm: the position of its `end`, and those of its opcodes FRAME."""
+
+    end: int
+    frames: list[int]
+
+
+def check_pickle(data: bytes | mmap, start: int = 0, *, depth: int, shared: bool = False) -> Checked:
+    """Raise `ValueError` if the pickle at `start` is damaged or hostile; otherwise where it ends.
 
     Refused are lengths beyond the end of `data`, memo indices beyond the position, more than `depth` levels, integers
     of more than 255 bytes, and opcodes that change what is no unfinished container. Unless `shared`, so are containers
@@ -90,8 +97,9 @@ class _Machine:
         self.below: list[list[_Value]] = []
         """What lies below each of the marks."""
         self.memo: dict[int, _Value] = {}
+        self.frames: list[int] = []
 
-    def run(self, position: int) -> int:
+    def run(self, position: int) -> Checked:
         data, size, memo, stack = self.data, self.size, self.memo, self.stack
         while True:
             opcode = data[position]
@@ -131,7 +139,7 @@ class _Machine:
                 stack = self.stack = []
             elif opcode == STOP:
                 stack.pop()
-                return position
+                return Checked(position, self.frames)
             else:
                 try:
                     do = OTHERS[chr(opcode)]
@@ -187,6 +195,7 @@ class _Machine:
     def frame(self, position: int) -> int:
         if LONG.unpack_from(self.data, position)[0] > self.size - position:
             raise ValueError(f"a frame that goes beyond the file's end, at byte {position}")
+        self.frames.append(position - 1)
         return position + LONG.size
 
     def function_by_number(self, position: int, length: int) -> int:

@@ -78,7 +78,7 @@ def wait():
 )
 def test_planted_fault_is_found_written_down_and_survived(fault, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "SECONDS", 0.2)
-    monkeypatch.setattr(workers, "WAIT", 2.0)
+    monkeypatch.setattr(workers, "WAIT", 1.0 if fault is wait else 100.0)
     reader = planted(fault)
     result = fuzz(reader, 4, 300, tmp_path)
     seeds = seeds_of(reader)
