@@ -13,9 +13,9 @@ import struct
 from collections.abc import Callable
 from mmap import mmap
 from struct import Struct
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-__all__ = ["Checked", "check_pickle"]
+__all__ = ["check_pickle"]
 
 SHARED = 8
 """A pickle of n bytes may unfold to this many times n values, and to `AT_LEAST` more, where containers are shared."""
@@ -61,15 +61,8 @@ APPENDED = re.compile(rb"(?:I[0-9]{1,9}\na)+")
 MARK, STOP = b"(."
 
 
-class Checked(NamedTuple):
-    """A pickle that does no harm: the position of its `end`, and those of its opcodes FRAME."""
-
-    end: int
-    frames: list[int]
-
-
-def check_pickle(data: bytes | mmap, start: int = 0, *, depth: int, shared: bool = False) -> Checked:
-    """Raise `ValueError` if the pickle at `start` is damaged or hostile; otherwise where it ends.
+def check_pickle(data: bytes | mmap, start: int = 0, *, depth: int, shared: bool = False) -> int:
+    """Raise `ValueError` if the pickle at `start` is damaged or hostile; otherwise the position after it.
 
     Refused are lengths beyond the end of `data`, memo indices beyond the position, more than `depth` levels, integers
     of more than 255 bytes, and opcodes that change what is no unfinished container. Unless `shared`, so are containers
@@ -90,6 +83,8 @@ class _Machine:
         self.data, self.depth, self.shared = data, depth, shared
         self.size = len(data)
         self.most = SHARED * (self.size - start) + AT_LEAST
+        self.limit = self.size
+        """End of the frame, or of the file."""
         self.work = 0
         """Values that were handed to functions so far, each as often as it was."""
         self.stack: list[_Value] = []
@@ -97,18 +92,19 @@ class _Machine:
         self.below: list[list[_Value]] = []
         """What lies below each of the marks."""
         self.memo: dict[int, _Value] = {}
-        self.frames: list[int] = []
 
-    def run(self, position: int) -> Checked:
+    def run(self, position: int) -> int:
         data, size, memo, stack = self.data, self.size, self.memo, self.stack
         while True:
+            if position >= self.limit:
+                self.leave_frame(position)
             opcode = data[position]
             position += 1
             if gap := GAPS[opcode]:
                 position += gap - 1
                 stack.append(LEAF)
-                if data[position] == opcode:
-                    end = RUNS[opcode].match(data, position).end()
+                if position < self.limit and data[position] == opcode:
+                    end = RUNS[opcode].match(data, position, self.limit).end()
                     stack.extend([LEAF] * ((end - position) // gap))
                     position = end
             elif length := STRINGS[opcode]:
@@ -139,7 +135,7 @@ class _Machine:
                 stack = self.stack = []
             elif opcode == STOP:
                 stack.pop()
-                return Checked(position, self.frames)
+                return position
             else:
                 try:
                     do = OTHERS[chr(opcode)]
@@ -180,7 +176,7 @@ class _Machine:
         return self.line(position)
 
     def integer_in_line(self, position: int) -> int:
-        if run := APPENDED.match(self.data, position - 1):
+        if run := APPENDED.match(self.data, position - 1, self.limit):
             self.change("list", [LEAF] * run[0].count(b"a"))
             return run.end()
         end = self.line(position)
@@ -193,10 +189,20 @@ class _Machine:
         return position + count.size + length
 
     def frame(self, position: int) -> int:
-        if LONG.unpack_from(self.data, position)[0] > self.size - position:
-            raise ValueError(f"a frame that goes beyond the file's end, at byte {position}")
-        self.frames.append(position - 1)
-        return position + LONG.size
+        (length,) = LONG.unpack_from(self.data, position)
+        position += LONG.size
+        if length > min(self.size, self.limit) - position:
+            raise ValueError(f"a frame that goes beyond the file's end, or another frame's, at byte {position}")
+        self.limit = position + length
+        return position
+
+    def leave_frame(self, position: int) -> None:
+        """The machine reads a frame at once. Where an opcode goes beyond its end, the one in C loses its place, and
+        would follow other opcodes than these.
+        """
+        if position > self.limit:
+            raise ValueError(f"an opcode that goes beyond the end of its frame, before byte {position}")
+        self.limit = self.size
 
     def function_by_number(self, position: int, length: int) -> int:
         self.stack.append(FUNCTION)

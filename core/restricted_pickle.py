@@ -17,7 +17,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.files import reading, require_file
-from core.pickle_stream import AT_LEAST, CHOSEN_KEYS, SHARED, Checked, check_pickle
+from core.pickle_stream import AT_LEAST, CHOSEN_KEYS, SHARED, check_pickle
 
 __all__ = ["load_plain_pickle"]
 
@@ -29,8 +29,6 @@ MAX_LEVELS = 100
 """Of containers in containers."""
 MAX_AXES = 8
 """Of an array: an array of few bytes and many axes of length 1 becomes many lists where it is made a list."""
-FRAME_SIZE = 9
-"""Bytes of the opcode and its length."""
 TYPE = re.compile("[a-zA-Z?][0-9]*")
 """What NumPy writes for a type, but none of the types that it reads from longer texts."""
 
@@ -42,23 +40,14 @@ def load_plain_pickle(path: str | Path, encoding: str = "bytes") -> Any:
     as (a subclass of) `numpy.ndarray`. What comes is a tree, at most 100 levels deep: containers that are shared are
     so often only that a walk over them ends soon, and none holds itself. `UserError` naming the file if it is missing,
     is not a pickle, holds no such tree, or asks for anything but dict, list, tuple, set, numbers, bytes, strings and
-    arrays of these, which it names. Memory: twice the file, besides the content.
+    arrays of these, which it names. Memory: the file, besides the content.
     """
     path = require_file(path, "annotation file")
     with reading(path, "pickle"):
         data = path.read_bytes()
-        size, checked = len(data), check_pickle(data, depth=MAX_LEVELS)
-        data = _without_frames(data, checked)
+        check_pickle(data, depth=MAX_LEVELS)
         # the buffer spares the machine a call for each opcode
-        return _PlainUnpickler(io.BufferedReader(io.BytesIO(data)), encoding, path, size).load()
-
-
-def _without_frames(data: bytes, checked: Checked) -> bytes:
-    """The pickle without its frames, which say what to read at once: at the end of a wrong one the machine in C loses
-    its place, and would follow other opcodes than those that were checked.
-    """
-    starts = [0, *(frame + FRAME_SIZE for frame in checked.frames)]
-    return b"".join(data[start:end] for start, end in zip(starts, [*checked.frames, checked.end]))
+        return _PlainUnpickler(io.BufferedReader(io.BytesIO(data)), encoding, path, len(data)).load()
 
 
 class _PlainUnpickler(pickle.Unpickler):

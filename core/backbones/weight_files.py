@@ -102,7 +102,7 @@ def _check_pickles(path: Path) -> None:
     with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         position = 0
         for _ in range(PICKLES_OF_OLD_FORMAT):
-            position = check_pickle(data, position, depth=MAX_LEVELS, shared=True).end
+            position = check_pickle(data, position, depth=MAX_LEVELS, shared=True)
 
 
 class _Made:
