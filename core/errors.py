@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["UserError", "explain", "run_program"]
+__all__ = ["REMEDIES", "UserError", "explain", "run_program"]
 
 ERROR_STATUS = 2
 REMEDIES = {

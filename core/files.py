@@ -1,7 +1,9 @@
-"""Paths of configs, checking paths before they are needed, reading files that may be damaged, and writing files
+"""Paths of configs, checking paths and room before they are needed, reading files that may be damaged, and writing files
 completely or not at all.
 """
 
+import errno
+import math
 import os
 import re
 import secrets
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core.errors import UserError, explain
+from core.errors import REMEDIES, UserError, explain
 
 __all__ = [
     "ROOT",
@@ -19,7 +21,9 @@ __all__ = [
     "replaced_atomically",
     "require_file",
     "require_replaceable",
+    "require_room",
     "require_writable",
+    "reserve",
     "resolve",
     "writing",
 ]
@@ -30,6 +34,8 @@ CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What NumPy says of a full disk, in an error without a number."""
 OF_TORCH = "[enforce fail at inline_container.cc"
 """How PyTorch begins what it says of a full disk."""
+
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def resolve(path: str | Path) -> Path:
@@ -78,6 +84,34 @@ def require_replaceable(path: str | Path, *, folder: bool = False) -> None:
     _try_to_write(path.with_name(_temporary_name(path.name)), path)
 
 
+def require_room(path: str | Path, needed: int) -> None:
+    """`UserError` with what is missing, unless the disk of `path` has room for `needed` more bytes.
+
+    For the outputs of a program, before its work begins. Others may take the room meanwhile, and quotas are not seen:
+    what then finds the disk full still ends with one line.
+    """
+    free = _free(Path(path))
+    if free < needed:
+        raise UserError(
+            f"cannot write {path}: it needs {_size(needed)} and its disk has {_size(free)} free, "
+            f"{_size(needed - free)} are missing; {REMEDIES[errno.ENOSPC]}"
+        )
+
+
+def reserve(file: Path, size: int) -> None:
+    """Have the disk set room aside for the first `size` bytes of a file that is there, which are then zeros.
+
+    Where the disk is full, a write through a memory map kills the process. `OSError` without a name if there is not
+    enough room; nothing on file systems that cannot reserve it.
+    """
+    with open(file, "r+b") as handle:
+        try:
+            os.posix_fallocate(handle.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
 @contextmanager
 def reading(path: str | Path, what: str, remedy: str = "get the file again") -> Iterator[None]:
     """Raise a `UserError` in place of whatever a parser raises on a damaged file, `what` being its kind.
@@ -113,11 +147,13 @@ def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
         own = error.filename is None or os.fsdecode(error.filename).startswith((str(path), *map(str, others)))
         if not own or (error.errno is None and not CUT_SHORT.search(str(error))):
             raise
+        if error.errno in (errno.ENOSPC, None):
+            raise _no_room(Path(path), error) from error
         raise UserError(f"cannot write {path}: {explain(error)}") from error
     except RuntimeError as error:
         if not str(error).startswith(OF_TORCH):
             raise
-        raise UserError(f"cannot write {path}: its disk is full or fails; make room there") from error
+        raise _no_room(Path(path), error) from error
 
 
 @contextmanager
@@ -145,6 +181,27 @@ def replaced_atomically(path: str | Path) -> Iterator[Path]:
 def _require_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} of the output {path.name} does not exist: make it, or name another")
+
+
+def _free(path: Path) -> int:
+    """Bytes that the disk of `path`, which may be still to be made, has for this user."""
+    place = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    return shutil.disk_usage(place).free
+
+
+def _no_room(path: Path, error: Exception) -> UserError:
+    """What is raised for `error`, of a disk without room for `path`. NumPy and PyTorch do not say what cut it short."""
+    room = "more room than its disk has"
+    with suppress(OSError):
+        room = f"more than the {_size(_free(path))} that its disk has free"
+    limit = "" if isinstance(error, OSError) and error.errno else ", or than a limit (ulimit -f) allows"
+    return UserError(f"cannot write {path}: it needs {room}{limit}; {REMEDIES[errno.ENOSPC]}")
+
+
+def _size(count: int) -> str:
+    """A number of bytes for people, such as 12.3 MB; never less than it is."""
+    power = min((len(str(count)) - 1) // 3, len(UNITS) - 1)
+    return f"{math.ceil(count / 10 ** (3 * power) * 10) / 10 if power else count:,} {UNITS[power]}"
 
 
 def _target(path: str | Path) -> Path:

@@ -1,9 +1,7 @@
 """Embedding all images of a source into a store, over any number of ranks, resumable."""
 
-import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +17,7 @@ from core.data.samplers import evaluation_rows
 from core.embeddings.claim import LOCK, claimed
 from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import ROOT, require_replaceable
+from core.files import ROOT, require_replaceable, require_room, reserve, writing
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
@@ -32,6 +30,8 @@ __all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddi
            "require_writable_store"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
+PLAN = "plan.json"
+"""What the store will be, in the folder of an extraction under way."""
 BLOCK = 4096
 """Rows that are embedded and marked as done together: the most that a killed extraction loses for each rank."""
 
@@ -187,10 +187,9 @@ def _make(
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
             for work in missing:
-                if work in unfinished:
-                    _prepare(work.partial, work.info, source)
-                else:
+                if work not in unfinished:
                     shutil.rmtree(work.partial, ignore_errors=True)
+            _prepare([work for work in unfinished if not _can_go_on(work.partial, work.info)], source)
         barrier()
         try:
             _embed_missing_blocks(unfinished, source, ranks, batch_size, num_workers, views)
@@ -201,7 +200,7 @@ def _make(
         barrier()
         if ranks.is_first:
             for work in unfinished:
-                _finish(work.partial, work.info, work.path)
+                _finish(work.partial, work.path)
     barrier()
     return unfinished
 
@@ -223,35 +222,38 @@ def _is_finished(path: Path) -> bool:
     return (path / "store.json").is_file()
 
 
-def _prepare(partial: Path, info: StoreInfo, source: ImageSource) -> None:
-    """Fill the folder of an extraction under way, or keep what an earlier run of the same work left."""
-    if _can_go_on(partial, info):
-        return
-    for file in partial.iterdir():
-        if file.name != LOCK:
-            file.unlink()
-    shape = (info.num_images, info.embedding_size)
+def _prepare(works: Sequence[_Work], source: ImageSource) -> None:
+    """Fill the folders of extractions that begin; `UserError`, and none of them is left, if there is no room for all."""
     try:
+        for work in works:
+            _reserve_arrays(work.partial, work.info, source)
+    except UserError:
+        for work in works:
+            shutil.rmtree(work.partial, ignore_errors=True)
+        raise
+
+
+def _reserve_arrays(partial: Path, info: StoreInfo, source: ImageSource) -> None:
+    """Empty the folder of an extraction, and make all its files: later it needs no more room."""
+    shape = (info.num_images, info.embedding_size)
+    with writing(partial):
+        for file in partial.iterdir():
+            if file.name != LOCK:
+                file.unlink()
+        require_room(partial, shape[0] * (4 * shape[1] * len(info.views) + 8 * info.labelled))
         for view in info.views:
             _reserve(partial / f"{view}.npy", np.float32, shape)
         labels = source.labels()
         if labels is not None:
             np.save(partial / "labels.npy", labels)
         _reserve(partial / "done.npy", np.bool_, (-(-info.num_images // BLOCK),))
-        (partial / "plan.json").write_text(json.dumps(asdict(info)))
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        needed = info.num_images * (4 * info.embedding_size * len(info.views) + 8 * info.labelled)
-        raise UserError(
-            f"cannot make the embedding store in {partial}: it needs {needed} bytes there ({error.strerror}); make "
-            "room or name a folder on another disk"
-        ) from error
+        (partial / PLAN).write_text(json.dumps(asdict(info), indent=2) + "\n")
 
 
 def _can_go_on(partial: Path, info: StoreInfo) -> bool:
     """True if an earlier run of the same work left whole arrays."""
     try:
-        if json.loads((partial / "plan.json").read_text()) != asdict(info):
+        if json.loads((partial / PLAN).read_text()) != asdict(info):
             return False
         open_arrays(partial, info)
         return len(np.load(partial / "done.npy")) == -(-info.num_images // BLOCK)
@@ -260,17 +262,9 @@ def _can_go_on(partial: Path, info: StoreInfo) -> bool:
 
 
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    """Make an array of zeros and have the disk set its room aside.
-
-    Where the disk is full, a write through a memory map kills the process.
-    """
+    """Make an array of zeros for which the disk has set its room aside."""
     np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    with open(file, "r+b") as handle:
-        try:
-            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # from file systems that cannot reserve room
-                raise
+    reserve(file, file.stat().st_size)
 
 
 def _embed_missing_blocks(
@@ -326,11 +320,10 @@ def _require_finite(embeddings: np.ndarray, encoder: Encoder, source: ImageSourc
         )
 
 
-def _finish(partial: Path, info: StoreInfo, path: Path) -> None:
+def _finish(partial: Path, path: Path) -> None:
     """Turn the folder of a completed extraction into the store at `path`."""
-    (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-    for name in ("done.npy", "plan.json"):
-        (partial / name).unlink()
+    (partial / PLAN).rename(partial / "store.json")  # which is the same, and needs no room
+    (partial / "done.npy").unlink()
     if path.exists():
         path.rmdir()
     partial.rename(path)

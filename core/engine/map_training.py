@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.engine.optimization import cosine
-from core.engine.run_folder import MetricsLog, RunFolder
+from core.engine.run_folder import LINE, MetricsLog, RunFolder
 from core.errors import UserError
 from core.files import replaced_atomically
 from core.models.maps import Map, Space
@@ -116,6 +116,7 @@ class _Training:
         settings, folder = self.settings, self.folder
         if settings.resume:
             self._resume()
+        folder.require_room(self._room())
         folder.prepare(settings.resume)
         if not settings.resume:
             self.checkpoint.unlink(missing_ok=True)
@@ -132,6 +133,13 @@ class _Training:
                 self.epoch = epoch + 1
                 self._save()
         metrics.close()
+
+    def _room(self) -> int:
+        """About the bytes that the run folder takes at most: two checkpoints while the old one is replaced, the maps."""
+        weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
+        trained = sum(parameter.nbytes for parameter in self.parameters)
+        steps = self.settings.num_epoch * self.steps
+        return 2 * (weights + 2 * trained) + weights + steps // self.settings.frequent * LINE
 
     def _train_epoch(self, epoch: int, metrics: MetricsLog, bar: Progress) -> None:
         self.method.start_epoch(epoch)

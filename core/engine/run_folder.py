@@ -21,12 +21,14 @@ from torch.utils.tensorboard import SummaryWriter
 import core
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
-from core.files import ROOT, replaced_atomically, require_writable, writing
+from core.files import ROOT, replaced_atomically, require_room, require_writable, writing
 from core.models.weights import fingerprint
 from core.settings import MapSettings, Settings
 
-__all__ = ["MetricsLog", "RunFolder", "code_version"]
+__all__ = ["LINE", "MetricsLog", "RunFolder", "code_version"]
 
+LINE = 1024
+"""About the bytes that one step's values take in `metrics.jsonl` and for TensorBoard."""
 CREATED_HERE = ("config.json", "metrics.jsonl", "model.pt", "classifier.pt", "tensorboard", "checkpoints")
 
 
@@ -55,6 +57,11 @@ class RunFolder:
         """`UserError` unless a run can write its files here. Makes nothing."""
         for folder in (self.path, self.checkpoints, self.tensorboard):
             require_writable(folder)
+
+    def require_room(self, needed: int) -> None:
+        """`UserError` unless the disk has room for a run's files of `needed` bytes, in place of those that are there."""
+        files = [file for name in CREATED_HERE for file in (self.path / name, *(self.path / name).rglob("*"))]
+        require_room(self.path, needed - sum(file.stat().st_size for file in files if file.is_file()))
 
     def prepare(self, resume: bool) -> None:
         """Create the folder; unless `resume` is true, remove the files of an earlier run."""
