@@ -3,11 +3,11 @@
     python ci/full_disk.py                       as root, who may mount a small file system in memory
     python ci/full_disk.py --only export split --shares 0 50
 
-Each program is run with room enough first, which tells how much of the disk it takes. Then it gets a share of that: once
-as it is, when it should refuse before its work, and once with its own look at the free room blinded, as if others took
-the room while it works. It has to end with status 2 and one line that names a path on the disk, to leave nothing behind
-but what its next start goes on with, and to end as undisturbed when it is started again with room enough. Status 1 if
-one does not.
+Each program is run with room enough first, which tells how much of the disk it takes. Then it gets a share of that:
+once as it is, when it should refuse before its work, and once with its own look at the free room blinded, as if others
+took the room while it works. It has to end with status 2 and one line that names a path on the disk, to leave nothing
+behind but what its next start goes on with, and to end as undisturbed when it is started again with room enough.
+Status 1 if one does not.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
+import torch
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "ci"), str(ROOT / "ci" / "tests"), str(ROOT / "ci" / "tests" / "evaluation")]
@@ -37,6 +39,9 @@ from kill_gallery import write_story  # noqa: E402
 from landmark_trees import write_revisited_tree  # noqa: E402
 from launching import free_port, run_program_file  # noqa: E402
 from tiny import noise, write_map_run, write_records, write_run_folder, write_verification_set  # noqa: E402
+
+from core.files import require_room  # noqa: E402
+from core.models.weights import fingerprint  # noqa: E402
 
 SHARES = (0, 25, 50, 75, 95)
 SPACE = 256 << 20
@@ -47,11 +52,11 @@ MODULES = ("core.program", "torch._dynamo", "torch.utils.tensorboard", "core.gal
 CONTEXT.set_forkserver_preload([*MODULES, "core.models.export", "full_disk"])
 STORES = r"(cache/.*|(old_|new_)?features)/[\w.]+"
 TRAINED = (r"run/([\w.]+|tensorboard/.*|checkpoints/step_\d+/.*)", STORES)
-TESTED = (r"test/[\w.]+", STORES)
+TESTED = (r"test/([\w.]+|pictures/.*)", STORES)
 GALLERY = r"gallery/(gallery\.sqlite-\w+|work\.lock)"
-VARYING = re.compile(r"(.*/)?(tensorboard/.*|metrics\.jsonl|checkpoint\.pt|checkpoints/.*|gallery\.sqlite.*|work\.lock)")
+VARYING = r"(.*/)?(tensorboard/.*|metrics\.jsonl|checkpoint\.pt|checkpoints/.*|gallery\.sqlite.*|work\.lock)"
 """Files whose bytes differ from run to run: they hold times, or an order in which they were written."""
-UNFINISHED = re.compile(r"(^|/)\.|\.tmp(/|$)|\.partial(/|$)|\.creating(/|$)")
+UNFINISHED = r"(^|/)\.(?!metadata)|\.(tmp|partial|creating)(/|$)"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Case:
     ranks: int = 1
     copies: tuple[str, ...] = ()
     """Inputs that are copied to the small disk first."""
+
+
 TINY = "network=r18 network_options.width=8 network_options.depth=1 embedding_size=8 batch_size=16 num_epoch=3 "
 TINY += "warmup_epoch=0 lr=0.02 frequent=2 margin_scale=16"
 SHORT = "hidden=8 num_epoch=2 warmup_epoch=1 pairs_per_step=20 frequent=2"
@@ -98,8 +105,9 @@ def cases(inputs: Path, out: Path) -> Iterator[Case]:
         ("compatibility_matrix", "--models {0}/old {0}/new", "data/eval"),
         ("backfill_curve", "-m {0}/new -m_old {0}/old", "data/eval"),
     ):
-        words = f"tools/{tool}.py {words.format(inputs)} --data-path {inputs}/{data} --cache {out}/cache --out {out}/test"
-        yield Case(tool + " -N" * (" -N" in words), words + " --num-workers 0 --device cpu", keeps=TESTED)
+        words = f"tools/{tool}.py {words.format(inputs)} --data-path {inputs}/{data} --cache {out}/cache"
+        words += f" --out {out}/test --num-workers 0 --device cpu"
+        yield Case(tool + " -N" * (" -N" in words), words, keeps=TESTED)
     yield from trainings(inputs, out)
     yield from gallery_cases(inputs, out)
 
@@ -124,7 +132,8 @@ def gallery_cases(inputs: Path, out: Path) -> Iterator[Case]:
     before: tuple[str, ...] = ()
     for call, *words in json.loads((inputs / "story" / "calls.json").read_text()):
         paths = [str(inputs / "story" / word) if (inputs / "story" / word).exists() else word for word in words]
-        command = f"tools/gallery.py {call} {out}/gallery {' '.join(paths)}".replace(" plan", f" {out}/plan")
+        paths = [f"{out}/plan" if word == "plan" else word for word in paths]
+        command = f"tools/gallery.py {call} {out}/gallery {' '.join(paths)}"
         repeated = sum(f" {call} " in each for each in before)
         keeps = (GALLERY, *([r"gallery/.*"] if call == "backfill" else []))
         yield Case(f"gallery {call}" + f" {repeated + 1}" * bool(repeated), command, before, keeps)
@@ -139,12 +148,12 @@ def gallery_cases(inputs: Path, out: Path) -> Iterator[Case]:
 def write_inputs(folder: Path) -> None:
     """What the cases read."""
     rng = np.random.default_rng(0)
-    for person in range(12):
+    for person in range(80):
         (folder / "people" / f"{person}").mkdir(parents=True)
-        for number, image in enumerate(noise(rng, 6, 24)):
+        for number, image in enumerate(noise(rng, 4, 24)):
             cv2.imwrite(str(folder / "people" / f"{person}" / f"{number}.jpg"), image)
     write_records(folder / "train", sorted([*range(6)] * 40))
-    (folder / "list.txt").write_text("".join(f"people/{i % 12}/{i % 6}.jpg {i % 12}\n" for i in range(2000)))
+    (folder / "list.txt").write_text("".join(f"people/{i % 80}/{i % 4}.jpg {i % 80}\n" for i in range(2000)))
     write_run_folder(folder / "old", 0)
     write_run_folder(folder / "new", 1)
     write_map_run(folder / "map", folder / "old", folder / "new", "old_to_new")
@@ -179,14 +188,14 @@ def write_landmarks(folder: Path) -> None:
 class SmallDisk:
     """A file system in memory, with a folder `out` for a program, and a file that takes the room it shall not have."""
 
-    def __init__(self, place: Path):
-        self.place, self.out, self._filler = place, place / "out", place / "filler"
+    def __init__(self, place: Path, size: int = SPACE):
+        self.place, self.size, self.out, self._filler = place, size, place / "out", place / "filler"
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
         """`OSError` or `CalledProcessError` where it cannot be mounted."""
-        self.place.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SPACE}", "full_disk", str(self.place)], check=True)
+        self.place.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size}", "full_disk", str(self.place)], check=True)
         try:
             yield
         finally:
@@ -198,9 +207,9 @@ class SmallDisk:
 
     def leave(self, room: int) -> None:
         """Take all the room but so many bytes."""
-        with open(self._filler, "wb") as file:
+        with open(self._filler, "ab") as file:
             if (rest := self.free() - room) > 0:
-                os.posix_fallocate(file.fileno(), 0, rest)
+                os.posix_fallocate(file.fileno(), file.tell(), rest)
 
     def make_room(self) -> None:
         """Give it all back."""
@@ -213,13 +222,19 @@ class SmallDisk:
         shutil.copytree(state, self.out)
 
 
-def run(words: str, log: Path, ranks: int = 1, blind: bool = False, watch: Callable[[], None] = lambda: None) -> list[int]:
+def run(
+    words: str, log: Path, ranks: int = 1, blind: bool = False, watch: Callable[[], None] = lambda: None
+) -> list[int]:
     """Exit statuses by rank of a command line, with its output in `log` and, of other ranks, beside it."""
     program, *arguments = words.split()
-    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} if ranks > 1 else {}
-    processes = []
+    group, processes, store = {}, [], None
+    if ranks > 1:  # with the store of a launcher, through which the ranks agree on the one that prints
+        port = free_port()
+        store = TCPStore("127.0.0.1", int(port), is_master=True, wait_for_workers=False)
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+        group |= {"TORCHELASTIC_RUN_ID": "full_disk", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for rank in range(ranks):
-        environment = {"RANK": str(rank), "WORLD_SIZE": str(ranks), **port} if ranks > 1 else {}
+        environment = {"RANK": str(rank), **group} if ranks > 1 else {}
         file = log if rank == 0 else log.with_name(f"{log.name}.{rank}")
         task = (str(ROOT / program), arguments, environment, str(file), blind)
         processes.append(CONTEXT.Process(target=work, args=task))
@@ -231,30 +246,35 @@ def run(words: str, log: Path, ranks: int = 1, blind: bool = False, watch: Calla
     for process in processes:
         process.kill()
         process.join()
+    del store
     return [process.exitcode or 0 for process in processes]
 
 
 def work(program: str, arguments: list[str], environment: dict[str, str], log: str, blind: bool) -> None:
-    """In the new process: the program; `blind`: it thinks that the disk has much room."""
+    """In the new process: the program; `blind`: it never asks how much room there is."""
     if blind:
-        shutil.disk_usage = lambda path: Usage(1 << 60, 0, 1 << 60)
+        require_room.__code__ = (lambda path, needed: None).__code__  # wherever it has been imported to
     run_program_file(program, arguments, environment, log)
 
 
-Usage = namedtuple("Usage", ["total", "used", "free"])
-
-
 def contents(folder: Path) -> dict[str, str]:
-    """Checksum of each file by its path."""
+    """Checksum of each file by its path, of files of weights that of the tensors."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): checksum(path) for path in files}
+
+
+def checksum(path: Path) -> str:
+    """Of a file's contents."""
+    if path.name in ("model.pt", "map.pt", "classifier.pt"):  # the file has the temporary name in it
+        return fingerprint(torch.load(path, weights_only=True))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
     """Paths that are in one alone, or whose contents differ where they do not vary from run to run."""
     differing = {path for path in found.keys() & wanted.keys() if found[path] != wanted[path]}
     alone = found.keys() ^ wanted.keys()
-    return sorted(path for path in differing | alone if not VARYING.fullmatch(path))
+    return sorted(path for path in differing | alone if not re.fullmatch(VARYING, path))
 
 
 def check(case: Case, disk: SmallDisk, folder: Path, shares: Sequence[int]) -> Iterator[str]:
@@ -288,11 +308,12 @@ def check(case: Case, disk: SmallDisk, folder: Path, shares: Sequence[int]) -> I
                 ended["done"] += 1
                 continue
             ended["refused" if not blind else "stopped"] += 1
+            ended["with a size"] += bool(re.search(r"\d (bytes|[kMGT]B)\b", line))
             text = "".join(path.read_text() for path in folder.glob("log.txt*"))
             yield from (f"{where}: {fault}" for fault in faults(case, statuses, line, text, str(disk.place)))
             for path, value in left.items():
                 kept = any(re.fullmatch(pattern, path) for pattern in case.keeps)
-                if before.get(path) != value and (not kept or UNFINISHED.search(path)):
+                if before.get(path) != value and (not kept or re.search(UNFINISHED, path)):
                     yield f"{where}: it leaves {path}"
             yield from (f"{where}: {path} is gone" for path in before.keys() - left.keys() if not kept_name(case, path))
             disk.make_room()
@@ -325,26 +346,30 @@ def faults(case: Case, statuses: list[int], line: str, text: str, place: str) ->
         yield f"the line names no path: {line}"
 
 
+def run_cases(folder: Path, only: Sequence[str] = ("",), shares: Sequence[int] = SHARES) -> list[str]:
+    """What is wrong with the cases whose names have one of the texts `only`, a line each; works in a new `folder`."""
+    disk, found = SmallDisk(folder / "disk"), []
+    (folder / "in").mkdir(parents=True)
+    write_inputs(folder / "in")
+    with disk.mounted():
+        for case in cases(folder / "in", disk.out):
+            if any(text in case.name for text in only):
+                for fault in check(case, disk, folder, shares):
+                    found.append(f"{case.name}, {fault}")
+                    print(found[-1], flush=True)
+    return found
+
+
 def main() -> None:
     """Parse the command line, and run the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose names have one of these")
     parser.add_argument("--shares", nargs="+", type=int, default=SHARES, metavar="N", help="per cent of what is needed")
     args = parser.parse_args()
-    count = 0
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        disk = SmallDisk(folder / "disk")
-        (folder / "in").mkdir()
-        write_inputs(folder / "in")
-        with disk.mounted():
-            for case in cases(folder / "in", disk.out):
-                if any(text in case.name for text in args.only):
-                    for fault in check(case, disk, folder, args.shares):
-                        count += 1
-                        print(f"{case.name}, {fault}", flush=True)
-    print(f"{count} faults")
-    sys.exit(bool(count))
+    with TemporaryDirectory() as folder:
+        found = run_cases(Path(folder) / "work", args.only, args.shares)
+    print(f"{len(found)} faults")
+    sys.exit(bool(found))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Paths of configs, checking paths and room before they are needed, reading files that may be damaged, and writing files
-completely or not at all.
+"""Paths of configs, checking paths and room before they are needed, reading files that may be damaged, and writing
+files completely or not at all.
 """
 
 import errno
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from core.errors import REMEDIES, UserError, explain
+from core.errors import REMEDIES, UserError, explain, number_of
 
 __all__ = [
     "ROOT",
@@ -145,9 +145,10 @@ def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         own = error.filename is None or os.fsdecode(error.filename).startswith((str(path), *map(str, others)))
-        if not own or (error.errno is None and not CUT_SHORT.search(str(error))):
+        code = number_of(error)
+        if not own or (code is None and not CUT_SHORT.search(str(error))):
             raise
-        if error.errno in (errno.ENOSPC, None):
+        if code in (errno.ENOSPC, None):
             raise _no_room(Path(path), error) from error
         raise UserError(f"cannot write {path}: {explain(error)}") from error
     except RuntimeError as error:
@@ -194,7 +195,7 @@ def _no_room(path: Path, error: Exception) -> UserError:
     room = "more room than its disk has"
     with suppress(OSError):
         room = f"more than the {_size(_free(path))} that its disk has free"
-    limit = "" if isinstance(error, OSError) and error.errno else ", or than a limit (ulimit -f) allows"
+    limit = "" if isinstance(error, OSError) and number_of(error) else ", or than a limit (ulimit -f) allows"
     return UserError(f"cannot write {path}: it needs {room}{limit}; {REMEDIES[errno.ENOSPC]}")
 
 

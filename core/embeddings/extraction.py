@@ -223,7 +223,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def _prepare(works: Sequence[_Work], source: ImageSource) -> None:
-    """Fill the folders of extractions that begin; `UserError`, and none of them is left, if there is no room for all."""
+    """Fill the folders of extractions that begin; `UserError`, and none is left, if there is no room for all."""
     try:
         for work in works:
             _reserve_arrays(work.partial, work.info, source)

@@ -135,7 +135,7 @@ class _Training:
         metrics.close()
 
     def _room(self) -> int:
-        """About the bytes that the run folder takes at most: two checkpoints while the old one is replaced, the maps."""
+        """About the bytes that the run folder takes at most: two checkpoints while one is replaced, and the maps."""
         weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
         trained = sum(parameter.nbytes for parameter in self.parameters)
         steps = self.settings.num_epoch * self.steps

@@ -7,6 +7,7 @@ classes), `config.json` (the settings as run), `metrics.jsonl` (a line per logge
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import threading
@@ -59,7 +60,7 @@ class RunFolder:
             require_writable(folder)
 
     def require_room(self, needed: int) -> None:
-        """`UserError` unless the disk has room for a run's files of `needed` bytes, in place of those that are there."""
+        """`UserError` unless there is room for a run's files of `needed` bytes, in place of those that are there."""
         files = [file for name in CREATED_HERE for file in (self.path / name, *(self.path / name).rglob("*"))]
         require_room(self.path, needed - sum(file.stat().st_size for file in files if file.is_file()))
 
@@ -132,8 +133,13 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log `values` under their names. JSON gets null for values that are not finite (a gradient norm with fp16)."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        end = self.file.tell()
         with writing(self.path):
-            self.file.write(json.dumps({"step": step, **finite}) + "\n")
+            try:
+                self.file.write(json.dumps({"step": step, **finite}) + "\n")
+            except OSError:
+                os.truncate(self.path, end)  # no line without its end
+                raise
         with writing(self.board_path):
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)

@@ -25,7 +25,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.evaluation.search import search
-from core.files import writing
+from core.files import require_room, writing
 from core.gallery.claim import CLAIM, claimed
 from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
@@ -84,6 +84,7 @@ class FolderStore:
                     store._database.finish()
                 finally:
                     store.close()
+                Database(temporary, str(path)).close()  # there is room for what SQLite makes to open it
                 with writing(path, temporary):
                     for file in temporary.iterdir():
                         with open(file, "rb") as handle:
@@ -161,6 +162,10 @@ class FolderStore:
             _set_documents(db, documents or {})
         with self._database.writing() as db:
             self._sweep(db)
+
+    def require_room(self, needed: int) -> None:  # noqa: D102
+        with writing(self._folder):
+            require_room(self._folder, needed)
 
     def enrol(  # noqa: D102
         self,
