@@ -6,7 +6,7 @@ Each step is a command of this repository, printed before it runs. A demo that w
 """
 
 import json
-import shutil
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ from core.evaluation.model_pairs import PairResult, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.results import write_pairs
 from core.evaluation.tables import format_markdown, format_rate, format_table
-from core.files import ROOT, replaced_atomically, require_writable
+from core.files import ROOT, is_temporary, make_folder, remove, replaced_atomically, require_writable
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.progress import format_seconds
@@ -101,10 +101,10 @@ def start_folder(out: Path, demo: dict[str, object]) -> None:
     if marker.exists() and marker.read_text() != text:
         print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")
         for name in ("data", "embeddings", *MODELS, *MAPS, *FOLDERS):
-            shutil.rmtree(out / name, ignore_errors=True)
-    elif out.exists() and not marker.exists() and any(out.iterdir()):
+            remove(out / name)
+    elif out.exists() and not marker.exists() and not all(map(is_temporary, os.listdir(out))):
         raise UserError(f"{out} holds files that are not a demo's: name an empty folder with OUT= or --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with replaced_atomically(marker) as temporary:
         temporary.write_text(text)
 

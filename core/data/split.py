@@ -14,7 +14,7 @@ from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset, write_image_records
 from core.data.released_split import first_images, numbered_by_shuffle, shuffled_images
 from core.errors import UserError
-from core.files import replaced_atomically, require_room, require_writable
+from core.files import make_folder, replaced_atomically, require_room, require_writable
 from core.progress import track
 
 __all__ = ["RULES", "class_split", "data_split", "split_list", "split_records"]
@@ -75,7 +75,7 @@ def split_records(
     _require_images(f"{prefix}.rec", ratio, sides)
     outputs = [str(folder / f"{Path(prefix).name}_part_{100 * share:g}_{mode}") for share in (ratio, 1 - ratio)]
     require_room(outputs[0], os.path.getsize(f"{prefix}.rec"))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = {}
     with ExitStack() as stack:  # both parts appear, or none
         for output, side in zip(outputs, sides):
@@ -112,7 +112,7 @@ def split_list(
     else:
         sides = data_split(images.labels, ratio, seed)
     _require_images(str(path), ratio, sides)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = {}
     with ExitStack() as stack:  # all parts appear, or none
         for share, side in [*zip((ratio, 1 - ratio), sides), *whole]:

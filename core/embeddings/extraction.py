@@ -2,9 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -15,14 +16,25 @@ from torch import Tensor
 
 from core.data.samplers import evaluation_rows
 from core.embeddings.claim import LOCK, claimed
-from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
+from core.embeddings.store import FEATURES, PARTIAL, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import ROOT, require_replaceable, require_room, reserve, writing
+from core.files import (
+    ROOT,
+    flush,
+    flush_folder,
+    make_folder,
+    remove,
+    require_replaceable,
+    require_room,
+    reserve,
+    sweep,
+    writing,
+)
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
-from core.parallel.collectives import barrier, broadcast_object
+from core.parallel.collectives import barrier, broadcast_object, rank
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
@@ -30,8 +42,6 @@ __all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddi
            "require_writable_store"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
-PLAN = "plan.json"
-"""What the store will be, in the folder of an extraction under way."""
 BLOCK = 4096
 """Rows that are embedded and marked as done together: the most that a killed extraction loses for each rank."""
 
@@ -127,7 +137,7 @@ class _Work:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
+        return self.path.with_name(self.path.name + PARTIAL)
 
     def is_finished(self) -> bool:
         """The first rank's answer: another may see the folder later. Collective."""
@@ -138,6 +148,8 @@ class _Work:
         store = EmbeddingStore.open(self.path)
         store.require(self.info)
         logger.info("%s: embeddings from the store %s", self.info.model_name, self.path)
+        if rank() == 0:
+            _tidy(self.path)
         return store
 
 
@@ -183,6 +195,8 @@ def _make(
     with ExitStack() as claims:
         if ranks.is_first:
             for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
+                with writing(work.path):
+                    make_folder(work.path.parent)
                 claims.enter_context(claimed(work.partial, wait))
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
@@ -235,25 +249,28 @@ def _prepare(works: Sequence[_Work], source: ImageSource) -> None:
 
 def _reserve_arrays(partial: Path, info: StoreInfo, source: ImageSource) -> None:
     """Empty the folder of an extraction, and make all its files: later it needs no more room."""
+    sweep(partial)
+    for name in ("plan.json", *os.listdir(partial)):  # without a plan nothing of what is left is gone on with
+        if name != LOCK:
+            remove(partial / name)
     shape = (info.num_images, info.embedding_size)
+    require_room(partial, shape[0] * (4 * shape[1] * len(info.views) + 8 * info.labelled))
     with writing(partial):
-        for file in partial.iterdir():
-            if file.name != LOCK:
-                file.unlink()
-        require_room(partial, shape[0] * (4 * shape[1] * len(info.views) + 8 * info.labelled))
         for view in info.views:
             _reserve(partial / f"{view}.npy", np.float32, shape)
         labels = source.labels()
         if labels is not None:
             np.save(partial / "labels.npy", labels)
         _reserve(partial / "done.npy", np.bool_, (-(-info.num_images // BLOCK),))
-        (partial / PLAN).write_text(json.dumps(asdict(info), indent=2) + "\n")
+        (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
+        (partial / "plan.json").write_text(json.dumps(asdict(info)))
+        flush(partial)
 
 
 def _can_go_on(partial: Path, info: StoreInfo) -> bool:
     """True if an earlier run of the same work left whole arrays."""
     try:
-        if json.loads((partial / PLAN).read_text()) != asdict(info):
+        if json.loads((partial / "plan.json").read_text()) != asdict(info):
             return False
         open_arrays(partial, info)
         return len(np.load(partial / "done.npy")) == -(-info.num_images // BLOCK)
@@ -322,9 +339,19 @@ def _require_finite(embeddings: np.ndarray, encoder: Encoder, source: ImageSourc
 
 def _finish(partial: Path, path: Path) -> None:
     """Turn the folder of a completed extraction into the store at `path`."""
-    (partial / PLAN).rename(partial / "store.json")  # which is the same, and needs no room
-    (partial / "done.npy").unlink()
-    if path.exists():
-        path.rmdir()
-    partial.rename(path)
-    (path / LOCK).unlink()  # last, or another run could claim the folder before it has its name
+    flush(partial)
+    partial.rename(path)  # also where there is an empty folder
+    flush_folder(path.parent)
+    _tidy(path)
+    flush_folder(path)
+
+
+def _tidy(path: Path) -> None:
+    """Remove from a finished store what only its extraction needed.
+
+    Not before it has its name: until then a killed run goes on with it, and another one could claim the folder.
+    """
+    for name in ("plan.json", "done.npy", LOCK):
+        with suppress(OSError):  # of no consequence, and others' stores may be for reading alone
+            (path / name).unlink()
+    sweep(path)

@@ -18,7 +18,7 @@ from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.engine.optimization import cosine
 from core.engine.run_folder import LINE, MetricsLog, RunFolder
 from core.errors import UserError
-from core.files import replaced_atomically
+from core.files import remove, replaced_atomically
 from core.models.maps import Map, Space
 from core.models.maps.error_head import fit_error_head
 from core.models.maps.modules import build_error_head
@@ -116,10 +116,11 @@ class _Training:
         settings, folder = self.settings, self.folder
         if settings.resume:
             self._resume()
-        folder.require_room(self._room())
-        folder.prepare(settings.resume)
+        if self.epoch < settings.num_epoch:
+            folder.require_room(self._room())
         if not settings.resume:
-            self.checkpoint.unlink(missing_ok=True)
+            remove(self.checkpoint)
+        folder.prepare(settings.resume)
         if self.epoch == settings.num_epoch:
             logger.info("%s is already trained to the end of epoch %d", folder.path, self.epoch)
             return
@@ -131,15 +132,17 @@ class _Training:
             for epoch in range(self.epoch, settings.num_epoch):
                 self._train_epoch(epoch, metrics, bar)
                 self.epoch = epoch + 1
+                metrics.flush()
                 self._save()
         metrics.close()
 
     def _room(self) -> int:
-        """About the bytes that the run folder takes at most: two checkpoints while one is replaced, and the maps."""
+        """About the bytes that the run folder still takes at most: the maps, and two checkpoints while one is replaced."""
         weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
         trained = sum(parameter.nbytes for parameter in self.parameters)
         steps = self.settings.num_epoch * self.steps
-        return 2 * (weights + 2 * trained) + weights + steps // self.settings.frequent * LINE
+        there = self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
+        return 2 * (weights + 2 * trained) + weights + steps // self.settings.frequent * LINE - there
 
     def _train_epoch(self, epoch: int, metrics: MetricsLog, bar: Progress) -> None:
         self.method.start_epoch(epoch)

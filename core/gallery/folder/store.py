@@ -25,14 +25,14 @@ import numpy as np
 
 from core.errors import UserError
 from core.evaluation.search import search
-from core.files import require_room, writing
+from core.files import flush, flush_folder, require_room, sweep, writing
 from core.gallery.claim import CLAIM, claimed
 from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
 from core.gallery.folder.index import INDEXES, search_index
 from core.gallery.folder.slots import live_slots, set_slots, slots_at
-from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, flush_folder
+from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
 __all__ = ["FolderStore"]
@@ -86,10 +86,7 @@ class FolderStore:
                     store.close()
                 Database(temporary, str(path)).close()  # there is room for what SQLite makes to open it
                 with writing(path, temporary):
-                    for file in temporary.iterdir():
-                        with open(file, "rb") as handle:
-                            os.fsync(handle.fileno())
-                    flush_folder(temporary)
+                    flush(temporary)
                     _require_new(path)
                     os.rename(temporary, path)
                     flush_folder(path.parent)
@@ -331,6 +328,7 @@ class FolderStore:
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Remove what a write that did not end has left in files, and files of versions that are gone."""
+        sweep(self._folder)
         known = {stored.file: stored for stored in stored_versions(db).values()}
         for path in self._folder.iterdir():
             if match := VECTORS.fullmatch(path.name):

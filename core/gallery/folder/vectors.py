@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
-from core.files import writing
+from core.files import flush_folder, writing
 from core.models.maps.vectors import row_blocks, unit_rows
 
-__all__ = ["SLOTS", "UnitRows", "VectorFile", "flush_folder"]
+__all__ = ["SLOTS", "UnitRows", "VectorFile"]
 
 SLOTS = 4096
 """In a block, which has a checksum: part of the format."""
@@ -156,12 +156,3 @@ def _require_directions(vectors: np.ndarray, first: int, what: str) -> None:
 def _write(file: io.RawIOBase, data: memoryview) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def flush_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
