@@ -35,7 +35,8 @@ from torch.distributed import TCPStore
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "ci"), str(ROOT / "ci" / "tests"), str(ROOT / "ci" / "tests" / "evaluation")]
 
-from kill_gallery import write_story  # noqa: E402
+from kill_gallery import contents as held  # noqa: E402
+from kill_gallery import faults_of, write_story  # noqa: E402
 from landmark_trees import write_revisited_tree  # noqa: E402
 from launching import free_port, run_program_file  # noqa: E402
 from tiny import noise, write_map_run, write_records, write_run_folder, write_verification_set  # noqa: E402
@@ -54,7 +55,7 @@ STORES = r"(cache/.*|(old_|new_)?features)/[\w.]+"
 TRAINED = (r"run/([\w.]+|tensorboard/.*|checkpoints/step_\d+/.*)", STORES)
 TESTED = (r"test/([\w.]+|pictures/.*)", STORES)
 GALLERY = r"gallery/(gallery\.sqlite-\w+|work\.lock)"
-VARYING = r"(.*/)?(tensorboard/.*|metrics\.jsonl|checkpoint\.pt|checkpoints/.*|gallery\.sqlite.*|work\.lock)"
+VARYING = r"(.*/)?(tensorboard/.*|metrics\.jsonl|checkpoint\.pt|checkpoints/.*)|gallery/.*"
 """Files whose bytes differ from run to run: they hold times, or an order in which they were written."""
 UNFINISHED = r"(^|/)\.(?!metadata)|\.(tmp|partial|creating)(/|$)"
 
@@ -135,7 +136,7 @@ def gallery_cases(inputs: Path, out: Path) -> Iterator[Case]:
         paths = [f"{out}/plan" if word == "plan" else word for word in paths]
         command = f"tools/gallery.py {call} {out}/gallery {' '.join(paths)}"
         repeated = sum(f" {call} " in each for each in before)
-        keeps = (GALLERY, *([r"gallery/.*"] if call == "backfill" else []))
+        keeps = (r"gallery(/.*)?",) if call == "backfill" else (GALLERY,)
         yield Case(f"gallery {call}" + f" {repeated + 1}" * bool(repeated), command, before, keeps)
         before += (command,)
     for kind, name in (("npy", "vectors"), ("parquet", "vectors.parquet"), ("faiss", "index")):
@@ -258,9 +259,14 @@ def work(program: str, arguments: list[str], environment: dict[str, str], log: s
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Checksum of each file by its path, of files of weights that of the tensors."""
+    """Checksum of each file by its path, of files of weights that of the tensors; and all that a gallery holds."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): checksum(path) for path in files}
+    found = {str(path.relative_to(folder)): checksum(path) for path in files}
+    if "gallery/gallery.sqlite" in found:
+        with TemporaryDirectory() as place:  # a full disk has no room for what SQLite makes to open it
+            copy = shutil.copytree(folder / "gallery", Path(place) / "gallery")
+            found["gallery"] = repr((faults_of(copy), held(copy)))
+    return found
 
 
 def checksum(path: Path) -> str:

@@ -137,7 +137,7 @@ class _Training:
         metrics.close()
 
     def _room(self) -> int:
-        """About the bytes that the run folder still takes at most: the maps, and two checkpoints while one is replaced."""
+        """About the bytes that the run folder still takes: the maps, and two checkpoints while one is replaced."""
         weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
         trained = sum(parameter.nbytes for parameter in self.parameters)
         steps = self.settings.num_epoch * self.steps
