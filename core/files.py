@@ -25,6 +25,7 @@ __all__ = [
     "flush_folder",
     "is_temporary",
     "make_folder",
+    "no_room",
     "reading",
     "remove",
     "replaced_atomically",
@@ -43,6 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """The repository's root: paths in configs are relative to it, wherever a command is started."""
 CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What NumPy says of a full disk, in an error without a number."""
+CAUSE = "or than a limit such as ulimit -f allows"
+"""Where NumPy and PyTorch do not say it."""
 OF_TORCH = "[enforce fail at inline_container.cc"
 """How PyTorch begins what it says of a full disk."""
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
@@ -116,6 +119,14 @@ def require_room(path: str | Path, needed: int) -> None:
         )
 
 
+def no_room(path: str | Path, cause: str) -> UserError:
+    """What is raised where a disk refused to take all of `path`; `cause` is what it or a library said."""
+    room = "more room than its disk has"
+    with suppress(OSError):
+        room = f"more than the {_size(_free(Path(path)))} that its disk has free"
+    return UserError(f"cannot write {path}: it needs {room} ({cause}); {REMEDIES[errno.ENOSPC]}")
+
+
 def reserve(file: Path, size: int) -> None:
     """Have the disk set room aside for the first `size` bytes of a file that is there, which are then zeros.
 
@@ -167,12 +178,12 @@ def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
         if not own or (code is None and not CUT_SHORT.search(str(error))):
             raise
         if code in (errno.ENOSPC, None):
-            raise _no_room(Path(path), error) from error
+            raise no_room(path, os.strerror(errno.ENOSPC) if code else CAUSE) from error
         raise UserError(f"cannot write {path}: {explain(error)}") from error
     except RuntimeError as error:
         if not str(error).startswith(OF_TORCH):
             raise
-        raise _no_room(Path(path), error) from error
+        raise no_room(path, CAUSE) from error
 
 
 @contextmanager
@@ -294,15 +305,6 @@ def _free(path: Path) -> int:
     """Bytes that the disk of `path`, which may be still to be made, has for this user."""
     place = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     return shutil.disk_usage(place).free
-
-
-def _no_room(path: Path, error: Exception) -> UserError:
-    """What is raised for `error`, of a disk without room for `path`. NumPy and PyTorch do not say what cut it short."""
-    room = "more room than its disk has"
-    with suppress(OSError):
-        room = f"more than the {_size(_free(path))} that its disk has free"
-    limit = "" if isinstance(error, OSError) and number_of(error) else ", or than a limit (ulimit -f) allows"
-    return UserError(f"cannot write {path}: it needs {room}{limit}; {REMEDIES[errno.ENOSPC]}")
 
 
 def _size(count: int) -> str:
