@@ -136,7 +136,7 @@ def gallery_cases(inputs: Path, out: Path) -> Iterator[Case]:
         paths = [f"{out}/plan" if word == "plan" else word for word in paths]
         command = f"tools/gallery.py {call} {out}/gallery {' '.join(paths)}"
         repeated = sum(f" {call} " in each for each in before)
-        keeps = (r"gallery(/.*)?",) if call == "backfill" else (GALLERY,)
+        keeps = (r"gallery(/.*)?",) if call in ("backfill", "commit", "rollback") else (GALLERY,)
         yield Case(f"gallery {call}" + f" {repeated + 1}" * bool(repeated), command, before, keeps)
         before += (command,)
     for kind, name in (("npy", "vectors"), ("parquet", "vectors.parquet"), ("faiss", "index")):

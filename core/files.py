@@ -114,7 +114,7 @@ def require_room(path: str | Path, needed: int) -> None:
     free = _free(Path(path))
     if free < needed:
         raise UserError(
-            f"cannot write {path}: it needs {_size(needed)} and its disk has {_size(free)} free, "
+            f"cannot write {_final(path)}: it needs {_size(needed)} and its disk has {_size(free)} free, "
             f"{_size(needed - free)} are missing; {REMEDIES[errno.ENOSPC]}"
         )
 
@@ -124,7 +124,7 @@ def no_room(path: str | Path, cause: str) -> UserError:
     room = "more room than its disk has"
     with suppress(OSError):
         room = f"more than the {_size(_free(Path(path)))} that its disk has free"
-    return UserError(f"cannot write {path}: it needs {room} ({cause}); {REMEDIES[errno.ENOSPC]}")
+    return UserError(f"cannot write {_final(path)}: it needs {room} ({cause}); {REMEDIES[errno.ENOSPC]}")
 
 
 def reserve(file: Path, size: int) -> None:
@@ -179,7 +179,7 @@ def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
             raise
         if code in (errno.ENOSPC, None):
             raise no_room(path, os.strerror(errno.ENOSPC) if code else CAUSE) from error
-        raise UserError(f"cannot write {path}: {explain(error)}") from error
+        raise UserError(f"cannot write {_final(path)}: {explain(error)}") from error
     except RuntimeError as error:
         if not str(error).startswith(OF_TORCH):
             raise
@@ -305,6 +305,11 @@ def _free(path: Path) -> int:
     """Bytes that the disk of `path`, which may be still to be made, has for this user."""
     place = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     return shutil.disk_usage(place).free
+
+
+def _final(path: str | Path) -> Path:
+    """The name that a file will have which is written below a temporary folder."""
+    return Path(*(part for part in Path(path).parts if not is_temporary(part)))
 
 
 def _size(count: int) -> str:

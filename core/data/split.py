@@ -82,7 +82,9 @@ def split_records(
             rows = np.flatnonzero(side >= 0)
             num_classes = int(side.max()) + 1 if mode == "class" else dataset.num_classes
             images = track(_copies(dataset, rows, side[rows]), Path(output).name, len(rows), "images")
-            write_image_records(stack.enter_context(RecordWriter(output)), len(rows), num_classes, images)
+            writer = stack.enter_context(RecordWriter(output))
+            write_image_records(writer, len(rows), num_classes, images)
+            writer.flush()
             written[output] = (len(rows), num_classes)
     return written
 

@@ -167,7 +167,7 @@ class Database:
         if "locked" in text:
             return f"another process is writing to {self.place}: repeat the command when it is done"
         if "full" in text or "disk I/O" in text:
-            return str(no_room(self.place, f"{text}, nothing was changed"))
+            return str(no_room(self.place, f"{text}, this write is undone"))
         if "readonly" in text or "unable to open" in text:
             return f"cannot write {self.place}: {text}; change its permissions, or run as a user who has them"
         if "too big" in text or "too large" in text:
