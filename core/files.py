@@ -255,7 +255,9 @@ def sweep(place: str | Path) -> None:
                 with suppress(FileNotFoundError), open(_lock_of(folder), "r+b") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     _clear(folder)
-                folder.rmdir()  # without a lock it is empty: left so, or just made, and its program makes another one
+                if os.listdir(folder) and not os.path.lexists(_lock_of(folder)):
+                    _clear(folder)  # left by a loss of power: of a live program the lock is there before all else
+                folder.rmdir()  # left empty, or just made, and its program makes another one
 
 
 def make_folder(path: str | Path) -> None:
@@ -398,7 +400,7 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path != lock:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    lock.unlink()
+    lock.unlink(missing_ok=True)
 
 
 def _replace(temporary: Path, path: Path) -> None:

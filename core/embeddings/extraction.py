@@ -197,6 +197,7 @@ def _make(
             for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
                 with writing(work.path):
                     make_folder(work.path.parent)
+                    sweep(work.path.parent)
                 claims.enter_context(claimed(work.partial, wait))
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
