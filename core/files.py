@@ -55,7 +55,6 @@ AT_FDCWD = -100
 NO_FLUSH = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP)
 """Errors for a folder that cannot be flushed: not all file systems can, and one that may be written need not be
 readable."""
-
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
