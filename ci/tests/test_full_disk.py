@@ -221,4 +221,4 @@ def test_metrics_on_a_full_disk_are_one_line_and_keep_whole_lines(disk):
 @pytest.mark.usefixtures("disk")
 def test_programs_on_a_small_disk_end_as_they_should(tmp_path):
     """Whole programs in processes of their own; `ci/full_disk.py` runs all of them."""
-    assert run_cases(tmp_path / "work", ["split records", "gallery create", "old_model on 2 ranks"], [60]) == []
+    assert run_cases(tmp_path / "work", ["gallery create", "old_model on 2 ranks"], [60]) == []

@@ -271,7 +271,7 @@ def _reserve_arrays(partial: Path, info: StoreInfo, source: ImageSource) -> None
 def _can_go_on(partial: Path, info: StoreInfo) -> bool:
     """True if an earlier run of the same work left whole arrays."""
     try:
-        if json.loads((partial / "plan.json").read_text()) != asdict(info):
+        if any(json.loads((partial / name).read_text()) != asdict(info) for name in ("plan.json", "store.json")):
             return False
         open_arrays(partial, info)
         return len(np.load(partial / "done.npy")) == -(-info.num_images // BLOCK)

@@ -75,7 +75,7 @@ class EmbeddingStore:
     def open(cls, path: str | Path) -> "EmbeddingStore":
         """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
         path = Path(path)
-        if path.suffix == PARTIAL:
+        if path.suffix == PARTIAL and (path / "done.npy").exists():
             raise UserError(f"the extraction to {path} has not ended: repeat its command, it goes on where it was")
         try:
             info = StoreInfo(**json.loads((path / "store.json").read_text()))

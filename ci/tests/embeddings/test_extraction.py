@@ -354,7 +354,9 @@ def test_full_disk_is_reported_before_anything_is_embedded_and_leaves_nothing(da
 
     monkeypatch.setattr("os.posix_fallocate", refuse_the_third)
     models = [(projection_encoder(number), tmp_path / f"store{number}") for number in range(2)]
-    with pytest.raises(UserError, match=r"^cannot write .*store1\.partial: it needs more than the .* free .*; make room"):
+    with pytest.raises(
+        UserError, match=r"^cannot write .*store1\.partial: it needs more than the .* free .*; make room"
+    ):
         extract_together(models, data, ranks)
     assert [encoder.module.calls for encoder, _ in models] == [0, 0] and not list(tmp_path.glob("store*"))
 
