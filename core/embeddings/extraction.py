@@ -14,28 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.claims import CLAIM
 from core.data.samplers import evaluation_rows
-from core.embeddings.claim import LOCK, claimed
 from core.embeddings.store import FEATURES, PARTIAL, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import (
-    ROOT,
-    flush,
-    flush_folder,
-    make_folder,
-    remove,
-    require_replaceable,
-    require_room,
-    reserve,
-    sweep,
-    writing,
-)
+from core.files import ROOT, flush, flush_folder, remove, require_replaceable, require_room, reserve, sweep, writing
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
 from core.parallel.collectives import barrier, broadcast_object, rank
-from core.parallel.ranks import Ranks
+from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.progress import Progress
 
 __all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "extract_together",
@@ -193,12 +182,10 @@ def _make(
 ) -> list[_Work]:
     """Make the stores that are missing, but for those that another run finishes first; return which were made here."""
     with ExitStack() as claims:
-        if ranks.is_first:
-            for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
-                with writing(work.path):
-                    make_folder(work.path.parent)
-                    sweep(work.path.parent)
-                claims.enter_context(claimed(work.partial, wait))
+        for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
+            if ranks.is_first:
+                sweep(work.path.parent)
+            claims.enter_context(claimed_by_ranks(work.partial, "extraction", ranks, wait=wait))
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
             for work in missing:
@@ -252,7 +239,7 @@ def _reserve_arrays(partial: Path, info: StoreInfo, source: ImageSource) -> None
     """Empty the folder of an extraction, and make all its files: later it needs no more room."""
     sweep(partial)
     for name in ("plan.json", *os.listdir(partial)):  # without a plan nothing of what is left is gone on with
-        if name != LOCK:
+        if name != CLAIM:
             remove(partial / name)
     shape = (info.num_images, info.embedding_size)
     require_room(partial, shape[0] * (4 * shape[1] * len(info.views) + 8 * info.labelled))
@@ -352,7 +339,7 @@ def _tidy(path: Path) -> None:
 
     Not before it has its name: until then a killed run goes on with it, and another one could claim the folder.
     """
-    for name in ("plan.json", "done.npy", LOCK):
+    for name in ("plan.json", "done.npy", CLAIM):
         with suppress(OSError):  # of no consequence, and others' stores may be for reading alone
             (path / name).unlink()
     sweep(path)

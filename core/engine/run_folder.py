@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import ROOT, make_folder, remove, replaced_atomically, require_room, require_writable, writing
 from core.models.weights import fingerprint
+from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.settings import MapSettings, Settings
 
 __all__ = ["LINE", "MetricsLog", "RunFolder", "code_version"]
@@ -53,6 +55,10 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+
+    def claimed(self, work: str, ranks: Ranks) -> AbstractContextManager[None]:
+        """Hold the folder for one run; `UserError` that says which other one holds it. Collective."""
+        return claimed_by_ranks(self.path, work, ranks)
 
     def require_writable(self) -> None:
         """`UserError` unless a run can write its files here. Makes nothing."""

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from core.claims import CLAIM, claimed
 from core.errors import UserError
 from core.evaluation.search import search
 from core.files import flush, flush_folder, require_room, sweep, writing
-from core.gallery.claim import CLAIM, claimed
 from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
