@@ -19,10 +19,12 @@ from core.errors import UserError
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 
-__all__ = ["FEATURES", "EmbeddingStore", "StoreInfo", "open_arrays"]
+__all__ = ["FEATURES", "PARTIAL", "EmbeddingStore", "StoreInfo", "open_arrays"]
 
 FEATURES = "features"
 """The view of a training store: the embeddings as the model gives them."""
+PARTIAL = ".partial"
+"""What follows a store's name as long as it is being made: all files are there, so that the disk has their room."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class EmbeddingStore:
     def open(cls, path: str | Path) -> "EmbeddingStore":
         """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
         path = Path(path)
+        if path.suffix == PARTIAL and (path / "done.npy").exists():
+            raise UserError(f"the extraction to {path} has not ended: repeat its command, it goes on where it was")
         try:
             info = StoreInfo(**json.loads((path / "store.json").read_text()))
         except (FileNotFoundError, NotADirectoryError, TypeError, ValueError) as error:

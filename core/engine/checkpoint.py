@@ -32,6 +32,8 @@ __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position", "r
 
 logger = logging.getLogger(__name__)
 KEPT = 2
+OVERHEAD = 1500
+"""Bytes of a tensor in a file beside its numbers."""
 NAME = re.compile(r"step_\d+")
 
 
@@ -91,6 +93,20 @@ class TrainingState:
         self.backbone, self.method = backbone, method
         self.optimizer, self.ranks = optimizer, ranks
         self.mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+
+    def room(self, saves: int) -> int:
+        """The most bytes that the files of a run take while it saves this state so many times, its model each time.
+
+        Between two and three checkpoints: a new one is whole before an old one goes. The model and the classifier are
+        written as often, and no larger than the tensors without the optimiser's.
+        """
+        sizes = {name: tensor.numel() * tensor.element_size() + OVERHEAD for name, tensor in self._tensors().items()}
+        whole = sum(sizes.values())
+        weights = sum(size for name, size in sizes.items() if not name.startswith("optimizer."))
+        return max(
+            min(saves, KEPT + 1) * whole + min(saves, 1) * weights,
+            min(saves, KEPT) * whole + min(saves, 2) * weights,
+        )
 
     def save(self, folder: Path, position: Position) -> Path:
         """Write `folder/step_<n>`, completely or not at all, and remove all but the last two. Collective."""
