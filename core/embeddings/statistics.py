@@ -6,13 +6,14 @@ and one block of rows. The rows need not be sorted by class.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from core.arrays import open_array, read_array
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.files import replaced_atomically, require_replaceable
+from core.memory import require_memory
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 
@@ -22,12 +23,14 @@ __all__ = [
     "credible_mask_path",
     "load_statistic",
     "normalized_blocks",
+    "num_classes_of",
     "prepare_class_means",
     "prepare_credible_mask",
     "write_once",
 ]
 
 BLOCK_ROWS = 16384
+AGAIN = "delete it, it will be computed again"
 
 
 def normalized_blocks(store: EmbeddingStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
@@ -44,6 +47,11 @@ def normalized_blocks(store: EmbeddingStore, normalized: bool = True) -> Iterato
         yield rows, block, labels[rows]
 
 
+def num_classes_of(store: EmbeddingStore) -> int:
+    """The largest label + 1."""
+    return int(store.labels().max(initial=-1)) + 1
+
+
 def class_means(
     store: EmbeddingStore, scale: np.ndarray | None = None, normalized: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +60,12 @@ def class_means(
     C is the largest label + 1; a class without images has a zero mean. The means are not normalised again. `scale` (D,)
     multiplies each dimension before the mean. `normalized=False` takes the embeddings as they are stored.
     """
-    num_classes = int(store.labels().max()) + 1
+    num_classes = num_classes_of(store)
+    require_memory(
+        16 * num_classes * store.info.embedding_size,
+        f"the table of the means of {num_classes} classes, the largest label of {store.path} and one,",
+        "correct the labels, extract the embeddings again",
+    )
     sums = np.zeros((num_classes, store.info.embedding_size))
     counts = np.bincount(store.labels(), minlength=num_classes)
     for _, block, labels in normalized_blocks(store, normalized):
@@ -73,7 +86,7 @@ def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = 
     if ranks.is_first:
         write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
     barrier()
-    return load_statistic(path, mmap_mode="r")
+    return load_statistic(path, np.float32, (num_classes_of(store), store.info.embedding_size), mapped=True)
 
 
 def dimension_scale(store: EmbeddingStore) -> np.ndarray:
@@ -113,7 +126,7 @@ def prepare_credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: 
     if ranks.is_first:
         write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
     barrier()
-    return load_statistic(path)
+    return load_statistic(path, np.bool_, (store.info.num_images,))
 
 
 def credible_mask_path(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> Path:
@@ -121,12 +134,14 @@ def credible_mask_path(store: EmbeddingStore, keep: float, scale_dimensions: boo
     return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
 
 
-def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    """A statistic that is kept in the store; `UserError` if the file is damaged."""
-    try:
-        return np.load(path, mmap_mode=mmap_mode)
-    except (FileNotFoundError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged: {error}; delete it, it will be computed again") from error
+def load_statistic(path: Path, dtype: type, shape: tuple[int, ...], mapped: bool = False) -> np.ndarray:
+    """A statistic that is kept in the store, memory-mapped or not; `UserError` if the file is damaged or another's."""
+    array = (open_array if mapped else read_array)(path, "statistic of a store", AGAIN)
+    if (array.dtype, array.shape) != (dtype, shape):
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as its store asks for: {AGAIN}"
+        )
+    return array
 
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:

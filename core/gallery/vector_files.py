@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.compute import call_function
 
+from core.arrays import open_vector_array
 from core.errors import UserError
 from core.evaluation.search import import_faiss
 from core.files import require_file
@@ -157,12 +158,7 @@ def _require_count(lines_of: str | Path, lines: int, path: Path, count: int) -> 
 
 
 def _open_npy(path: Path, ids: str | Path | None) -> VectorFile:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.ndim != 2 or array.shape[1] == 0:
-            raise ValueError(f"it holds {array.dtype} {array.shape}")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no .npy file of vectors (N, D), one a row: {error}") from error
+    array = open_vector_array(path)
     _require_floats(path, array.dtype.newbyteorder("=").name)
     if ids is None:
         raise UserError(f"{path} has no ids: give a text file with one a line, in the order of the vectors")

@@ -263,12 +263,12 @@ def test_mistakes_in_npy_are_told(tmp_path):
     for array, message in (
         (vectors(3)[0], "no .npy file of vectors"),
         (np.ones((3, 2), np.int8), "numbers of the kind int8"),
-        (np.array([[{}]], object), "no .npy file of vectors"),
+        (np.array([[{}]], object), "it holds Python objects"),
     ):
         with pytest.raises(UserError, match=message):
             open_vectors(saved(tmp_path / "v.npy", array), ids)
     whole = saved(tmp_path / "v.npy", vectors(3)).read_bytes()
-    with pytest.raises(UserError, match="no .npy file of vectors"):
+    with pytest.raises(UserError, match="its header says float32"):
         open_vectors(write(tmp_path / "v.npy", whole[:-9]), ids)
     with pytest.raises(UserError, match="file of vectors not found"):
         open_vectors(tmp_path / "none.npy", ids)
