@@ -1,4 +1,4 @@
-"""Work in a forked child with little memory and time, whose end is looked at: for files that might crash their reader."""
+"""Work in a forked child with little memory and time: for files that might crash their reader."""
 
 import os
 import resource
@@ -22,6 +22,7 @@ def line_of(work: Callable[[], object], extra: int = 1 << 30, seconds: int = 20)
     child = os.fork()
     if not child:
         os.close(readable)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest has its own
         signal.alarm(seconds)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + extra
