@@ -35,14 +35,15 @@ PICKLES_OF_OLD_FORMAT = 5
 PICKLED_NETWORK = "a pickled network, which needs its program to be loaded"
 MOST_PICKLE = 1 << 22
 """Bytes of what is beside the tensors' memory: some 150 for each of them."""
-DEEPEST_PICKLE = 500
-"""Levels of containers in a pickle: those of networks are many."""
+MAX_LEVELS = 1000
+"""Of containers in containers: Python itself writes none deeper."""
 MOST_SHOWN = 8, 1 << 29
 """Times the file's size, and bytes more, that all its tensors may take: some have several names or are expanded."""
-MOST_ENTRIES, OF_CONTAINER = 1 << 24, 64
-"""Of all containers in a file, each as often as it has a name, and how many each of them counts for itself."""
 DEEPEST = 8
 """Levels of containers that are looked into: pickles can hold themselves."""
+MOST_TENSORS = 10**5
+"""In one container: pickles can hold one list of tensors in many places."""
+LONGEST_NAME = 1000
 PROTOCOL = 2
 """Of pickles that `weights_only=True` reads; torch.save's own."""
 
@@ -103,12 +104,12 @@ def _check_pickles(path: Path) -> None:
                 if name.endswith("data.pkl"):
                     if archive.getinfo(name).file_size > MOST_PICKLE:
                         raise ValueError(f"more than {MOST_PICKLE >> 20} MiB of objects beside its tensors")
-                    check_pickle(archive.read(name), depth=DEEPEST_PICKLE, shared=True)
+                    check_pickle(archive.read(name), depth=MAX_LEVELS, shared=True)
         else:
             file = stack.enter_context(open(path, "rb"))
             data, position = file.read(MOST_PICKLE), 0
             for _ in range(PICKLES_OF_OLD_FORMAT):
-                position = check_pickle(data, position, depth=DEEPEST_PICKLE, shared=True)
+                position = check_pickle(data, position, depth=MAX_LEVELS, shared=True)
 
 
 def _check_sizes(tensors: Iterable[Tensor], size: int, records: Counter[int] | None) -> None:
@@ -125,32 +126,28 @@ def _check_sizes(tensors: Iterable[Tensor], size: int, records: Counter[int] | N
         raise ValueError("the sizes of its tensors are not those of their records")
 
 
-def tensors_in(content: Any) -> dict[str, Tensor]:
+def tensors_in(
+    content: Any, prefix: str = "", depth: int = 0, empty: set[tuple[int, int]] | None = None
+) -> dict[str, Tensor]:
     """All tensors in nested dicts and lists, by keys and positions joined with dots.
 
-    `ValueError` where containers are shared so often that there are too many names.
+    `empty` has the containers in which none was found, by depth: files can hold one in many places, again and again.
+    `ValueError` for what is no set of weights but unfolds without end.
     """
+    if isinstance(content, Tensor):
+        return {prefix: content.detach()}
+    empty = set() if empty is None else empty
+    if not isinstance(content, dict | list | tuple) or depth >= DEEPEST or (id(content), depth) in empty:
+        return {}
     found: dict[str, Tensor] = {}
-    left = MOST_ENTRIES
-
-    def walk(value: Any, name: str, depth: int) -> None:
-        nonlocal left
-        if isinstance(value, Tensor):
-            found[name] = value.detach()
-            return
-        if isinstance(value, dict):
-            items: Iterable[tuple[Any, Any]] = value.items()
-        else:
-            items = enumerate(value)
-        left -= len(value) + OF_CONTAINER
-        if left < 0:
-            raise ValueError("its containers are shared again and again, or there are too many")
-        for key, part in items:
-            if isinstance(part, Tensor | dict | list | tuple) and isinstance(key, str | int) and depth < DEEPEST:
-                walk(part, f"{name}.{key}" if name else str(key), depth + 1)
-
-    if isinstance(content, Tensor | dict | list | tuple):
-        walk(content, "", 0)
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(value, Tensor | dict | list | tuple):
+            name = f"{prefix}.{key}" if prefix else str(key)
+            found |= tensors_in(value, name, depth + 1, empty)
+            if len(found) > MOST_TENSORS or len(name) > LONGEST_NAME:
+                raise ValueError(f"more than {MOST_TENSORS} tensors, or a name of more than {LONGEST_NAME} letters")
+    if not found:
+        empty.add((id(content), depth))
     return found
 
 

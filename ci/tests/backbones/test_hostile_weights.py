@@ -138,7 +138,7 @@ def pickle_end(data, count):
 
 def test_containers_that_are_shared_again_and_again_end(tmp_path):
     torch.save({"x": shared(), "state_dict": weights()}, tmp_path / "w.pt")
-    assert "shared again and again" in line_of(lambda: read_state_dict(tmp_path / "w.pt"))
+    assert "more than 100000 tensors" in line_of(lambda: read_state_dict(tmp_path / "w.pt"))
 
 
 BAD_NUMBERS = {
