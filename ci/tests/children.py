@@ -16,14 +16,15 @@ __all__ = ["line_of"]
 def line_of(work: Callable[[], object], extra: int = 1 << 30, seconds: int = 20) -> str:
     """The line of the `UserError` that `work` ends with, in a child that may take `extra` bytes more.
 
-    `AssertionError` if it raises anything else or nothing, is killed, or takes longer.
+    `AssertionError` if it raises anything else or nothing, is killed, or takes more seconds of a processor.
     """
     readable, writable = os.pipe()
     child = os.fork()
     if not child:
         os.close(readable)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest has its own
-        signal.alarm(seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.alarm(10 * seconds)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + extra
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
