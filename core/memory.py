@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.errors import UserError
 
-__all__ = ["bounded_memory", "machine_memory", "require_memory"]
+__all__ = ["bounded_memory", "in_words", "machine_memory", "require_memory"]
 
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
