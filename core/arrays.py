@@ -50,7 +50,7 @@ class MappedArray(np.memmap):
         if self._mmap is not None and self._mmap.size() < len(self._mmap):
             raise UserError(
                 f"{self.filename} has changed while it was used: {self._mmap.size()} bytes are left of "
-                f"{len(self._mmap)}; make it again, then repeat the command"
+                f"{len(self._mmap)}; restore it or make it again, then repeat the command"
             )
 
 

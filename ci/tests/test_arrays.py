@@ -147,8 +147,8 @@ def test_a_file_that_becomes_shorter_is_a_line_and_kills_no_process(tmp_path):
         os.truncate(path, 128)
         said = line_of(lambda take=take, mapped=mapped: np.array(take(mapped)).sum())
         assert said == (
-            f"{path} has changed while it was used: 128 bytes are left of {len(content)}; make it again, then repeat "
-            "the command"
+            f"{path} has changed while it was used: 128 bytes are left of {len(content)}; restore it or make it again, "
+            "then repeat the command"
         )
         with open(path, "r+b") as file:
             file.write(content)

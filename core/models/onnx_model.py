@@ -206,6 +206,8 @@ def _require_image_input(path: Path, network: OnnxNetwork) -> None:
     if network.fixed_batch is not None and network.fixed_batch < 1:
         raise UserError(f"{path} takes batches of {network.fixed_batch} images: export it with an open batch")
     height, width = shape[2:] if shape[1] == 3 else shape[1:3]
+    if network.image_size < 1:
+        raise UserError(f"{path} takes images of {height}x{width}: export it for images with pixels")
     if isinstance(width, int) and width != network.image_size:
         raise UserError(f"{path} takes images of {height}x{width}: only square images are supported")
 

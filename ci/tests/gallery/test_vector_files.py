@@ -305,5 +305,5 @@ def test_damaged_and_foreign_files_are_told(tmp_path):
         open_vectors(parquet(tmp_path / "v", NAMES, lists(vectors(6), "list")), write(tmp_path / "ids", "a"))
     with pytest.raises(UserError, match="none of the files of vectors that are known"):
         open_vectors(write(tmp_path / "v", b"not an index"))
-    with pytest.raises(UserError, match="a faiss IndexPQ, which is none that keeps whole vectors"):
+    with pytest.raises(UserError, match="a faiss index of the kind IxPq, which is none that keeps whole vectors"):
         open_vectors(faiss_file(tmp_path / "v", faiss.IndexPQ(8, 2, 4), vectors(300)))

@@ -115,7 +115,7 @@ def test_functions_that_call_each_other_without_end_are_a_line(tmp_path, functio
 
 def test_a_run_is_stopped_when_its_time_is_over(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "MOST_SECONDS", 0.5)
-    chain = ["data", *(f"x{i}" for i in range(20_000)), "out"]
+    chain = ["data", *(f"x{i}" for i in range(4_000)), "out"]
     nodes = [node("Tile", ["data", "s"], ["x0"])]
     nodes += [node("Erf", [a], [b]) for a, b in zip(chain[1:-1], chain[2:])]
     path = write(tmp_path / "m.onnx", nodes, [int64("s", [1000, 1, 1, 1])])
@@ -127,7 +127,8 @@ def test_a_run_is_stopped_when_its_time_is_over(tmp_path, monkeypatch):
     ("shape", "message"),
     [((10**6, 3, SIDE, SIDE), "takes 1000000 images of 12x12 at once"),
      ((1, 3, 10**6, 10**6), "takes 1 images of 1000000"),
-     ((2**62, 3, 2**62, 2**62), "images of|cannot"), ((0, 3, SIDE, SIDE), "takes batches of 0 images"), ((1, 3, 0, 0), "m.onnx")],
+     ((2**62, 3, 2**62, 2**62), "images of|cannot"), ((0, 3, SIDE, SIDE), "takes batches of 0 images"),
+     ((1, 3, 0, 0), "for images with pixels")],
 )  # fmt: skip
 def test_absurd_inputs_are_a_line(tmp_path, shape, message):
     path = write(tmp_path / "m.onnx", [node("Identity", ["data"], ["out"])], shape=shape)
