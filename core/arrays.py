@@ -11,8 +11,9 @@ import os
 import re
 import stat
 import struct
+from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
@@ -47,10 +48,11 @@ class MappedArray(np.memmap):
 
     def require_whole(self) -> None:
         """`UserError` if the file is shorter than it was when it was opened."""
-        if self._mmap is not None and self._mmap.size() < len(self._mmap):
+        mapping: mmap | None = self._mmap  # pyrefly: ignore[missing-attribute]  # in the stub
+        if mapping is not None and (left := mapping.size()) < len(mapping):
             raise UserError(
-                f"{self.filename} has changed while it was used: {self._mmap.size()} bytes are left of "
-                f"{len(self._mmap)}; restore it or make it again, then repeat the command"
+                f"{self.filename} has changed while it was used: {left} bytes are left of {len(mapping)}; restore it "
+                "or make it again, then repeat the command"
             )
 
 
@@ -67,7 +69,7 @@ def open_array(
     """
     dtype, shape, order, offset = _read_header(Path(path), what, remedy)
     with reading(path, f".npy file ({what})", remedy):
-        return MappedArray(path, dtype, mode, offset, shape, order)
+        return cast(MappedArray, MappedArray(path, dtype, mode, offset, shape, order))
 
 
 def read_array(path: str | Path, what: str = "array", remedy: str = "write it again with numpy.save") -> np.ndarray:

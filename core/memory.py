@@ -38,11 +38,10 @@ def require_memory(size: int, what: str, remedy: str) -> None:
 
 def in_words(size: int) -> str:
     """Bytes for people."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"
+    for power, unit in enumerate(("bytes", "KiB", "MiB")):
+        if size < 1024 ** (power + 1):
+            return f"{size / 1024**power:.4g} {unit}"
+    return f"{size / 1024**3:,.1f} GiB"
 
 
 @contextmanager

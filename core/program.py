@@ -9,6 +9,7 @@ from typing import TypeVar
 from core.engine.map_fitting import fit_maps
 from core.engine.map_method import MapMethod
 from core.engine.method import Method
+from core.engine.run_folder import RunFolder
 from core.engine.trainer import Trainer
 from core.errors import UserError
 from core.evaluation.validation import Validation
@@ -52,7 +53,8 @@ def train_program(method: Method, program: str, description: str | None) -> None
     name = Path(program).resolve().parent.name
     with process_group(settings.device) as ranks:
         logger.info("%s on %d x %s", name, ranks.world_size, ranks.device.type)
-        Trainer(settings, method, name, ranks, Validation).train()
+        with RunFolder(settings.run_folder).claimed(f"training of {name}", ranks):
+            Trainer(settings, method, name, ranks, Validation).train()
 
 
 def map_program(method: MapMethod, program: str, description: str | None) -> None:
@@ -63,7 +65,8 @@ def map_program(method: MapMethod, program: str, description: str | None) -> Non
     name = Path(program).resolve().parent.name
     with process_group(settings.device) as ranks:
         logger.info("%s on %d x %s", name, ranks.world_size, ranks.device.type)
-        fit_maps(settings, method, name, ranks)
+        with RunFolder(settings.run_folder).claimed(f"fit of {name}", ranks):
+            fit_maps(settings, method, name, ranks)
 
 
 def _read_command_line(settings_type: type[S], program: str, description: str | None) -> S | None:

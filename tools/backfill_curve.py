@@ -27,6 +27,7 @@ from core.evaluation.plots import plot_backfill
 from core.evaluation.results import Model, write_backfill
 from core.evaluation.revisited_files import read_revisited
 from core.evaluation.tables import format_rate, format_table
+from core.files import make_folder
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 
@@ -83,7 +84,7 @@ def main() -> None:
         roads = run_retrieval(models, read_revisited(args.data_path, args.dataset), data, options)
     metric = METRICS[args.dataset]
     print(make_table(roads, metric, options.shares))
-    args.out.mkdir(exist_ok=True)
+    make_folder(args.out)
     title = f"{args.dataset}: {models.new.name} for the gallery of {models.old.name}"
     plot_backfill(roads, options.shares, metric, args.out / "backfill.png", title)
     described = {

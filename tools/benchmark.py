@@ -29,7 +29,7 @@ from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs
 from core.evaluation.retrieval import RetrievalOptions
 from core.evaluation.revisited import SETUPS
 from core.evaluation.revisited_files import read_revisited
-from core.files import ROOT, replaced_atomically, require_writable
+from core.files import ROOT, make_folder, replaced_atomically, require_writable
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 from core.program import load_method
@@ -377,7 +377,7 @@ def _read_result(path: Path) -> dict[str, Scores]:
 
 def write_report(folder: Path, comparison: Comparison, args: argparse.Namespace, commands: Commands) -> str:
     """Write report.md, results.csv, compatibility.png and commands.sh; returns the tables."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     comparison.write_csv(folder / "results.csv")
     comparison.plot(folder / "compatibility.png")
     tables = comparison.tables()

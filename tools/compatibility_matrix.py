@@ -28,6 +28,7 @@ from core.evaluation.plots import plot_matrices
 from core.evaluation.results import Evaluation, Model, write_matrix
 from core.evaluation.roc import FARS
 from core.evaluation.tables import format_rate, format_table
+from core.files import make_folder
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 from core.models.map_run import model_chain
@@ -78,7 +79,7 @@ def main() -> None:
     for metric, matrix in matrices.items():
         print(f"{metric} (%)\n{matrix.table()}\n")
     print(make_verdicts(matrices, found))
-    args.out.mkdir(exist_ok=True)
+    make_folder(args.out)
     write_matrices(matrices, args.out / "matrix.csv")
     title = "{}, {} (%), \N{CHECK MARK} compatible"
     panels = {title.format(args.subset, metric): (m.rates, m.texts()) for metric, m in matrices.items()}

@@ -6,7 +6,7 @@ Each step is a command of this repository, printed before it runs. A demo that w
 """
 
 import json
-import shutil
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ from core.evaluation.model_pairs import PairResult, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.results import write_pairs
 from core.evaluation.tables import format_markdown, format_rate, format_table
-from core.files import ROOT, replaced_atomically, require_writable
+from core.files import ROOT, is_temporary, make_folder, remove, replaced_atomically, require_writable
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.progress import format_seconds
@@ -101,10 +101,10 @@ def start_folder(out: Path, demo: dict[str, object]) -> None:
     if marker.exists() and marker.read_text() != text:
         print(f"{out} holds another demo ({marker.read_text().strip()}): starting over")
         for name in ("data", "embeddings", *MODELS, *MAPS, *FOLDERS):
-            shutil.rmtree(out / name, ignore_errors=True)
-    elif out.exists() and not marker.exists() and any(out.iterdir()):
+            remove(out / name)
+    elif out.exists() and not marker.exists() and not all(map(is_temporary, os.listdir(out))):
         raise UserError(f"{out} holds files that are not a demo's: name an empty folder with OUT= or --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with replaced_atomically(marker) as temporary:
         temporary.write_text(text)
 
@@ -121,16 +121,16 @@ def train_models(out: Path, dataset: str, seed: int, commands: Commands) -> None
     old_part, new_part = (f"rec={out / 'data' / name}" for name in (f"train_part_30_{mode}", new_records))
     common = f"seed={seed}"
     commands.run("old_model/train.py", f"old_model/configs/{dataset}.py", old_part, f"output={out / 'old'}", common)
-    independent = f"old_model/configs/{dataset}_independent.py"
-    commands.run("old_model/train.py", independent, new_part, f"output={out / 'independent'}", common)
+    independent = [f"old_model/configs/{dataset}_independent.py", new_part, f"output={out / 'independent'}", common]
     new = [
+        f"methods/mixbct/configs/{dataset}.py",
         new_part,
         f"old_model={out / 'old'}",
         f"features={out / 'old' / 'features'}",
         f"output={out / 'new'}",
         common,
     ]
-    commands.run("methods/mixbct/train.py", f"methods/mixbct/configs/{dataset}.py", *new)
+    commands.run_together([("old_model/train.py", independent), ("methods/mixbct/train.py", new)])
 
 
 def fit_maps(out: Path, dataset: str, seed: int, commands: Commands) -> None:

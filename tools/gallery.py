@@ -36,7 +36,7 @@ from core.gallery.planning.plan_upgrade import plan_from_images, plan_from_pairs
 from core.gallery.planning.report import FILE as REPORT
 from core.gallery.search import INDEXES
 from core.gallery.store import BLOCK
-from core.gallery.text_lists import read_ids
+from core.gallery.text_lists import read_ids, read_image_list, read_labels
 from core.gallery.upgrade import ROADS
 from core.gallery.vector_files import open_vectors
 from core.logs import set_up_logging
@@ -44,6 +44,8 @@ from core.models.encoder import load_encoder
 from core.parallel.ranks import process_group
 
 MODEL = f"run folder, .pt state dict, .onnx file, or {NAMED}TEXT for a model that is not at hand"
+NETWORK = "network of a .pt state dict"
+VECTORS = ".npy, .parquet or faiss file"
 MOST_SHOWN = 5
 
 
@@ -87,12 +89,8 @@ def show(args: Namespace, result: dict[str, Any], text: str) -> None:
     print(json.dumps(result, ensure_ascii=False) if args.json else text)
 
 
-def add_vector_arguments(parser: ArgumentParser, several: bool) -> None:
-    """Vectors and what belongs to them; with `several` by more than one model."""
-    more: dict[str, Any] = {"action": "append"} if several else {}
-    again = "; during an upgrade once for the old and once for the new model" if several else ""
-    parser.add_argument("--vectors", required=True, **more, help=f".npy, .parquet or faiss file{again}")
-    parser.add_argument("--model", required=True, **more, help=f"that made them: {MODEL}{again}")
+def add_list_arguments(parser: ArgumentParser) -> None:
+    """What belongs to vectors."""
     parser.add_argument("--ids", help="of the vectors, one a line; .parquet and faiss files have their own")
     parser.add_argument("--labels", help="class of each, one a line")
     parser.add_argument("--images", help="where the images lie: lines `path id`")
@@ -100,36 +98,81 @@ def add_vector_arguments(parser: ArgumentParser, several: bool) -> None:
 
 def add_create_arguments(parser: ArgumentParser) -> None:
     """Of `create`."""
-    add_vector_arguments(parser, several=False)
+    parser.add_argument("--vectors", required=True, help=VECTORS)
+    parser.add_argument("--model", required=True, help=f"that made them: {MODEL}")
+    parser.add_argument("-net", "--network", help=NETWORK)
+    add_list_arguments(parser)
 
 
 def create(args: Namespace) -> None:
     """Import stored vectors."""
     lists = args.ids, args.labels, args.images
-    with Gallery.create(place_of(args), args.vectors, args.model, *lists) as gallery:
+    with Gallery.create(place_of(args), args.vectors, args.model, *lists, args.network) as gallery:
         info = gallery.info()
     show(args, info, f"{args.gallery}: {info['vectors']} vectors of {', '.join(info['names'].values())}")
 
 
 def add_insert_arguments(parser: ArgumentParser) -> None:
     """Of `insert`."""
-    add_vector_arguments(parser, several=True)
+    each = "; during an upgrade once for the old and once for the new model"
+    parser.add_argument("--vectors", action="append", help=f"{VECTORS}{each}; without it the images are embedded")
+    parser.add_argument("--model", action="append", help=f"that made them, or embeds the images: {MODEL}{each}")
+    parser.add_argument("-net", "--network", action="append", help=f"{NETWORK}; once for each of them")
+    add_list_arguments(parser)
+    add_embedding_arguments(parser, batch_size=None)
 
 
 def insert(args: Namespace) -> None:
     """Enrol entries, or put them in the place of those with the same ids."""
-    if len(args.vectors) != len(args.model):
-        raise UserError(f"{len(args.vectors)} times --vectors and {len(args.model)} times --model: give each together")
+    if args.vectors is None:
+        insert_images(args)
+        return
+    if len(args.vectors) != len(args.model or ()):
+        raise UserError(
+            f"{len(args.vectors)} times --vectors and {len(args.model or ())} times --model: give each together"
+        )
     files = [open_vectors(vectors, args.ids, args.labels, args.images) for vectors in args.vectors]
     for path, file in zip(args.vectors, files):
         if not file.ids.equals(files[0].ids):
             raise UserError(f"{path} does not have the ids of {args.vectors[0]} in their order: give both of the same")
     with Gallery.open(place_of(args)) as gallery:
-        keys = [key_of(gallery.store, model) for model in args.model]
+        keys = [key_of(gallery.store, model, network) for model, network in with_networks(args)]
         for blocks in zip(*(file.blocks() for file in files)):
             vectors = {key: block.vectors for key, block in zip(keys, blocks)}
             gallery.enrol(blocks[0].ids, vectors, blocks[0].labels, blocks[0].images)
-    show(args, {"inserted": len(files[0])}, f"{len(files[0])} entries are in the gallery")
+    show(args, {"inserted": len(files[0]), "failed": {}}, f"{len(files[0])} entries are in the gallery")
+
+
+def insert_images(args: Namespace) -> None:
+    """Enrol the images of a list, embedded by the models of the gallery."""
+    if args.images is None or args.ids is not None:
+        raise UserError("give --vectors with their --ids, or --images alone, a list of lines `path id`, to be embedded")
+    table = read_image_list(args.images)
+    labels = None if args.labels is None else read_labels(args.labels)
+    if labels is not None and len(labels) != len(table):
+        raise UserError(f"{args.labels} has {len(labels)} classes and {args.images} {len(table)} images: one for each")
+    options = BackfillOptions(batch_size=args.batch_size, num_workers=args.num_workers)
+    device = choose_device(args.device)
+    encoders = [load_encoder(model, network, device) for model, network in with_networks(args)]
+    with Gallery.open(place_of(args)) as gallery:
+        failed = gallery.enrol_images(
+            table["id"].to_list(), table["image"].to_list(), None if labels is None else labels.to_list(),
+            encoders=encoders, options=options, device=str(device),
+        )  # fmt: skip
+    text = f"{len(table) - len(failed)} entries are in the gallery"
+    if failed:
+        text += f"; {len(failed)} images cannot be used, and are not in it:{listed(failed)}"
+    show(args, {"inserted": len(table) - len(failed), "failed": failed}, text)
+
+
+def with_networks(args: Namespace) -> list[tuple[str, str | None]]:
+    """Each --model with its network, those of the .pt state dicts in their order."""
+    models, networks = args.model or [], list(args.network or [])
+    bare = [model for model in models if Path(model).suffix == ".pt"]
+    if len(networks) > len(bare):
+        raise UserError(f"{len(networks)} times -net and {len(bare)} times a .pt state dict: give one for each")
+    of_bare = dict(zip(bare, networks))
+    return [(model, of_bare.get(model)) for model in models]
 
 
 def add_delete_arguments(parser: ArgumentParser) -> None:
@@ -177,7 +220,7 @@ def listed(failed: dict[str, str]) -> str:
 def add_plan_arguments(parser: ArgumentParser) -> None:
     """Of `plan`."""
     parser.add_argument("--new", required=True, help=f"new model: {MODEL}")
-    parser.add_argument("-net", "--network", help="network of a .pt state dict")
+    parser.add_argument("-net", "--network", help=NETWORK)
     add_preprocessing_arguments(parser, model="--new")
     parser.add_argument("--sample", help="images: lines `path identity`, folders of identities, or records")
     parser.add_argument("--pairs", nargs=2, metavar=("OLD.npy", "NEW.npy"), help="vectors of the same images instead")
@@ -240,7 +283,7 @@ def add_backfill_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--block", type=int, default=BLOCK, help="entries written together: the most a kill repeats")
     parser.add_argument("--failed", type=Path, help="file to write: id and reason of each image that cannot be used")
     parser.add_argument("--new", help="new model, if it is not where the plan found it or needs what follows")
-    parser.add_argument("-net", "--network", help="network of a .pt state dict")
+    parser.add_argument("-net", "--network", help=NETWORK)
     add_preprocessing_arguments(parser, model="--new")
     add_embedding_arguments(parser, batch_size=None)
 
@@ -297,6 +340,7 @@ def add_search_arguments(parser: ArgumentParser) -> None:
     """Of `search`."""
     parser.add_argument("--queries", required=True, help=".npy file of query vectors (Q, D)")
     parser.add_argument("--model", required=True, help=f"that made them: {MODEL}, or a key as info shows it")
+    parser.add_argument("-net", "--network", help=NETWORK)
     parser.add_argument("--old-queries", help="the same queries by the old model, for the roads that need both")
     parser.add_argument("-k", type=int, default=10, help="hits a query")
     parser.add_argument("--max-far", type=float, help="only hits of at most this estimated false accept rate")
@@ -312,8 +356,9 @@ def search(args: Namespace) -> None:
     old_queries = None if args.old_queries is None else open_vector_array(args.old_queries, "file of queries")
     with Gallery.open(place_of(args)) as gallery:
         found = gallery.search(
-            queries, args.model, args.k, old_queries=old_queries, max_far=args.max_far, index=args.index
-        )
+            queries, args.model, args.k,
+            old_queries=old_queries, max_far=args.max_far, index=args.index, network=args.network,
+        )  # fmt: skip
     told = {"queries": len(queries), "hits": len(found.hits), "recall": found.recall}
     if args.out is None:
         rows = [[str(value) for value in row] for row in found.hits.iter_rows()]

@@ -25,6 +25,7 @@ from core.evaluation.plots import plot_identification, plot_roc
 from core.evaluation.results import Evaluation, Model, write_evaluation
 from core.evaluation.roc import RocResult
 from core.evaluation.tables import format_rate, format_table
+from core.files import make_folder
 from core.logs import set_up_logging
 from core.models.encoder import Encoder
 
@@ -64,7 +65,7 @@ def main() -> None:
     result = evaluate(query_templates, gallery_templates, before)
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
     print(make_table(name, result))
-    args.out.mkdir(exist_ok=True)
+    make_folder(args.out)
     if isinstance(result, IdentificationResult):
         plot_identification(result.curves, args.out / "identification.png", f"{args.subset} 1:N, {name}")
     else:

@@ -27,6 +27,7 @@ from core.evaluation.retrieval_images import RetrievalImages, read_image_list
 from core.evaluation.revisited import KAPPAS, SETUPS
 from core.evaluation.revisited_files import read_revisited
 from core.evaluation.tables import format_rate, format_table
+from core.files import make_folder
 from core.logs import set_up_logging
 from core.progress import track
 
@@ -89,7 +90,7 @@ def main() -> None:
         result.metrics.update(flip_rates(found_first(test, rows_before), found_first(test, rows)))
     name = query.name if query is gallery else f"{query.name} / {gallery.name}"
     print(make_table(name, result.metrics))
-    args.out.mkdir(exist_ok=True)
+    make_folder(args.out)
     plot_precision_recall(result.curves, args.out / "precision_recall.png", f"{args.dataset}, {name}")
     draw_hits(args, test, options, scores, rows)
     query_model = Model.of(query, args.model, "queries")

@@ -26,6 +26,7 @@ from core.evaluation.verification import (
     find_verification_sets,
     read_verification_set,
 )
+from core.files import make_folder
 from core.logs import set_up_logging
 
 EMBEDS = ("second image of each pair", "first image of each pair")
@@ -58,7 +59,7 @@ def main() -> None:
             first, _ = embed_pairs(gallery, path, args.batch_size, args.num_workers, args.cache)
         results[name] = evaluate_pairs(embeddings, first, same)
     print(make_tables(results))
-    args.out.mkdir(exist_ok=True)
+    make_folder(args.out)
     title = query.name if query is gallery else f"{query.name} / {gallery.name}"
     plot_roc({name: (one.fpr, one.tpr) for name, one in results.items()}, args.out / "roc.png", title)
     query_model, gallery_model = (

@@ -1,5 +1,6 @@
 """Checking outputs before the work, and errors of the disk while they are written."""
 
+import fcntl
 import os
 import resource
 import shutil
@@ -12,16 +13,22 @@ import numpy as np
 import pytest
 import torch
 
+import core.files
 from core.data.lists import ListDataset
 from core.data.recordio import RecordWriter
 from core.errors import UserError
 from core.files import (
+    is_temporary,
+    make_folder,
     reading,
+    remove,
     replaced_atomically,
+    replaced_together,
     require_file,
     require_replaceable,
     require_writable,
     resolve,
+    sweep,
     writing,
 )
 
@@ -161,6 +168,127 @@ def test_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, write):
         with replaced_atomically(tmp_path / "output") as temporary:
             write(temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["output"] and (tmp_path / "output").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", [{"output.lock"}, {"output.lock", "output"}, {"output"}, {"output.old"}, set()])
+def test_leftovers_of_killed_programs_go_with_the_next_write_to_the_folder_and_what_is_others_stays(tmp_path, content):
+    """After a loss of power the lock may be gone."""
+    for name in ("output", "another"):
+        left = tmp_path / f".{name}.0123abcd.tmp"
+        left.mkdir()
+        for each in content:
+            (left / each.replace("output", name)).touch()
+    (tmp_path / "output").write_text("old")
+    (tmp_path / "another").write_text("kept")
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / ".mine.0123abcd.tmp").write_text("mine")  # a file
+    with replaced_atomically(tmp_path / "output") as temporary:
+        temporary.write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "output", "another", ".notes.tmp", ".mine.0123abcd.tmp",
+    }  # fmt: skip
+    assert (tmp_path / "output").read_text() == "new" and (tmp_path / "another").read_text() == "kept"
+
+
+def test_what_a_live_program_writes_is_not_swept(tmp_path):
+    with replaced_atomically(tmp_path / "one") as one:
+        one.write_text("1")
+        with replaced_atomically(tmp_path / "other") as other:
+            other.write_text("2")
+        remove(tmp_path / "other")
+        sweep(tmp_path)
+        assert [is_temporary(path.name) for path in tmp_path.iterdir()] == [True]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("when", ["while the sweep holds the lock", "after the sweep"])
+def test_program_whose_temporary_folder_a_sweep_takes_first_makes_another_one(tmp_path, monkeypatch, when):
+    is_locked, swept = core.files._is_locked, []
+
+    def sweep_first(lock):
+        folder = Path(lock.name).parent
+        if swept:
+            return is_locked(lock)
+        swept.append(folder)
+        with open(lock.name, "r+b") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            locked = is_locked(lock)
+            core.files._clear(folder)
+        folder.rmdir()
+        return is_locked(lock) if when == "after the sweep" else locked
+
+    monkeypatch.setattr(core.files, "_is_locked", sweep_first)
+    with replaced_atomically(tmp_path / "output") as temporary:
+        temporary.write_text("new")
+        assert temporary.parent != swept[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
+def test_folder_is_replaced_at_once_and_where_folders_cannot_be_exchanged_put_back_after_a_kill(tmp_path, monkeypatch):
+    write_folder(tmp_path / "output")
+    (tmp_path / "output" / "old").touch()
+    inode = (tmp_path / "output").stat().st_ino
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("the old folder is moved aside"))
+    with replaced_atomically(tmp_path / "output") as temporary:
+        write_folder(temporary)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["output", "part"]
+    assert (tmp_path / "output").stat().st_ino != inode
+
+    def killed_between(path, target):
+        rename(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(core.files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with replaced_atomically(tmp_path / "output") as temporary:
+        temporary.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["output"]
+    monkeypatch.setattr(Path, "rename", killed_between)
+    monkeypatch.setattr(core.files, "_clear", lambda _: None)
+    with pytest.raises(KeyboardInterrupt), replaced_atomically(tmp_path / "output") as temporary:
+        write_folder(temporary)
+    monkeypatch.undo()
+    assert not (tmp_path / "output").exists()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["output"]
+
+
+def test_file_that_readers_look_for_is_never_beside_files_of_another_write(tmp_path, monkeypatch):
+    replace, seen = os.replace, []
+
+    def look(source, target):
+        seen.append({path.name: path.read_text() for path in (tmp_path / "x.rec", tmp_path / "x.idx") if path.exists()})
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    for content in ("old", "new"):
+        with replaced_together(tmp_path / "x.rec", tmp_path / "x.idx") as (rec, idx):
+            rec.write_text(content)
+            idx.write_text(content)
+    assert seen == [{}, {"x.rec": "old"}, {"x.rec": "old"}, {"x.rec": "new"}]
+    with pytest.raises(KeyError), replaced_together(tmp_path / "x.rec", tmp_path / "x.idx") as (rec, idx):
+        rec.write_text("newer")
+        raise KeyError
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.rec": "new", "x.idx": "new"}
+
+
+def test_file_folder_and_link_are_removed_and_what_is_missing_is_no_error(tmp_path):
+    write_folder(tmp_path / "folder")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    write_folder(tmp_path / "kept")
+    for name in ("folder", "file", "link", "nothing"):
+        remove(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "part"]
+
+
+def test_each_folder_that_is_made_is_flushed_with_the_one_that_it_is_in(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(core.files, "flush_folder", flushed.append)
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir() and flushed == [tmp_path, tmp_path / "a"]
 
 
 def test_records_on_a_full_disk_are_one_line_and_leave_no_files(tmp_path):

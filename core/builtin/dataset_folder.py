@@ -1,6 +1,7 @@
 """A data set as a folder: training records, an evaluation tree of other identities, and a description."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from core.builtin.ijb_tree import SubjectImages, write_ijb_tree
 from core.builtin.roxford_tree import LandmarkImages, write_roxford_tree
 from core.data.records import write_image_records
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable, writing
+from core.files import is_temporary, make_folder, replaced_atomically, require_replaceable, writing
 from core.progress import track
 
 __all__ = ["DataSource", "check_replaceable", "write_dataset_folder"]
@@ -47,10 +48,11 @@ def check_replaceable(out: Path, kind: str) -> None:
     require_replaceable(out, folder=True)
     if not out.exists():
         return
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in MEMBERS and not p.name.startswith("train_part_"))
+    names = [name for name in os.listdir(out) if not is_temporary(name)]
+    foreign = sorted(name for name in names if name not in MEMBERS and not name.startswith("train_part_"))
     if foreign:
         raise UserError(f"{out} has other files in it, such as {foreign[0]}; give another folder, or empty this one")
-    if not any(out.iterdir()):
+    if not names:
         return
     try:
         found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))["kind"]
@@ -68,7 +70,7 @@ def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, 
     """
     check_replaceable(out, source.kind)
     with writing(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
     num_images, num_classes = len(source.labels), int(source.labels[-1]) + 1
     with replaced_atomically(out) as folder:
         folder.mkdir()

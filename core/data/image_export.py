@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.data.records import RecordDataset
 from core.errors import UserError
-from core.files import replaced_atomically
+from core.files import is_temporary, make_folder, replaced_atomically
 from core.images.formats import START, format_of
 from core.progress import Progress
 
@@ -42,6 +42,7 @@ def export_images(data: RecordDataset, out: Path) -> Path:
             _write_missing(out / path, payload)
             lines.write(f"{path} {label}\n")
             progress.update(1)
+        os.sync()  # all images are on the disk before the list is; faster than one by one
     if unknown:
         logger.warning("%d images are of an unknown format; their suffix is %s", unknown, UNKNOWN_SUFFIX)
     without = data.num_classes - 1 - int(data.labels().max())
@@ -57,8 +58,8 @@ def _claim(out: Path, data: RecordDataset) -> None:
     origin = {"records": data.fingerprint, "images": data.num_images, "classes": data.num_classes}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder for the images")
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
+    make_folder(out)
+    if not all(map(is_temporary, os.listdir(out))):
         try:
             found = json.loads((out / ORIGIN).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError
-from core.files import replaced_atomically, require_file
+from core.files import replaced_together, require_file
 
 __all__ = ["MAGIC", "RecordReader", "RecordWriter", "pack", "read_data", "unpack"]
 
@@ -209,11 +209,9 @@ class RecordWriter:
 
     def __init__(self, prefix: str | Path):
         self.prefix = str(prefix)
-        self._idx_path = Path(f"{prefix}.idx")
         self._offset = 0
         with ExitStack() as stack:
-            idx = stack.enter_context(replaced_atomically(self._idx_path))
-            rec = stack.enter_context(replaced_atomically(f"{prefix}.rec"))
+            rec, idx = stack.enter_context(replaced_together(f"{prefix}.rec", f"{prefix}.idx"))
             self._rec = stack.enter_context(open(rec, "wb", buffering=1 << 20))
             self._idx = stack.enter_context(open(idx, "w", encoding="ascii", newline="\n"))
             self._files = stack.pop_all()
@@ -249,7 +247,6 @@ class RecordWriter:
             if not self._rec.closed:
                 self._rec.close()
                 self._idx.close()
-                self._idx_path.unlink(missing_ok=True)
 
     def __enter__(self) -> "RecordWriter":
         return self

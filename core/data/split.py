@@ -13,7 +13,7 @@ from core.data.record_files import record_prefix
 from core.data.records import RecordDataset, write_image_records
 from core.data.released_split import first_images, numbered_by_shuffle, shuffled_images
 from core.errors import UserError
-from core.files import require_writable
+from core.files import make_folder, require_writable
 from core.progress import track
 
 __all__ = ["RULES", "class_split", "data_split", "split_list", "split_records"]
@@ -74,7 +74,7 @@ def split_records(
     _require_images(f"{prefix}.rec", ratio, sides)
     outputs = [str(folder / f"{Path(prefix).name}_part_{100 * share:g}_{mode}") for share in (ratio, 1 - ratio)]
     _require_room(f"{prefix}.rec", folder, outputs)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = {}
     for output, side in zip(outputs, sides):
         rows = np.flatnonzero(side >= 0)
@@ -110,7 +110,7 @@ def split_list(
     else:
         sides = data_split(images.labels, ratio, seed)
     _require_images(str(path), ratio, sides)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = {}
     for share, side in [*zip((ratio, 1 - ratio), sides), *whole]:
         rows = order[side[order] >= 0]

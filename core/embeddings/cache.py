@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from core.embeddings.extraction import Views, extract_embeddings
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import require_writable
+from core.files import remove, require_writable
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
@@ -52,12 +51,12 @@ def cached_embeddings(
     settings = {"network": encoder.network, **settings}
     made_by = json.dumps([encoder.fingerprint, encoder.preprocessing, settings], sort_keys=True)
     path = folder / source.fingerprint[:16] / hashlib.sha256(made_by.encode()).hexdigest()[:16]
-    if path.exists():
+    if collectives.rank() == 0 and path.exists():
         try:
             EmbeddingStore.open(path)
         except UserError as error:
             logger.warning("%s: embedding again: %s", encoder.name, error)
-            shutil.rmtree(path)
+            remove(path)
     ranks = Ranks(collectives.rank(), collectives.world_size(), torch.device(encoder.device))
     return extract_embeddings(
         encoder, source, path, ranks, batch_size, num_workers, views=views, settings=settings, wait=True

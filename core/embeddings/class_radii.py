@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from core.embeddings.statistics import load_statistic, normalized_blocks, prepare_class_means, write_once
+from core.embeddings.row_blocks import row_values
+from core.embeddings.statistics import lengths, load_statistic, prepare_class_means, write_once
 from core.embeddings.store import EmbeddingStore
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
@@ -29,14 +30,16 @@ def class_radii(store: EmbeddingStore, means: np.ndarray, measure: Measure) -> n
 
     `measure`: "distance", Euclidean, or "angle", in radians between an embedding and its class mean.
     """
-    values = np.empty(store.info.num_images)
-    for rows, block, labels in normalized_blocks(store):
+
+    def distances(block: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return lengths(block - means[labels])
+
+    def angles(block: np.ndarray, labels: np.ndarray) -> np.ndarray:
         own = means[labels].astype(np.float64)
-        if measure == "distance":
-            values[rows] = np.linalg.norm(block - own, axis=1)
-        else:
-            own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-            values[rows] = np.arccos(np.clip(np.einsum("nd,nd->n", block, own), -1, 1))
+        own /= np.maximum(lengths(own), 1e-12)[:, None]
+        return np.arccos(np.clip(np.einsum("nd,nd->n", block, own), -1, 1))
+
+    values = row_values(store, distances if measure == "distance" else angles)
     return largest_without_outliers(values, np.asarray(store.labels()), len(means))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.embeddings.statistics import class_means, load_statistic, normalized_blocks, write_once
+from core.embeddings.row_blocks import row_values
+from core.embeddings.statistics import class_means, lengths, load_statistic, write_once
 from core.embeddings.store import EmbeddingStore
 from core.parallel.collectives import all_gather_rows, broadcast_object
 from core.parallel.ranks import Ranks
@@ -26,9 +27,7 @@ def own_class_distances(store: EmbeddingStore) -> tuple[np.ndarray, np.ndarray, 
     """Class centres float64 (C, D), distance of every row to its own centre (N,), and its variance by class (C,)."""
     centres, counts = class_means(store)
     labels = np.asarray(store.labels())
-    own = np.empty(store.info.num_images)
-    for rows, block, block_labels in normalized_blocks(store):
-        own[rows] = np.linalg.norm(block - centres[block_labels], axis=1)
+    own = row_values(store, lambda block, labels: lengths(block - centres[labels]))
     counts = np.maximum(counts, 1)
     means = np.bincount(labels, own, len(centres)) / counts
     return centres, own, np.bincount(labels, (own - means[labels]) ** 2, len(centres)) / counts

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from core.arrays import open_array, read_array
+from core.claims import CLAIM
 from core.data.samplers import evaluation_rows
-from core.embeddings.claim import LOCK, claimed
 from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import ROOT, require_replaceable
+from core.files import ROOT, flush, flush_folder, remove, require_replaceable, sweep
 from core.images.loader import load_batches
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
-from core.parallel.collectives import barrier, broadcast_object
-from core.parallel.ranks import Ranks
+from core.parallel.collectives import barrier, broadcast_object, rank
+from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.progress import Progress
 
 __all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "extract_together",
@@ -139,6 +139,8 @@ class _Work:
         store = EmbeddingStore.open(self.path)
         store.require(self.info)
         logger.info("%s: embeddings from the store %s", self.info.model_name, self.path)
+        if rank() == 0:
+            _tidy(self.path)
         return store
 
 
@@ -182,9 +184,10 @@ def _make(
 ) -> list[_Work]:
     """Make the stores that are missing, but for those that another run finishes first; return which were made here."""
     with ExitStack() as claims:
-        if ranks.is_first:
-            for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
-                claims.enter_context(claimed(work.partial, wait))
+        for work in sorted(missing, key=lambda work: work.path):  # two runs never wait for each other's claims
+            if ranks.is_first:
+                sweep(work.path.parent)
+            claims.enter_context(claimed_by_ranks(work.partial, "extraction", ranks, wait=wait))
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
             for work in missing:
@@ -228,9 +231,10 @@ def _prepare(partial: Path, info: StoreInfo, source: ImageSource) -> None:
     """Fill the folder of an extraction under way, or keep what an earlier run of the same work left."""
     if _can_go_on(partial, info):
         return
-    for file in partial.iterdir():
-        if file.name != LOCK:
-            file.unlink()
+    sweep(partial)
+    for name in ("plan.json", *os.listdir(partial)):  # without a plan nothing of what is left is gone on with
+        if name != CLAIM:
+            remove(partial / name)
     shape = (info.num_images, info.embedding_size)
     try:
         for view in info.views:
@@ -240,6 +244,7 @@ def _prepare(partial: Path, info: StoreInfo, source: ImageSource) -> None:
             np.save(partial / "labels.npy", labels)
         _reserve(partial / "done.npy", np.bool_, (-(-info.num_images // BLOCK),))
         (partial / "plan.json").write_text(json.dumps(asdict(info)))
+        flush(partial)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         needed = info.num_images * (4 * info.embedding_size * len(info.views) + 8 * info.labelled)
@@ -331,9 +336,19 @@ def _require_finite(embeddings: np.ndarray, encoder: Encoder, source: ImageSourc
 def _finish(partial: Path, info: StoreInfo, path: Path) -> None:
     """Turn the folder of a completed extraction into the store at `path`."""
     (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
-    for name in ("done.npy", "plan.json"):
-        (partial / name).unlink()
-    if path.exists():
-        path.rmdir()
-    partial.rename(path)
-    (path / LOCK).unlink()  # last, or another run could claim the folder before it has its name
+    flush(partial)
+    partial.rename(path)  # also where there is an empty folder
+    flush_folder(path.parent)
+    _tidy(path)
+    flush_folder(path)
+
+
+def _tidy(path: Path) -> None:
+    """Remove from a finished store what only its extraction needed.
+
+    Not before it has its name: until then a killed run goes on with it, and another one could claim the folder.
+    """
+    for name in ("plan.json", "done.npy", CLAIM):
+        with suppress(OSError):  # of no consequence, and others' stores may be for reading alone
+            (path / name).unlink()
+    sweep(path)

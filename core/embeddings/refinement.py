@@ -3,14 +3,14 @@
 Streamed from two feature stores, classes of one size together. The rule for the weights is the method's.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.embeddings.store import EmbeddingStore
+from core.parallel.threads import one_thread
 from core.progress import Progress
 
 __all__ = ["refined_prototypes"]
@@ -36,15 +36,14 @@ def refined_prototypes(
 
     Classes of one size are weighted together, up to 8.4 million numbers at a time: memory is about 100 MB (or three
     times what the largest class takes), a few numbers an image, and the result. On a CPU this runs on one thread: the
-    matrices are so small that several threads, which wait for each other after each operation, are far slower as soon
-    as other processes are running.
+    matrices are small.
     """
     labels = np.asarray(old.labels())
     order = np.argsort(labels, kind="stable")
     first, end = (np.searchsorted(labels, classes, side, order) for side in ("left", "right"))
     sizes = end - first
     prototypes = torch.zeros(len(classes), old.info.embedding_size, device=device)
-    with _one_thread(), Progress("refining prototypes", len(classes), "classes", quiet) as progress:
+    with one_thread(), Progress("refining prototypes", len(classes), "classes", quiet) as progress:
         for size in np.unique(sizes[sizes > 0]):
             members = np.flatnonzero(sizes == size)
             step = max(1, BLOCK_ELEMENTS // int(2 * size * (new.info.embedding_size + size)))
@@ -55,14 +54,3 @@ def refined_prototypes(
                 prototypes[chosen] = (of_images[:, None] @ torch.from_numpy(old[rows]).to(device)).squeeze(1)
                 progress.update(len(chosen))
     return prototypes
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operations on the CPU use one thread for as long as the context lasts."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)

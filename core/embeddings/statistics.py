@@ -1,50 +1,38 @@
 """Class statistics of an embedding store, computed block by block: class means and MixBCT's credible rows.
 
 Embeddings are L2-normalised first, unless a function says otherwise. Memory: a (C, D) float64 table, a few values a row
-and one block of rows. The rows need not be sorted by class.
+and a few blocks of rows. The rows need not be sorted by class.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from core.arrays import open_array, read_array
+from core.embeddings.row_blocks import normalized_blocks, row_values
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable
+from core.files import replaced_atomically, require_replaceable, sweep
 from core.memory import require_memory
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
+from core.parallel.threads import one_thread
 
 __all__ = [
     "class_means",
     "credible_mask",
     "credible_mask_path",
+    "lengths",
     "load_statistic",
-    "normalized_blocks",
     "num_classes_of",
     "prepare_class_means",
     "prepare_credible_mask",
     "write_once",
 ]
 
-BLOCK_ROWS = 16384
 AGAIN = "delete it, it will be computed again"
-
-
-def normalized_blocks(store: EmbeddingStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield (rows, float64 embeddings (n, D), labels (n,)) over the store, 16,384 rows at a time; rows of unit length.
-
-    `normalized=False` gives the embeddings as they are stored.
-    """
-    labels = store.labels()
-    for start in range(0, store.info.num_images, BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, store.info.num_images))
-        block = store.features[rows].astype(np.float64)
-        if normalized:
-            block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
-        yield rows, block, labels[rows]
 
 
 def num_classes_of(store: EmbeddingStore) -> int:
@@ -68,10 +56,10 @@ def class_means(
     )
     sums = np.zeros((num_classes, store.info.embedding_size))
     counts = np.bincount(store.labels(), minlength=num_classes)
-    for _, block, labels in normalized_blocks(store, normalized):
-        order = np.argsort(labels, kind="stable")
-        present, first = np.unique(labels[order], return_index=True)
-        sums[present] += np.add.reduceat(block[order], first, axis=0)
+    table, blocks = torch.from_numpy(sums), normalized_blocks(store, normalized)
+    with one_thread():
+        for _, block, labels in blocks:
+            table.index_add_(0, torch.from_numpy(labels), torch.from_numpy(block))
     if scale is not None:
         sums *= scale
     return sums / np.maximum(counts, 1)[:, None], counts
@@ -95,6 +83,11 @@ def dimension_scale(store: EmbeddingStore) -> np.ndarray:
     return 1 / np.sqrt(np.maximum(squares, 1e-24))
 
 
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """L2 norms (n,) of vectors (n, D)."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+
+
 def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Rank of each value within its class, ascending from 0, int64 (N,); ties in row order."""
     order = np.lexsort((values, labels))
@@ -112,9 +105,9 @@ def credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool = F
     """
     scale = dimension_scale(store) if scale_dimensions else None
     means, counts = class_means(store, scale)
-    distances = np.empty(store.info.num_images)
-    for rows, block, labels in normalized_blocks(store):
-        distances[rows] = np.linalg.norm((block if scale is None else block * scale) - means[labels], axis=1)
+    distances = row_values(
+        store, lambda block, labels: lengths((block if scale is None else block * scale) - means[labels])
+    )
     labels = np.asarray(store.labels())
     kept = np.ceil(np.round(keep * counts, 9)).astype(np.int64)  # rounded first: 0.7 * 10 is not quite 7
     return per_class_rank(distances, labels) < kept[labels]
@@ -146,7 +139,9 @@ def load_statistic(path: Path, dtype: type, shape: tuple[int, ...], mapped: bool
 
 def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
     """Compute an array and save it at `path`, unless that file exists."""
-    if not path.exists():
+    if path.exists():
+        sweep(path.parent)
+    else:
         require_replaceable(path)
         array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:

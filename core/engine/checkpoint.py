@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import re
-import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from torch.optim import Optimizer
 
 from core.engine.method import Method
 from core.errors import UserError
-from core.files import writing
+from core.files import make_folder, remove, replaced_atomically, sweep, writing
+from core.parallel.collectives import broadcast_object
 from core.parallel.ranks import Ranks
 from core.pickle_stream import check_pickle
 
-__all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position"]
+__all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position", "remove_leftovers"]
 
 logger = logging.getLogger(__name__)
 KEPT = 2
@@ -74,6 +75,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / name for name in names if NAME.fullmatch(name)), key=_step)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left in `folder`, and all checkpoints but the last two; a kill leaves whole ones."""
+    sweep(folder)
+    for old in _checkpoints(folder)[:-KEPT]:
+        remove(old)
+
+
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
@@ -99,33 +107,24 @@ class TrainingState:
 
     def save(self, folder: Path, position: Position) -> Path:
         """Write `folder/step_<n>`, completely or not at all, and remove all but the last two. Collective."""
-        path = folder / f"step_{position.step}"
-        temporary = path.with_suffix(".tmp")
-        try:
-            with writing(path, temporary):
-                self._write(temporary, position)
-                if self.ranks.is_first:
-                    shutil.rmtree(path, ignore_errors=True)
-                    temporary.rename(path)
-                    for old in _checkpoints(folder)[:-KEPT]:
-                        shutil.rmtree(old)
-        except UserError:
+        path = temporary = folder / f"step_{position.step}"
+        with ExitStack() as stack:
+            stack.enter_context(writing(path, path.with_name(f".{path.name}.")))
             if self.ranks.is_first:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
+                make_folder(folder)
+                temporary = stack.enter_context(replaced_atomically(path))
+                temporary.mkdir()
+            self._write(broadcast_object(temporary), position)
+        if self.ranks.is_first:
+            remove_leftovers(folder)  # the new one outlives a loss of power by now
         distributed.barrier()
         return path
 
     def _write(self, folder: Path, position: Position) -> None:
-        """Write all files of a checkpoint to a new folder. Collective. Errors are those of the disk."""
-        if self.ranks.is_first:
-            for unfinished in folder.parent.glob("step_*.tmp"):
-                shutil.rmtree(unfinished)
-            folder.mkdir(parents=True)
-        distributed.barrier()
+        """Write all files of a checkpoint to an empty folder. Collective. Errors are those of the disk."""
         state = self._tensors() | {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
         try:
-            dcp.save(state, checkpoint_id=folder)  # writes with fsync
+            dcp.save(state, checkpoint_id=folder)
         except dcp.CheckpointException as error:  # on every rank
             raise _cause(error) from error
         if self.ranks.is_first:

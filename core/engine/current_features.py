@@ -1,6 +1,5 @@
 """The features of the training images by the model in training."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import distributed, nn
 from core.embeddings.extraction import extract_embeddings
 from core.embeddings.store import EmbeddingStore
 from core.engine.method import Run
+from core.files import remove
 from core.images.transforms import NORMALIZATIONS
 from core.models.encoder import Encoder
 from core.models.weights import fingerprint
@@ -51,5 +51,5 @@ def _remove(path: Path, run: Run) -> None:
     """Remove a folder after all ranks have finished with it and before any continues."""
     distributed.barrier()
     if run.ranks.is_first:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     distributed.barrier()

@@ -18,7 +18,7 @@ from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.engine.optimization import cosine
 from core.engine.run_folder import MetricsLog, RunFolder
 from core.errors import UserError
-from core.files import replaced_atomically
+from core.files import remove, replaced_atomically
 from core.models.maps import Map, Space
 from core.models.maps.error_head import fit_error_head
 from core.models.maps.modules import build_error_head
@@ -116,9 +116,9 @@ class _Training:
         settings, folder = self.settings, self.folder
         if settings.resume:
             self._resume()
+        else:
+            remove(self.checkpoint)
         folder.prepare(settings.resume)
-        if not settings.resume:
-            self.checkpoint.unlink(missing_ok=True)
         if self.epoch == settings.num_epoch:
             logger.info("%s is already trained to the end of epoch %d", folder.path, self.epoch)
             return
@@ -130,6 +130,7 @@ class _Training:
             for epoch in range(self.epoch, settings.num_epoch):
                 self._train_epoch(epoch, metrics, bar)
                 self.epoch = epoch + 1
+                metrics.flush()
                 self._save()
         metrics.close()
 

@@ -7,9 +7,10 @@ classes), `config.json` (the settings as run), `metrics.jsonl` (a line per logge
 
 import json
 import math
-import shutil
+import os
 import subprocess
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from torch.utils.tensorboard import SummaryWriter
 import core
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
-from core.files import ROOT, replaced_atomically, require_writable, writing
+from core.files import ROOT, make_folder, remove, replaced_atomically, require_writable, writing
 from core.models.weights import fingerprint
+from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.settings import MapSettings, Settings
 
 __all__ = ["MetricsLog", "RunFolder", "code_version"]
 
-CREATED_HERE = ("config.json", "metrics.jsonl", "model.pt", "classifier.pt", "tensorboard", "checkpoints")
+CREATED_HERE = ("checkpoints", "tensorboard", "metrics.jsonl", "classifier.pt", "config.json", "model.pt")
+"""In the order in which they are removed: a model without checkpoints is not trained on by accident."""
 
 
 def code_version() -> str:
@@ -51,6 +54,10 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
+    def claimed(self, work: str, ranks: Ranks) -> AbstractContextManager[None]:
+        """Hold the folder for one run; `UserError` that says which other one holds it. Collective."""
+        return claimed_by_ranks(self.path, work, ranks)
+
     def require_writable(self) -> None:
         """`UserError` unless a run can write its files here. Makes nothing."""
         for folder in (self.path, self.checkpoints, self.tensorboard):
@@ -59,11 +66,10 @@ class RunFolder:
     def prepare(self, resume: bool) -> None:
         """Create the folder; unless `resume` is true, remove the files of an earlier run."""
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         if not resume:
             for name in CREATED_HERE:
-                target = self.path / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                remove(self.path / name)
 
     def write_config(self, values: dict[str, Any]) -> None:
         """Write `config.json`: a flat dict of the settings and of what was derived from the data."""
@@ -113,7 +119,7 @@ class MetricsLog:
     def __init__(self, folder: RunFolder, first_step: int):
         self.path, self.board_path = folder.path / "metrics.jsonl", folder.tensorboard
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= first_step]
+            kept = [line for line in self.path.read_text(errors="replace").splitlines() if _step_of(line) <= first_step]
             with replaced_atomically(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
         with writing(self.path):
@@ -130,6 +136,11 @@ class MetricsLog:
         with writing(self.board_path):
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Wait until the lines are on the disk: with a checkpoint, so that a resumed run lacks none."""
+        with writing(self.path):
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Flush and close both files."""

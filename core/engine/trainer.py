@@ -18,7 +18,7 @@ from core.backbones import build_backbone, require_backbone
 from core.backbones.onednn import avoid_unsafe_kernels
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
-from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position
+from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position, remove_leftovers
 from core.engine.initial_weights import INITIAL_WEIGHTS, load_initial_backbone, open_initial_classes
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import load_old_model, open_old_features
@@ -26,7 +26,7 @@ from core.engine.optimization import LossScaler, build_optimizer, learning_rate
 from core.engine.run_folder import MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
-from core.files import resolve
+from core.files import resolve, sweep
 from core.heads.build import build_margin
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
@@ -251,6 +251,9 @@ class Trainer:
     def train(self) -> None:
         """Train to the end of the last epoch, writing checkpoints and `model.pt` along the way."""
         settings = self.settings
+        if self.ranks.is_first:
+            sweep(self.folder.path)
+            remove_leftovers(self.folder.checkpoints)
         if self.epoch >= settings.num_epoch:
             logger.info("%s is already trained to the end of epoch %d", self.folder.path, settings.num_epoch)
             self._write_classifier()
@@ -284,6 +287,8 @@ class Trainer:
                 if epoch_ends:
                     self.epoch, self.images_in_epoch = self.epoch + 1, 0
                 if epoch_ends or self.step % settings.checkpoint_steps == 0:
+                    if metrics is not None:
+                        metrics.flush()
                     self._save(write_model=epoch_ends)
                 if self.validation is not None and self.validation.sets and (self.step % settings.verbose == 0 or last):
                     self._validate(self.validation, metrics)

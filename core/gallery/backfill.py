@@ -6,26 +6,22 @@ block, and the vectors are gathered and written together. A batch holds the same
 
 import logging
 import math
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from core.errors import UserError
 from core.gallery.backfill_order import rows_in_order
 from core.gallery.begin import begin
-from core.gallery.entry_images import REASON_BYTES, EntryImages, Given, Place, image_place, reasons_as_text
+from core.gallery.embed_entries import EmbedEntries
+from core.gallery.entry_images import Given, image_place
 from core.gallery.store import BLOCK, Entries, Store, Version
 from core.gallery.upgrade import Upgrade
-from core.images.loader import load_batches
 from core.models.encoder import Encoder, load_encoder
-from core.parallel.collectives import all_gather_rows, broadcast_object
+from core.parallel.collectives import broadcast_object
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
@@ -37,9 +33,6 @@ WINDOW = 16
 FAILED = "failed"
 """Document: the reasons by id for entries that the last run could not embed, the first `MOST_LISTED` of them."""
 MOST_LISTED = 10_000
-BATCH_SIZES = {"cpu": 128, "cuda": 512}
-"""By device; halved where the images do not fit."""
-NO_DIRECTION = "the model gives no finite vector, or one of zeros"
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,9 @@ def backfill(
         if entries is not None:
             place = options.images if callable(options.images) else image_place(options.images)
             encoder = _require_encoder(broadcast_object(work and work.new), encoder, ranks)
-            embed = _Embed(encoder, place, ranks, options)
+            embed = EmbedEntries(
+                encoder, place, ranks, options.batch_size, options.num_workers, options.rate, options.block
+            )
             while entries is not None:
                 for rows, vectors, reasons in embed(entries, None if work is None else work.progress):
                     if work is not None:
@@ -199,74 +194,3 @@ class _Work:
         if self.position and self.upgrade.failed != self.failed:  # of an earlier run, and embedded now
             self._list_failed()
         return Backfilled(self.store.counts()[self.new.key], len(self.store), self.embedded, self.failed, self.reasons)
-
-
-class _Embed:
-    """Embeds entries over all ranks."""
-
-    def __init__(self, encoder: Encoder, place: Place | Given, ranks: Ranks, options: BackfillOptions):
-        self.encoder, self.place, self.ranks, self.options = encoder, place, ranks, options
-        self.batch_size = options.batch_size or BATCH_SIZES[encoder.device.type]
-        if options.rate is not None:  # no more at once than are due in a second
-            self.batch_size = min(self.batch_size, max(1, int(options.rate)))
-        self.at_once = self.batch_size
-        self.next_time = time.monotonic()
-
-    def __call__(self, entries: Entries, progress: Progress | None) -> Iterator[tuple[slice, np.ndarray, list[str]]]:
-        """For each block of N entries its places, the vectors (B, D), and the reasons (B,) why there is none."""
-        count, options = len(entries.ids), self.options
-        source = EntryImages(entries.ids, entries.images, self.place, self.encoder.image_size)
-        blocks = [np.arange(at, min(at + options.block, count)) for at in range(0, count, options.block)]
-        mine = [self._mine(block) for block in blocks]
-        workers = 0 if callable(self.place) else options.num_workers
-        loader = load_batches(
-            source, [batch for own in mine for batch in own], workers, pin_memory=self.encoder.device.type == "cuda"
-        )
-        for block, own in zip(blocks, mine):
-            parts, shown = [self._nothing()], 0
-            for number, batch in enumerate(islice(loader, len(own)), 1):
-                self._wait(len(batch["row"]))
-                parts.append((batch["row"], self._vectors(batch["image"]), batch["reason"]))
-                if progress is not None:  # as far as the other ranks are too, at about the same speed
-                    progress.update(len(block) * number // len(own) - shown)
-                    shown = len(block) * number // len(own)
-            rows, vectors, reasons = (all_gather_rows(torch.cat(part)) for part in zip(*parts))
-            order = rows.argsort()
-            texts = reasons_as_text(reasons[order].numpy())
-            directed = (torch.isfinite(vectors).all(1) & vectors.any(1))[order].tolist()
-            texts = [text or ("" if there else NO_DIRECTION) for text, there in zip(texts, directed)]
-            yield slice(int(block[0]), int(block[-1]) + 1), vectors[order].numpy(), texts
-
-    def _mine(self, block: np.ndarray) -> list[np.ndarray]:
-        """This rank's batches of a block: they are dealt to the ranks in turn."""
-        batches = [block[at : at + self.batch_size] for at in range(0, len(block), self.batch_size)]
-        return batches[self.ranks.rank :: self.ranks.world_size]
-
-    def _nothing(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The part of a rank without a batch."""
-        size = self.encoder.embedding_size
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, size), torch.empty(0, REASON_BYTES, dtype=torch.uint8)
-
-    def _wait(self, count: int) -> None:
-        """Until the rate allows so many more images."""
-        if self.options.rate is None:
-            return
-        time.sleep(max(0.0, self.next_time - time.monotonic()))
-        self.next_time = max(self.next_time, time.monotonic()) + count * self.ranks.world_size / self.options.rate
-
-    def _vectors(self, images: Tensor) -> Tensor:
-        """(B, D) on the CPU; in smaller pieces where the device has no room for all images at once."""
-        while True:
-            try:
-                return torch.cat([self.encoder(piece).cpu() for piece in images.split(self.at_once)])
-            except torch.OutOfMemoryError as error:
-                if self.at_once == 1:
-                    raise UserError(
-                        f"{self.encoder.device} has no room for one image of {self.encoder.name}: free its memory, or "
-                        "name another device (--device)"
-                    ) from error
-                self.at_once //= 2
-                logger.info(
-                    "%s: %d images at a time do not fit; now %d", self.encoder.device, 2 * self.at_once, self.at_once
-                )
-                torch.cuda.empty_cache()

@@ -6,6 +6,7 @@ in a file is compared with what is left of it; nothing is held but the numbers o
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class _Reader:
 
     def __init__(self, path: Path):
         self.path, self.position = path, 0
-        self.content = MappedArray(path, np.uint8, "r")
+        self.content = cast(MappedArray, MappedArray(path, np.uint8, "r"))
 
     def file(self) -> FaissFile:
         kind, own = self.kind(), None

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.gallery.backfill import Backfilled, BackfillOptions, backfill
 from core.gallery.commit import Ended, commit, rollback
 from core.gallery.documents import map_from_document, read_upgrade
+from core.gallery.enrolment import embed_for
 from core.gallery.exports import export
 from core.gallery.model_versions import NAMED, key_of, version_of
 from core.gallery.places import creating_store, open_store
@@ -51,15 +52,16 @@ class Gallery:
         ids: str | Path | None = None,
         labels: str | Path | None = None,
         images: str | Path | None = None,
+        network: str | None = None,
     ) -> "Gallery":
-        """A new gallery of the vectors in a file, made by `model`.
+        """A new gallery of the vectors in a file, made by `model`, a .pt state dict with its `network`.
 
         `place` as of `core.gallery.places`, files as of `core.gallery.vector_files`.
 
         It is there when it is whole: a killed or failed creation leaves none. Memory: 64 MB, and the lists' text.
         """
         file = open_vectors(vectors, ids, labels, images)
-        version = version_of(model, file.size)
+        version = version_of(model, file.size, network)
         if file.version not in (None, version.key):
             raise UserError(
                 f"{file.path} says that its vectors are of {file.version}, not of {version.key}: name that model, or "
@@ -130,6 +132,26 @@ class Gallery:
             checked[upgrade.mapped] = map_from_document(self.store.document("gallery_map"))(checked[upgrade.old])
         self.store.enrol(ids, checked, labels, images)
 
+    def enrol_images(
+        self,
+        ids: Sequence[str],
+        images: Sequence[str | None],
+        labels: Sequence[str | None] | None = None,
+        *,
+        encoders: Sequence[Encoder] = (),
+        options: BackfillOptions | None = None,
+        device: str = "cpu",
+    ) -> dict[str, str]:
+        """Embed images, and enrol what can be embedded; why the others cannot, by id.
+
+        As of `core.gallery.enrolment.embed_for`: by the gallery's model, during an upgrade by the old and the new one.
+        """
+        reasons: dict[str, str] = {}
+        for block in embed_for(self.store, ids, images, labels, encoders, options or BackfillOptions(), device):
+            self.enrol(block.ids, block.vectors, block.labels, block.images)
+            reasons |= block.reasons
+        return reasons
+
     def _require_models(self, keys: Mapping[str, object], upgrade: Upgrade | None) -> None:
         """`UserError` unless entries with vectors of these models are searched in this gallery."""
         versions = self.store.versions()
@@ -160,9 +182,10 @@ class Gallery:
         old_queries: np.ndarray | None = None,
         max_far: float | None = None,
         index: str = "exact",
+        network: str | None = None,
     ) -> Found:
-        """The k best entries for each query (Q, D), as of `core.gallery.search.search`."""
-        key = key_of(self.store, model)
+        """The k best entries for each query (Q, D) by `model`, as of `core.gallery.search.search`."""
+        key = key_of(self.store, model, network)
         return search(self.store, queries, key, k, old_queries=old_queries, max_far=max_far, index=index)
 
     def export(self, out: str | Path, format: str, version: str | Path | None = None) -> int:

@@ -7,6 +7,7 @@ in the step, W ranks.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,9 @@ INIT_STD = 0.01
 """Standard deviation of the initial class weights of margins on cosines, as in arcface_torch."""
 ROWS_PER_BLOCK = 1024
 """Rows of the global weight matrix that are drawn from one seed."""
+BLOCK_CLASSES = {"cpu": 4096, "cuda": 65536}
+"""Classes whose weights are read once for all that a pass does with them: on a CPU they stay in its cache. No temporary
+tensor is larger than a block."""
 MIN_NORM = 1e-12
 """Class weights shorter than this are divided by it, as `torch.nn.functional.normalize` does."""
 
@@ -50,11 +54,17 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, embeddings, weight, bias, targets, valid, margin, group, with_gradient):
-        logits = embeddings @ weight.T if bias is None else torch.addmm(bias, embeddings, weight.T)
-        inverse_norms = None
-        if margin.normalized:
-            inverse_norms = torch.linalg.vector_norm(weight, dim=1).clamp_(min=MIN_NORM).reciprocal_()
-            logits *= margin.s * inverse_norms
+        logits = weight.new_empty(len(embeddings), len(weight))
+        inverse_norms = weight.new_empty(len(weight)) if margin.normalized else None
+        for block in _blocks(weight):
+            part, rows = logits[:, block], weight[block]
+            if bias is None:
+                torch.mm(embeddings, rows.T, out=part)
+            else:
+                torch.addmm(bias[block], embeddings, rows.T, out=part)
+            if inverse_norms is not None:
+                torch.linalg.vector_norm(rows, dim=1, out=inverse_norms[block]).clamp_(min=MIN_NORM).reciprocal_()
+                part *= margin.s * inverse_norms[block]
 
         held, columns, slopes = targets >= 0, targets.clamp(min=0).unsqueeze(1), None
         if weight.shape[0] > 0:
@@ -67,9 +77,11 @@ class _ShardedCrossEntropy(torch.autograd.Function):
             own = logits.new_zeros(len(logits))
             maxima = torch.full_like(own, -math.inf)
         all_reduce_(maxima, "max", group)
-        logits.sub_(maxima.unsqueeze(1)).exp_()
+        sums = torch.zeros_like(own)
+        for block in _blocks(weight):
+            sums += logits[:, block].sub_(maxima.unsqueeze(1)).exp_().sum(1)
         own = torch.where(held, own - maxima, 0.0)
-        sums, own = all_reduce_(torch.stack([logits.sum(1), own]), "sum", group)
+        sums, own = all_reduce_(torch.stack([sums, own]), "sum", group)
         num_valid = valid.sum(dtype=logits.dtype).clamp(min=1.0)
         loss = torch.where(valid, sums.log() - own, 0.0).sum() / num_valid
 
@@ -92,15 +104,30 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         with torch.autocast(loss_gradient.device.type, enabled=False):
             gradient *= loss_gradient if inverse_norms is None else loss_gradient * ctx.margin_scale * inverse_norms
             if ctx.needs_input_grad[0]:
-                of_embeddings = (gradient @ weight).mul_(ctx.num_ranks)
+                of_embeddings = torch.zeros_like(embeddings)
             if ctx.needs_input_grad[1]:
-                of_weight = gradient.T @ embeddings
-                if inverse_norms is not None:
-                    along = torch.linalg.vecdot(of_weight, weight).mul_(inverse_norms.square())
-                    of_weight.addcmul_(weight, along.unsqueeze(1), value=-1.0)
+                of_weight = torch.empty_like(weight)
+            for block in _blocks(weight):
+                part, rows = gradient[:, block], weight[block]
+                if of_embeddings is not None:
+                    of_embeddings.addmm_(part, rows)
+                if of_weight is not None:
+                    of_rows = torch.mm(part.T, embeddings, out=of_weight[block])
+                    if inverse_norms is not None:
+                        along = torch.linalg.vecdot(of_rows, rows).mul_(inverse_norms[block].square())
+                        of_rows.addcmul_(rows, along.unsqueeze(1), value=-1.0)
+            if of_embeddings is not None:
+                of_embeddings *= ctx.num_ranks
             if ctx.needs_input_grad[2]:
                 of_bias = gradient.sum(0)
         return of_embeddings, of_weight, of_bias, None, None, None, None, None
+
+
+def _blocks(weight: torch.Tensor) -> Iterator[slice]:
+    """Slices of the class weights `(C, D)`."""
+    step = BLOCK_CLASSES[weight.device.type]
+    for start in range(0, len(weight), step):
+        yield slice(start, min(start + step, len(weight)))
 
 
 def _value_and_slope(function, points: torch.Tensor, needs_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -2,16 +2,23 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed, nn
 
+from core.claims import claimed, joined
 from core.errors import UserError
+from core.parallel.collectives import barrier, broadcast_object
+from core.parallel.launcher import end_with_launcher, own_store
 
-__all__ = ["Ranks", "average_gradients", "process_group", "share_buffers"]
+__all__ = ["Ranks", "average_gradients", "claimed_by_ranks", "process_group", "share_buffers"]
+
+PATIENCE = timedelta(minutes=60)
+"""The first rank may test or write while the others wait."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
 
     `device`: "auto", "cuda" or "cpu". On CUDA each local rank uses its own GPU, with nccl for device tensors and gloo
     for host tensors; on the CPU gloo is used for all. The group is destroyed at the end, unless an exception is raised.
+    Under torchrun the process ends when torchrun does, even if that is killed.
     """
     if device not in ("auto", "cuda", "cpu"):
         raise UserError(f"unknown device {device!r}: choose 'auto', 'cuda' or 'cpu'")
@@ -51,17 +59,42 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
             )
         place, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(place)
-    alone = "WORLD_SIZE" not in os.environ
+    end_with_launcher()
     distributed.init_process_group(
         backend,
         rank=rank,
         world_size=world_size,
-        store=distributed.HashStore() if alone else None,
-        timeout=timedelta(minutes=60),  # the first rank may test or write while the others wait
+        store=own_store(PATIENCE) if "WORLD_SIZE" in os.environ else distributed.HashStore(),
+        timeout=PATIENCE,
         device_id=place if place.type == "cuda" else None,
     )
     yield Ranks(rank, world_size, place)
     distributed.destroy_process_group()
+
+
+@contextmanager
+def claimed_by_ranks(folder: Path, work: str, ranks: Ranks, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder, made if it is missing, for the work of all ranks. Every rank must call this, and end it.
+
+    Otherwise as `core.claims.claimed`. No other work gets the folder before the last rank has ended, however it ends: a
+    rank may write for a moment after the first one was killed.
+    """
+    with ExitStack() as claims:
+        refusal = None
+        if ranks.is_first:
+            try:
+                claims.enter_context(claimed(folder, work, make=True, wait=wait))
+            except UserError as error:
+                refusal = error
+        refusal = broadcast_object(refusal)
+        if refusal is not None:
+            raise refusal
+        with ExitStack() as others:
+            if not ranks.is_first:
+                others.enter_context(joined(folder))
+            barrier()
+            yield
+        barrier()  # the first rank ends the claim after the others
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -4,12 +4,12 @@ import errno
 import logging
 import os
 import re
-from pathlib import Path
 
 import pytest
 from launching import Launch
 from record_writers import WRITERS, face2rec2, im2rec, seq_rec_builder, with_header, without_ids
 
+import core.files
 from core.data.open_dataset import open_dataset
 from core.data.record_files import record_prefix
 from core.data.record_index import write_index
@@ -90,14 +90,14 @@ def test_read_only_folder_is_one_line_and_a_link_elsewhere_is_indexed(tmp_path, 
     face2rec2(tmp_path / "data" / "train", LABELS, PAYLOADS)
     before = (tmp_path / "data" / "train.idx").read_bytes()
     (tmp_path / "data" / "train.idx").unlink()
-    write = Path.write_bytes
+    temporary_file = core.files.TemporaryFile
 
-    def write_bytes(path, content):
-        if path.parent == tmp_path / "data":
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        return write(path, content)
+    def make_file(**options):
+        if options["dir"] == tmp_path / "data":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "data"))
+        return temporary_file(**options)
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(core.files, "TemporaryFile", make_file)
     message = r"train\.idx: Read-only file system; .* \(a folder with a link to the \.rec will do\)"
     with pytest.raises(UserError, match=message):
         write_index(tmp_path / "data" / "train")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-import core.embeddings.statistics as statistics
+import core.embeddings.row_blocks as row_blocks
 from core.embeddings.class_radii import class_radii, largest_without_outliers, prepare_class_radii
 from core.embeddings.statistics import class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
@@ -61,7 +61,8 @@ def plain_radii(store, measure) -> list[float]:
 @pytest.mark.parametrize("block_rows", [16384, 7, 1])
 @pytest.mark.parametrize("measure", ["distance", "angle"])
 def test_radii_are_those_of_plain_loops_whatever_the_blocks(store, measure, block_rows, monkeypatch):
-    monkeypatch.setattr(statistics, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(row_blocks, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(row_blocks, "CHUNK_ROWS", block_rows)
     radii = class_radii(store, class_means(store)[0], measure)
     np.testing.assert_allclose(radii, plain_radii(store, measure), rtol=1e-9)
     assert radii[3] == radii[4] == -1 and (np.delete(radii, [3, 4]) > 0).all()

@@ -15,7 +15,7 @@ import torch
 from launching import Launch, load_program
 from tiny import projection_encoder, write_records, write_run_folder
 
-import core.embeddings.claim as claim
+import core.claims as claims
 import core.embeddings.extraction as extraction
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
@@ -205,12 +205,12 @@ def test_run_that_waits_for_another_one_takes_its_store_or_makes_its_own(data, r
 
     class Listener(logging.Handler):
         def emit(self, record):
-            if "waiting for another run" in record.getMessage():
+            if "waiting for another work" in record.getMessage():
                 waiting.set()
 
     listener = Listener()
-    claim.logger.addHandler(listener)
-    claim.logger.setLevel(logging.INFO)
+    claims.logger.addHandler(listener)
+    claims.logger.setLevel(logging.INFO)
     first = threading.Thread(target=first_run)
     first.start()
     while not (tmp_path / "store.partial" / "plan.json").exists():
@@ -218,7 +218,7 @@ def test_run_that_waits_for_another_one_takes_its_store_or_makes_its_own(data, r
     encoder = projection_encoder()
     store = extract_embeddings(encoder, data, tmp_path / "store", ranks, wait=True)
     first.join()
-    claim.logger.removeHandler(listener)
+    claims.logger.removeHandler(listener)
     assert encoder.module.images == (0 if outcome == "finishes" else 35) and np.isfinite(store.features).all()
     assert [path.name for path in tmp_path.glob("store*")] == ["store"]
 
@@ -229,7 +229,7 @@ def test_two_runs_do_not_make_one_store_at_once(data, ranks, tmp_path, monkeypat
     def embed_while_another_run_starts(*arguments) -> None:
         if not seen:
             seen.append(True)
-            with pytest.raises(UserError, match="another run is making the embedding store"):
+            with pytest.raises(UserError, match="another work holds .*extraction, process"):
                 extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks)
         embed(*arguments)
 
@@ -240,14 +240,14 @@ def test_two_runs_do_not_make_one_store_at_once(data, ranks, tmp_path, monkeypat
 
 def finish_before_the_claim(make_store, monkeypatch) -> None:
     """Another run's store appears between a run's look for one and its claim."""
-    claimed = extraction.claimed
+    claimed = extraction.claimed_by_ranks
 
-    def late(partial, wait):
-        monkeypatch.setattr(extraction, "claimed", claimed)
+    def late(*arguments, **options):
+        monkeypatch.setattr(extraction, "claimed_by_ranks", claimed)
         make_store()
-        return claimed(partial, wait)
+        return claimed(*arguments, **options)
 
-    monkeypatch.setattr(extraction, "claimed", late)
+    monkeypatch.setattr(extraction, "claimed_by_ranks", late)
 
 
 def test_store_that_another_run_finishes_before_the_claim_is_opened(data, ranks, tmp_path, monkeypatch):
@@ -271,7 +271,7 @@ def test_folder_is_claimed_until_it_has_its_name(data, ranks, tmp_path, monkeypa
 
     def rename_while_another_run_starts(partial, path):
         seen.append(path)
-        with pytest.raises(UserError, match="another run is making the embedding store"):
+        with pytest.raises(UserError, match="another work holds .*extraction, process"):
             extract_embeddings(projection_encoder(), data, path, ranks)
         rename(partial, path)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from launching import load_program
 
+import core.embeddings.row_blocks as row_blocks
 import core.embeddings.statistics as statistics
 from core.embeddings.class_radii import prepare_class_radii
 from core.embeddings.credibility import prepare_mask_by_distances
@@ -50,7 +51,8 @@ def store(tmp_path) -> EmbeddingStore:
 
 @pytest.fixture(params=[16384, 8, 1], ids=lambda rows: f"blocks of {rows}")
 def block_rows(request, monkeypatch):
-    monkeypatch.setattr(statistics, "BLOCK_ROWS", request.param)
+    monkeypatch.setattr(row_blocks, "BLOCK_ROWS", request.param)
+    monkeypatch.setattr(row_blocks, "CHUNK_ROWS", request.param)
 
 
 def unit_rows(store) -> list[list[float]]:

@@ -13,6 +13,7 @@ import torch
 from launching import Launch
 from tiny import write_records, write_run_folder
 
+from core.claims import claimed
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
 from core.files import ROOT
@@ -196,17 +197,18 @@ def test_damaged_checkpoint_is_reported_with_its_path_and_the_remedy(launch, fai
 
 def test_plain_python_ends_with_status_2_and_the_error_as_last_line_of_stderr(place, tmp_path, tiny_settings):
     commands = {
-        OLD_MODEL: ["rec=nowhere"],
+        OLD_MODEL: ["rec=nowhere", f"output={tmp_path / 'run'}"],
         MIXBCT: [
             f"rec={place / 'damaged'}",
             f"old_model={place / 'old'}",
             f"features={tmp_path / 'features'}",
+            f"output={tmp_path / 'other'}",
             "num_workers=1",
         ],
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "train.py", place / "config.py", *tiny_settings, f"output={tmp_path / 'run'}", *overrides],
+            [sys.executable, "train.py", place / "config.py", *tiny_settings, *overrides],
             cwd=program.parent, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for program, overrides in commands.items()
@@ -219,17 +221,22 @@ def test_plain_python_ends_with_status_2_and_the_error_as_last_line_of_stderr(pl
 
 def test_torchrun_with_two_ranks_prints_one_error_line_whether_one_rank_fails_or_all(place, tmp_path, tiny_settings):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    command += [str(place / "config.py"), *tiny_settings, f"output={tmp_path / 'run'}", "batch_size=8"]
-    cases = {"rec=nowhere": "nowhere.rec", f"rec={place / 'damaged'}": "damaged.rec: record 50 "}
-    processes = [
-        subprocess.Popen(
-            [*command, rec], cwd=ROOT / "old_model", stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for rec in cases
-    ]  # fmt: skip
-    for process, message in zip(processes, cases.values()):
-        errors = process.communicate(timeout=120)[1]
-        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-        assert process.returncode != 0 and len(lines) == 1 and message in lines[0], errors
-        assert 'train.py", line' not in errors  # no traceback of ours
+    command += [str(place / "config.py"), *tiny_settings, "batch_size=8"]
+    cases = {
+        "missing": (f"rec={tmp_path}/nowhere", "nowhere.rec"),
+        "damaged": (f"rec={place / 'damaged'}", "damaged.rec: record 50 "),
+        "held": (f"rec={place / 'train'}", rf"another work holds {tmp_path}/held \(a test, process {os.getpid()} on "),
+    }
+    with claimed(tmp_path / "held", "a test", make=True):
+        processes = [
+            subprocess.Popen(
+                [*command, rec, f"output={tmp_path / name}"], cwd=ROOT / "old_model", stderr=subprocess.PIPE, text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for name, (rec, _) in cases.items()
+        ]  # fmt: skip
+        for process, (_, message) in zip(processes, cases.values()):
+            errors = process.communicate(timeout=120)[1]
+            lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+            assert process.returncode != 0 and len(lines) == 1 and re.search(message, lines[0]), errors
+            assert 'train.py", line' not in errors  # no traceback of ours

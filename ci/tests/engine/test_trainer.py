@@ -284,7 +284,8 @@ def test_network_options_with_four_depths_go_on_from_their_checkpoint(build, tmp
 
 
 def test_checkpoint_that_a_kill_left_unfinished_is_removed_and_the_last_two_whole_ones_are_kept(build, tmp_path):
-    unfinished = tmp_path / "run" / "checkpoints" / "step_999.tmp"
-    unfinished.mkdir(parents=True)
+    unfinished = tmp_path / "run" / "checkpoints" / ".step_999.0123abcd.tmp"
+    (unfinished / "step_999").mkdir(parents=True)
+    (unfinished / "step_999.lock").touch()
     build("run", "checkpoint_steps=2").train()
     assert sorted(path.name for path in unfinished.parent.iterdir()) == ["step_6", "step_8"]

@@ -150,7 +150,7 @@ def test_whole_story(story: Story) -> None:
     np.save("late_new.npy", np.load("vectors_new.npy")[:1] * 2)
     Path("late.txt").write_text("late\n")
     late = "insert --ids late.txt --vectors late_old.npy --model old --vectors late_new.npy --model new"
-    assert story.run(*late.split()) == {"inserted": 1}
+    assert story.run(*late.split()) == {"inserted": 1, "failed": {}}
     assert story.run("delete", "person 0", "nobody") == {"deleted": 1}
     info = story.run("info")
     assert (info["vectors"], info["upgrade"]["total"], info["versions"][story.keys["old"]]) == (COUNT, COUNT, COUNT)
@@ -168,6 +168,52 @@ def test_whole_story(story: Story) -> None:
     assert info["versions"] == {story.keys["new"]: COUNT} and info["upgrade"] is None and info["size"] == 12
     assert story.hits().equals(found)
     assert story.exported() != before
+
+
+def test_images_are_enrolled_by_the_models_that_the_gallery_needs(story: Story) -> None:
+    """Before an upgrade by the old model, during it by both, and after it by the new one: as vectors would be."""
+    story.create()
+    Path("more.txt").write_text("images/person 3.png\tmore 3\nimages/person 4.png\tmore 4\nno.png\tnone\n")
+    Path("classes.txt").write_text("three\n\nnine\n")
+    words = "insert --images more.txt --labels classes.txt --num-workers 0 --device cpu".split()
+    vectors = {model: np.load(f"vectors_{model}.npy")[3:5] for model in ("old", "new")}
+
+    def stored(model: str) -> np.ndarray:
+        with Gallery.open("G") as gallery:
+            entries = [entries for entries in gallery.store.entries()]
+            ids = [name for block in entries for name in block.ids]
+            labels = {name: label for block in entries for name, label in zip(block.ids, block.labels)}
+            assert labels["more 3"] == "three" and labels["more 4"] is None and "none" not in ids
+            rows = {name: row for block in entries for name, row in zip(block.ids, block.rows.tolist())}
+            return gallery.store.vectors(story.keys[model], np.array([rows["more 3"], rows["more 4"]]))
+
+    done = story.run(*words)
+    assert done["inserted"] == 2 and list(done["failed"]) == ["none"] and "no.png" in done["failed"]["none"]
+    np.testing.assert_allclose(stored("old"), vectors["old"], rtol=1e-4, atol=1e-5)
+    story.run("delete", "more 3", "more 4")
+    story.backfill("--share", 0.5)
+    assert story.run(*words)["inserted"] == 2
+    for model in ("old", "new"):
+        np.testing.assert_allclose(stored(model), vectors[model], rtol=1e-4, atol=1e-5)
+    story.backfill("--share", 1)
+    story.run("commit")
+    assert "2 entries are in the gallery; 1 images cannot be used" in story.say(*words)
+    np.testing.assert_allclose(stored("new"), vectors["new"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_bare_state_dict_is_a_model_with_its_network(story: Story) -> None:
+    shutil.copy("old/model.pt", "bare.pt")
+    network = json.loads(Path("old/config.json").read_text())["network"]
+    words = "--vectors vectors_old.npy --ids ids.txt --images images.txt --model bare.pt".split()
+    with pytest.raises(UserError, match="name it with -net"):
+        story.run("create", *words)
+    assert story.run("create", *words, "-net", network)["versions"] == {story.keys["old"]: COUNT}
+    Path("more.txt").write_text("images/person 3.png\tmore 3\n")
+    more = "--images more.txt --model bare.pt --num-workers 0 --device cpu -net".split()
+    assert story.run("insert", *more, network)["inserted"] == 1
+    assert (
+        story.run("search", "--queries", "queries_old.npy", "--model", "bare.pt", "-net", network)["queries"] == COUNT
+    )
 
 
 def test_rollback_gives_the_first_state_back(story: Story) -> None:
@@ -288,6 +334,10 @@ def test_damage_is_found(story: Story) -> None:
     [
         ("info --store milvus", "--store milvus needs --uri"),
         ("insert --vectors a.npy --vectors b.npy --model old", "2 times --vectors and 1 times --model"),
+        ("insert --ids ids.txt", "give --vectors with their --ids, or --images alone"),
+        ("insert --images images.txt --labels late.txt", "late.txt has 1 classes and images.txt 24 images"),
+        ("insert --images images.txt --model new", "takes entries by old, not by new"),
+        ("insert --images images.txt --model old -net r18", "1 times -net and 0 times a .pt state dict"),
         ("delete", "no entry is named"),
         ("plan --new new --out plan", "give --sample, images with identities, or --pairs"),
         ("plan --new name:v2 --sample s.txt --out plan", "name:v2 is not at hand and embeds no images"),
@@ -302,6 +352,7 @@ def test_damage_is_found(story: Story) -> None:
 )
 def test_mistakes_are_one_line(story: Story, words: str, message: str) -> None:
     story.create()
+    Path("late.txt").write_text("late\n")
     with pytest.raises(UserError, match=message):
         story.run(*words.split())
 

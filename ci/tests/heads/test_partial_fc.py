@@ -1,7 +1,9 @@
 import pytest
 import torch
 from plain_softmax import MARGINS, D, batch, make_head, reference, run_step
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import core.heads.partial_fc as partial_fc
 from core.errors import UserError
 from core.heads import PartialFC
 from core.heads.margins import ArcFace, CosFace
@@ -54,6 +56,47 @@ def test_the_random_draw_goes_on_from_a_saved_generator_state():
     assert torch.equal(draws[0], again[0])
     assert torch.equal(draws[1], again[1])
     assert not torch.equal(draws[0] != 0, draws[1] != 0)
+
+
+@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("block", [1, 7, 23, 4096])
+def test_blocks_of_classes_of_any_size_give_the_full_softmax(name, block, monkeypatch):
+    monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", block)
+    head = make_head(name, 23, torch.float64)
+    embeddings, labels = batch(0, 23)
+    step = run_step(head, embeddings, labels)
+    bias = None if head.bias is None else head.bias.detach()
+    expected = reference(name, embeddings, head.weight.detach(), bias, labels)
+    for what in ("loss", "embeddings", "weight", *(() if bias is None else ("bias",))):
+        torch.testing.assert_close(step[what], expected[what], atol=1e-12, rtol=1e-10)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the bytes of every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.made[storage.data_ptr()] = max(storage.nbytes(), self.made.get(storage.data_ptr(), 0))
+        return result
+
+
+def test_beside_gradient_and_logits_no_tensor_is_larger_than_a_block(monkeypatch):
+    monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 64)
+    head = PartialFC(ArcFace(), 256, 8192)
+    embeddings, labels = torch.randn(4, 256, requires_grad=True), torch.arange(4)
+    with Sizes() as sizes:
+        head(embeddings, labels).backward()
+    weights, logits, block = 4 * 256 * 8192, 4 * 4 * 8192, 4 * 256 * 64
+    of_step = {pointer: size for pointer, size in sizes.made.items() if pointer != head.weight.data_ptr()}
+    large = sorted((size for size in of_step.values() if size > block), reverse=True)
+    assert large == [weights, logits]
 
 
 def test_a_second_backward_pass_is_refused():

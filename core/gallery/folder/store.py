@@ -23,16 +23,16 @@ from typing import Any
 
 import numpy as np
 
+from core.claims import CLAIM, claimed
 from core.errors import UserError
 from core.evaluation.search import search
-from core.files import writing
-from core.gallery.claim import CLAIM, claimed
+from core.files import flush, flush_folder, sweep, writing
 from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
 from core.gallery.folder.index import INDEXES, search_index
 from core.gallery.folder.slots import live_slots, set_slots, slots_at
-from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, flush_folder, require_slots
+from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, require_slots
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
 __all__ = ["FolderStore"]
@@ -85,10 +85,7 @@ class FolderStore:
                 finally:
                     store.close()
                 with writing(path, temporary):
-                    for file in temporary.iterdir():
-                        with open(file, "rb") as handle:
-                            os.fsync(handle.fileno())
-                    flush_folder(temporary)
+                    flush(temporary)
                     _require_new(path)
                     os.rename(temporary, path)
                     flush_folder(path.parent)
@@ -328,6 +325,7 @@ class FolderStore:
 
     def _sweep(self, db: sqlite3.Connection) -> None:
         """Remove what a write that did not end has left in files, and files of versions that are gone."""
+        sweep(self._folder)
         known = {stored.file: stored for stored in stored_versions(db).values()}
         for path in self._folder.iterdir():
             if match := VECTORS.fullmatch(path.name):

@@ -17,10 +17,10 @@ import numpy as np
 
 from core.arrays import MappedArray
 from core.errors import UserError
-from core.files import writing
+from core.files import flush_folder, writing
 from core.models.maps.vectors import row_blocks, unit_rows
 
-__all__ = ["SLOTS", "UnitRows", "VectorFile", "flush_folder", "require_slots"]
+__all__ = ["SLOTS", "UnitRows", "VectorFile", "require_slots"]
 
 SLOTS = 4096
 """In a block, which has a checksum: part of the format."""
@@ -167,12 +167,3 @@ def _require_directions(vectors: np.ndarray, first: int, what: str) -> None:
 def _write(file: io.RawIOBase, data: memoryview) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def flush_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import replaced_atomically, require_file, writing
+from core.files import flush_folder, remove, replaced_atomically, require_file, writing
 from core.gallery.store import Version
 from core.gallery.upgrade import ROADS, Calibrations, calibration_from_json, calibration_to_json
 from core.models.maps import Map, load_map
@@ -184,7 +184,8 @@ class Plan:
         folder = Path(folder)
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            (folder / FILE).unlink(missing_ok=True)  # its maps are about to go
+            flush_folder(folder.parent)
+            remove(folder / FILE)  # its maps are about to go
         for name in MAPS:
             fitted = getattr(self, name)
             if fitted is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from core.backbones.weight_files import read_weight_file
 from core.errors import UserError
-from core.files import replaced_atomically, require_file, writing
+from core.files import make_folder, replaced_together, require_file, writing
 from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.threads import in_shares
 from core.models.maps.vectors import SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
@@ -133,7 +133,7 @@ class Map:
         if (folder / "model.pt").exists():
             raise UserError(f"{folder} is the run folder of a model, whose config would be lost: name another folder")
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         described = {
             "kind": self.kind,
             "source": asdict(self.source),
@@ -146,10 +146,9 @@ class Map:
         tensors = dict(self.module.state_dict())
         if self.error_head is not None:
             tensors |= {ERROR_HEAD + name: tensor for name, tensor in self.error_head.state_dict().items()}
-        with replaced_atomically(folder / "map.pt") as temporary:
-            torch.save(tensors, temporary)
-        with replaced_atomically(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps({**(config or {}), "map": described}, indent=2) + "\n")
+        with replaced_together(folder / "map.pt", folder / "config.json") as (weights, about):
+            torch.save(tensors, weights)
+            about.write_text(json.dumps({**(config or {}), "map": described}, indent=2) + "\n")
 
 
 def load_map(folder: str | Path) -> Map:

@@ -12,6 +12,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from core.models.maps.vectors import row_blocks
+from core.parallel.threads import one_thread
 
 __all__ = ["in_shares", "threads_for_tables"]
 
@@ -29,12 +30,8 @@ def in_shares(count: int, work: Callable[[list[slice]], Result]) -> list[Result]
     num_threads = torch.get_num_threads()
     blocks = list(row_blocks(count))
     shares = [blocks[thread::num_threads] for thread in range(num_threads)]
-    torch.set_num_threads(1)
-    try:
-        with _one_blas_thread(), ThreadPoolExecutor(num_threads) as threads:
-            return list(threads.map(work, shares))
-    finally:
-        torch.set_num_threads(num_threads)
+    with one_thread(), _one_blas_thread(), ThreadPoolExecutor(num_threads) as threads:
+        return list(threads.map(work, shares))
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""Going over all rows of an embedding store on as many threads as torch uses; results come in the order of the rows."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from core.embeddings.store import EmbeddingStore
+
+__all__ = ["normalized_blocks", "row_values"]
+
+Result = TypeVar("Result")
+BLOCK_ROWS = 512
+"""Rows that are handed over together."""
+CHUNK_ROWS = 128
+"""Rows whose float64 copies stay in a core's cache."""
+CHUNKS = 64
+"""That a thread works on before it takes the next ones."""
+
+
+def normalized_blocks(store: EmbeddingStore, normalized: bool = True) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """(rows, float64 embeddings (n, D), labels (n,)) over the store, 512 rows at a time; embeddings of unit length.
+
+    `normalized=False` gives the embeddings as they are stored. Memory: two blocks a thread.
+    """
+    labels = store.labels()
+
+    def read(rows: slice) -> tuple[slice, np.ndarray, np.ndarray]:
+        return rows, _float64(store.features[rows], normalized), np.array(labels[rows])
+
+    return _in_order(read, _slices(0, store.info.num_images, BLOCK_ROWS), torch.get_num_threads())
+
+
+def row_values(store: EmbeddingStore, compute: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """`compute` on normalised embeddings float64 (n, D) and their labels (n,), a value a row: float64 (N,)."""
+    count, labels = store.info.num_images, store.labels()
+    values = np.empty(count)
+
+    def fill(rows: slice) -> None:
+        features = store.features[rows]
+        of_rows = np.asarray(labels[rows])
+        for chunk in _slices(0, len(features), CHUNK_ROWS):
+            values[rows][chunk] = compute(_float64(features[chunk], normalized=True), of_rows[chunk])
+
+    for _ in _in_order(fill, _slices(0, count, CHUNKS * CHUNK_ROWS), torch.get_num_threads()):
+        pass
+    return values
+
+
+def _float64(rows: np.ndarray, normalized: bool) -> np.ndarray:
+    """The rows (n, D), which become a copy; of unit length if they are `normalized`, those of zeros as they are."""
+    block = rows.astype(np.float64)
+    if normalized:
+        block /= np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), 1e-12)[:, None]
+    return block
+
+
+def _slices(start: int, end: int, step: int) -> Iterator[slice]:
+    for first in range(start, end, step):
+        yield slice(first, min(first + step, end))
+
+
+def _in_order(work: Callable[[slice], Result], slices: Iterator[slice], num_threads: int) -> Iterator[Result]:
+    """The results of `work` in the order of the slices; no more than two a thread are there at once."""
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads) as threads:
+        for rows in slices:
+            if len(pending) == 2 * num_threads:
+                yield pending.popleft().result()
+            pending.append(threads.submit(work, rows))
+        while pending:
+            yield pending.popleft().result()
