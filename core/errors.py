@@ -35,6 +35,8 @@ REMEDIES = {
 """What to do about an error of the operating system."""
 OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 """Errors that no fault of a program causes, whether a path is named or not."""
+HALF_LINE = 1000
+"""Letters at the beginning and at the end of a longer line that are printed."""
 CODE = (str(Path(__file__).resolve().parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 """Folders of programs: a file that is missing there is no mistake of the user."""
 OF_RUST = re.compile(r"\(os error (\d+)\)(?:: (.+))?")
@@ -63,7 +65,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         if line is not None:
             if _claim_report():
                 sys.stdout.flush()
-                print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)  # noqa: T201
+                print("error: " + _shortened(" ".join(line.split())), file=sys.stderr, flush=True)  # noqa: T201
             _leave(ERROR_STATUS)
         if _was_reported():
             _leave(ERROR_STATUS)
@@ -103,6 +105,11 @@ def _line_of(error: Exception) -> str | None:
         return None
     also = f" and {os.fsdecode(other)}" if other is not None else ""
     return f"cannot use {path}{also}: {explain(error)}"
+
+
+def _shortened(line: str) -> str:
+    """Without the middle of what quotes a whole file: what is wrong comes first, what to do last."""
+    return line if len(line) <= 2 * HALF_LINE else f"{line[:HALF_LINE]} ... {line[-HALF_LINE:]}"
 
 
 def _leave(status: int) -> NoReturn:
