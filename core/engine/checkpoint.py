@@ -36,8 +36,8 @@ __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position", "r
 
 logger = logging.getLogger(__name__)
 KEPT = 2
-DEEPEST = 20
-"""Levels of containers in the description of a checkpoint."""
+DEEPEST, MOST_KEYS = 20, 10**6
+"""Levels of containers in the description of a checkpoint, and values that the names of its tensors are made of."""
 DESCRIBING = re.compile(
     r"torch\.(Size|strided|[a-z]*float[0-9a-z_]*|u?int\d+|bool|complex\d+)|torch\.serialization\._get_layout"
     r"|torch\.distributed\.checkpoint\.metadata\.(\w*Metadata|MetadataIndex|TensorProperties|_MEM_FORMAT_ENCODING"
@@ -180,7 +180,7 @@ class _Reader(dcp.FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         data = Path(self._get_metadata_path(kwargs.get("rank"))).read_bytes()
-        check_pickle(data, depth=DEEPEST)
+        check_pickle(data, depth=DEEPEST, chosen_keys=MOST_KEYS)
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
         if not isinstance(metadata, Metadata):
             raise TypeError("its .metadata describes no checkpoint")

@@ -47,3 +47,11 @@ def test_a_damaged_description_is_an_error_that_the_checkpoint_s_reader_names(fo
     (folder / ".metadata").write_bytes(data)
     with pytest.raises((ValueError, TypeError)):
         _Reader(folder).read_metadata()
+
+
+def test_a_training_of_thousands_of_tensors_is_described(tmp_path):
+    many = {f"backbone.layer{i}.weight": torch.full((2,), float(i)) for i in range(3000)}
+    dcp.save(dict(many), checkpoint_id=tmp_path / "step_1", no_dist=True)
+    state = {name: torch.zeros(2) for name in many}
+    dcp.load(state, storage_reader=_Reader(tmp_path / "step_1"), no_dist=True)
+    assert all(torch.equal(state[name], many[name]) for name in many)
