@@ -185,9 +185,17 @@ def remove(path: str | Path) -> None:
     path = Path(path)
     if not os.path.lexists(path):
         return
-    with writing(path, path.with_name(f".{path.name}.")), _temporary_folder(path) as folder:
-        path.rename(folder / path.name)
+    if path.is_symlink() or not path.is_dir():
+        with writing(path):
+            path.unlink()  # which needs no room
+            flush_folder(path.parent)
+        return
+    sweep(path.parent)
+    left = path.with_name(_temporary_name(path.name))  # without a lock: whoever sweeps it removes what is removed here
+    with writing(path, left):
+        path.rename(left)
         flush_folder(path.parent)  # or a loss of power could keep the name and lose a part of what is in it
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def sweep(place: str | Path) -> None:
