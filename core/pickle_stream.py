@@ -61,7 +61,9 @@ APPENDED = re.compile(rb"(?:I[0-9]{1,9}\na)+")
 MARK, STOP = b"(."
 
 
-def check_pickle(data: bytes | mmap, start: int = 0, *, depth: int, shared: bool = False) -> int:
+def check_pickle(
+    data: bytes | mmap, start: int = 0, *, depth: int, shared: bool = False, chosen_keys: int = CHOSEN_KEYS
+) -> int:
     """Raise `ValueError` if the pickle at `start` is damaged or hostile; otherwise the position after it.
 
     Refused are lengths beyond the end of `data`, memo indices beyond the position, more than `depth` levels, integers
@@ -71,7 +73,7 @@ def check_pickle(data: bytes | mmap, start: int = 0, *, depth: int, shared: bool
     Time: some 0.1 to 0.5 microseconds an opcode. Memory: 8 bytes for each value of the largest container, and the memo.
     """
     try:
-        return _Machine(data, start, depth, shared).run(start)
+        return _Machine(data, start, depth, shared, chosen_keys).run(start)
     except (IndexError, struct.error):
         raise ValueError("it ends within an opcode, or takes more from the stack than there is") from None
     except KeyError as error:
@@ -79,8 +81,8 @@ def check_pickle(data: bytes | mmap, start: int = 0, *, depth: int, shared: bool
 
 
 class _Machine:
-    def __init__(self, data: bytes | mmap, start: int, depth: int, shared: bool):
-        self.data, self.depth, self.shared = data, depth, shared
+    def __init__(self, data: bytes | mmap, start: int, depth: int, shared: bool, chosen_keys: int):
+        self.data, self.depth, self.shared, self.chosen_keys = data, depth, shared, chosen_keys
         self.size = len(data)
         self.most = SHARED * (self.size - start) + AT_LEAST
         self.limit = self.size
@@ -243,8 +245,10 @@ class _Machine:
                 container.depth = max(container.depth, item.depth + 1)
         if keys:
             container.chosen_keys += sum(key.weight for key in items[::keys] if key is not LEAF)
-            if container.chosen_keys > CHOSEN_KEYS:
-                raise ValueError(f"more than {CHOSEN_KEYS} keys of one container are neither text nor small numbers")
+            if container.chosen_keys > self.chosen_keys:
+                raise ValueError(
+                    f"more than {self.chosen_keys} keys of one container are neither text nor small numbers"
+                )
         if container.depth > self.depth:
             raise ValueError(f"containers in containers, more than {self.depth} deep")
         if container.weight > self.most and not self.shared:

@@ -67,4 +67,4 @@ def prepare_class_radii(store: EmbeddingStore, measure: Measure, ranks: Ranks) -
     if ranks.is_first:
         write_once(path, 4 * len(means), lambda: class_radii(store, means, measure).astype(np.float32))
     barrier()
-    return means, load_statistic(path)
+    return means, load_statistic(path, np.float32, (len(means),))

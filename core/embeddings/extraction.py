@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.arrays import open_array, read_array
 from core.claims import CLAIM
 from core.data.samplers import evaluation_rows
 from core.embeddings.store import FEATURES, PARTIAL, EmbeddingStore, StoreInfo, open_arrays
@@ -261,8 +262,9 @@ def _can_go_on(partial: Path, info: StoreInfo) -> bool:
         if any(json.loads((partial / name).read_text()) != asdict(info) for name in ("plan.json", "store.json")):
             return False
         open_arrays(partial, info)
-        return len(np.load(partial / "done.npy")) == -(-info.num_images // BLOCK)
-    except (FileNotFoundError, ValueError, EOFError):
+        done = read_array(partial / "done.npy")
+        return (done.dtype, done.shape) == (np.bool_, (-(-info.num_images // BLOCK),))
+    except (FileNotFoundError, ValueError, RecursionError):
         return False
 
 
@@ -279,7 +281,7 @@ def _embed_missing_blocks(
     if not works:
         return
     arrays = [open_arrays(work.partial, work.info, mode="r+") for work in works]
-    done = np.stack([np.load(work.partial / "done.npy") for work in works])
+    done = np.stack([read_array(work.partial / "done.npy") for work in works])
     mine = evaluation_rows(source.num_images, BLOCK, ranks.rank, ranks.world_size)
     blocks = [block for block in mine if not done[:, block.start // BLOCK].all()]
     batches = [block[start : start + batch_size] for block in blocks for start in range(0, len(block), batch_size)]
@@ -309,7 +311,7 @@ def _mark_done(partial: Path, arrays: Sequence[np.memmap], block: int) -> None:
     """Keep for later runs that a block is in the arrays."""
     for array in arrays:
         array.flush()
-    done = np.load(partial / "done.npy", mmap_mode="r+")
+    done = open_array(partial / "done.npy", mode="r+")
     done[block] = True
     done.flush()
 

@@ -219,7 +219,7 @@ class _Training:
             return
         try:
             saved = torch.load(self.checkpoint, map_location=self.run.device, weights_only=True)
-            identity = json.loads(saved["identity"])
+            identity, epoch = dict(json.loads(saved["identity"])), int(saved["epoch"])
         except Exception as error:  # of many kinds, for a damaged file
             raise UserError(
                 f"{self.checkpoint} is damaged ({type(error).__name__}): start over with resume=false"
@@ -230,9 +230,14 @@ class _Training:
                     f"{self.folder.path} holds a run with another {key} ({identity.get(key)!r}, now {value!r}): name "
                     "another output, or start over with resume=false"
                 )
-        self.method.load_state_dict(saved["method"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.epoch = saved["epoch"]
+        try:
+            self.method.load_state_dict(saved["method"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except Exception as error:  # of many kinds, for what is not as it was saved
+            raise UserError(
+                f"{self.checkpoint} is damaged ({type(error).__name__}): start over with resume=false"
+            ) from error
+        self.epoch = epoch
         logger.info("going on from %s (epoch %d)", self.checkpoint, self.epoch)
 
     def _save(self) -> None:

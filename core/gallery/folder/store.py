@@ -32,7 +32,7 @@ from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
 from core.gallery.folder.index import INDEXES, search_index
 from core.gallery.folder.slots import live_slots, set_slots, slots_at
-from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile
+from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, require_slots
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
 __all__ = ["FolderStore"]
@@ -237,6 +237,7 @@ class FolderStore:
             slots = slots_at(db, stored.number, rows)
             if len(missing := rows[slots < 0]):
                 raise UserError(f"{self.place} has no vector of {key} for the entry of row {missing[0]}: add it first")
+            require_slots(slots, len(vectors))
             return np.array(vectors[slots])
 
     def search(  # noqa: D102
@@ -258,6 +259,7 @@ class FolderStore:
             rows, slots = rows[order], slots[order]
             if not len(rows):
                 return Hits(scores, ids)
+            require_slots(slots, len(vectors))
             count = min(k, len(rows))
             if index == "exact":
                 found, places = search(queries, UnitRows(vectors, slots), count)

@@ -21,7 +21,7 @@ from core.files import make_folder, replaced_together, require_file, writing
 from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.threads import in_shares
 from core.models.maps.vectors import SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
-from core.models.weights import fingerprint
+from core.models.weights import fingerprint, require_sound
 
 __all__ = ["Map", "load_map"]
 
@@ -171,8 +171,12 @@ def load_map(folder: str | Path) -> Map:
         module.load_state_dict(tensors, assign=True)
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{file} does not describe a map ({error!r}): it is damaged, or not of a map's run") from error
+    except Exception as error:  # of any kind, for what a damaged file may say
+        raise UserError(
+            f"{file} does not describe a map ({error!r:.300}): it is damaged, or not of a map's run; fit the map again"
+        ) from error
+    for part in (module, *([error_head] if error_head is not None else [])):
+        require_sound(part, folder / "map.pt")
     module.eval().requires_grad_(False)
     return loaded
 
@@ -182,6 +186,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     content = read_weight_file(require_file(path, "weights of the map"))
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not the state dict of a map: fit the map again")
+    for name, tensor in content.items():
+        if tensor.dtype not in (torch.float32, torch.int64) or tensor.layout != torch.strided:
+            raise UserError(f"{path} is not a map's as it was saved: {name} is {tensor.dtype}; fit the map again")
     return dict(content)
 
 
