@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["UserError", "explain", "run_program"]
+__all__ = ["REMEDIES", "UserError", "explain", "number_of", "run_program"]
 
 ERROR_STATUS = 2
 LONGEST_LINE = 4000
@@ -81,12 +81,16 @@ def explain(error: OSError) -> str:
 
     The path is not in it.
     """
-    code, text = error.errno, error.strerror or str(error)
-    if code is None and (found := OF_RUST.search(text)):
-        code = int(found[1])
-        text = os.strerror(code)
+    code = number_of(error)
+    text = error.strerror or (str(error) if code is None else os.strerror(code))
     remedy = REMEDIES.get(code or 0, "check the path and its disk")
     return f"{text}; {remedy}"
+
+
+def number_of(error: OSError) -> int | None:
+    """The number of what the operating system refused, also from Polars, which has it in its text alone."""
+    found = OF_RUST.search(str(error))
+    return int(found[1]) if error.errno is None and found else error.errno
 
 
 def _line_of(error: Exception) -> str | None:

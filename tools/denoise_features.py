@@ -3,6 +3,7 @@
 python tools/denoise_features.py features/glyphs_old_train_part_70_class_1f0c2a3b_9d8e7f60 --keep 0.9
 """
 
+import numpy as np
 from command_line import ArgumentParser
 
 from core.embeddings.statistics import credible_mask, credible_mask_path, load_statistic, write_once
@@ -25,8 +26,8 @@ def main() -> None:
         raise UserError(f"--keep must be above 0 and at most 1, got {args.keep}")
     store = EmbeddingStore.open(args.store)
     path = credible_mask_path(store, args.keep, args.scale_dimensions)
-    write_once(path, lambda: credible_mask(store, args.keep, args.scale_dimensions))
-    mask = load_statistic(path)
+    write_once(path, store.info.num_images, lambda: credible_mask(store, args.keep, args.scale_dimensions))
+    mask = load_statistic(path, np.bool_, (store.info.num_images,))
     print(f"{path}: {int(mask.sum())} of {len(mask)} rows are credible")
 
 

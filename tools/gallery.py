@@ -20,12 +20,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from command_line import ArgumentParser, add_preprocessing_arguments, choose_device, preprocessing
 
+from core.arrays import open_vector_array
 from core.errors import UserError, run_program
 from core.evaluation.tables import format_rate, format_table
-from core.files import replaced_atomically, require_file, require_replaceable
+from core.files import replaced_atomically, require_replaceable
 from core.gallery import Gallery
 from core.gallery.backfill import FAILED, BackfillOptions
 from core.gallery.backfill import backfill as embed_again
@@ -137,9 +137,12 @@ def insert(args: Namespace) -> None:
             raise UserError(f"{path} does not have the ids of {args.vectors[0]} in their order: give both of the same")
     with Gallery.open(place_of(args)) as gallery:
         keys = [key_of(gallery.store, model, network) for model, network in with_networks(args)]
+        left = len(files[0])
         for blocks in zip(*(file.blocks() for file in files)):
             vectors = {key: block.vectors for key, block in zip(keys, blocks)}
+            gallery.store.require_room(left * sum(block.vectors[0].nbytes for block in blocks))
             gallery.enrol(blocks[0].ids, vectors, blocks[0].labels, blocks[0].images)
+            left -= len(blocks[0].ids)
     show(args, {"inserted": len(files[0]), "failed": {}}, f"{len(files[0])} entries are in the gallery")
 
 
@@ -352,8 +355,8 @@ def search(args: Namespace) -> None:
     """Find the best entries for each query, over all versions at once."""
     if args.out is not None:
         require_replaceable(args.out)
-    queries = read_queries(args.queries)
-    old_queries = None if args.old_queries is None else read_queries(args.old_queries)
+    queries = open_vector_array(args.queries, "file of queries")
+    old_queries = None if args.old_queries is None else open_vector_array(args.old_queries, "file of queries")
     with Gallery.open(place_of(args)) as gallery:
         found = gallery.search(
             queries, args.model, args.k,
@@ -367,14 +370,6 @@ def search(args: Namespace) -> None:
     with replaced_atomically(args.out) as temporary:
         found.hits.write_parquet(temporary)
     show(args, told, f"{args.out}: {len(found.hits)} hits of {len(queries)} queries")
-
-
-def read_queries(path: str) -> np.ndarray:
-    """The vectors (Q, D) of a .npy file."""
-    try:
-        return np.load(require_file(path, "file of queries"), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is no .npy file of vectors (Q, D), one a row: {error}") from error
 
 
 def add_export_arguments(parser: ArgumentParser) -> None:

@@ -7,13 +7,15 @@ map leads from; the output has a vector of the other space for each. Both are st
 """
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 from command_line import ArgumentParser
 
+from core.arrays import open_vector_array
 from core.errors import UserError, run_program
-from core.files import replaced_atomically, require_file
+from core.files import replaced_atomically, require_room, reserve
 from core.logs import set_up_logging
 from core.models.maps import Map, load_map
 from core.progress import Progress
@@ -33,27 +35,17 @@ def main() -> None:
     )
     args = parser.parse_args()
     set_up_logging()
-    mapping, vectors = load_map(args.map), open_vectors(args.source)
+    mapping, vectors = load_map(args.map), open_vector_array(args.source)
     write_mapped(mapping, vectors, args.out, args.plain)
     logger.info("%s: %d vectors of %s, from %s", args.out, len(vectors), mapping.target, mapping.source)
 
 
-def open_vectors(path: Path) -> np.ndarray:
-    """The array in a .npy file, memory-mapped; `UserError` if it is none of vectors."""
-    require_file(path, "file of vectors")
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
-            raise ValueError(f"it holds {getattr(vectors, 'shape', type(vectors).__name__)}")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no .npy file of vectors (N, D), one a row: {error}") from error
-    return vectors
-
-
 def write_mapped(mapping: Map, vectors: np.ndarray, path: Path, plain: bool) -> None:
     """Write what `vectors` (N, D_s) become; the file appears when it is complete. Memory: a block of 65,536 rows."""
+    require_room(path, 4 * len(vectors) * mapping.target.size)
     with replaced_atomically(path) as temporary, Progress("mapping", len(vectors)) as progress:
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(vectors), mapping.target.size))
+        reserve(temporary, os.path.getsize(temporary))
         for start in range(0, len(vectors), BLOCK):
             rows = slice(start, min(start + BLOCK, len(vectors)))
             try:

@@ -4,14 +4,18 @@ A family is a module with `NETWORKS` (name -> constructor), `OPTIONS` (the const
 size) and `read_layout` (recognises a network by the shapes of a state dict).
 """
 
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from core.backbones import iresnet, mobilefacenet, resnet, vit
 from core.backbones.checks import Layout
 from core.errors import UserError
+from core.memory import require_memory
 
 __all__ = ["Layout", "build_backbone", "list_backbones", "read_layout", "require_backbone"]
 
@@ -50,14 +54,29 @@ def build_backbone(name: str, embedding_size: int = 512, **options: Any) -> nn.M
     Options: `image_size=112` (all; the landmark networks 224), for IResNet `width=64`, `depth` (blocks a stage: one
     number or four) and `dropout=0.0`, for the landmark networks `pooling="avg"` ("gem", "max"), `gem_p=3.0`,
     `gem_p_learnable=False`, `head="linear"` ("whitening", "unit", "none") and `pretrained=None` ("imagenet", or a file
-    of torchvision's weights). `UserError` for an unknown name, option or value; it lists the known ones.
+    of torchvision's weights). `UserError` for an unknown name, option or value, of which it lists the known ones, and
+    for a network whose weights are larger than the memory, before they are made.
     """
     name = require_backbone(name)
     family = _FAMILY_OF[name]
     unknown = sorted(set(options) - set(family.OPTIONS))
     if unknown:
         raise UserError(f"network {name} has no option {unknown[0]!r}: its options are {', '.join(family.OPTIONS)}")
-    return family.NETWORKS[name](embedding_size, **options)
+    make = family.NETWORKS[name]
+    _require_room(partial(make, embedding_size, **{k: v for k, v in options.items() if k != "pretrained"}), name)
+    return make(embedding_size, **options)
+
+
+def _require_room(make: Callable[[], nn.Module], name: str) -> None:
+    remedy = "set a smaller embedding_size, image_size, width or depth"
+    with torch.device("meta"):
+        try:
+            size = sum(t.numel() * t.element_size() for t in make().state_dict().values())
+        except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+            raise UserError(
+                f"network {name} cannot be built with these options ({str(error).splitlines()[0]:.200}): {remedy}"
+            ) from error
+    require_memory(size, f"network {name} with these options", remedy)
 
 
 def read_layout(shapes: dict[str, tuple[int, ...]]) -> Layout | None:

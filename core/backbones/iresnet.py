@@ -30,6 +30,8 @@ DEPTHS = {
 }
 SEGMENTS = {"r2060": (1, 20, 100, 1)}
 """Of each stage in training, where activations are computed again; 1: all are kept."""
+MOST_BLOCKS = 4096
+"""Of all stages: r2060 has 1,030."""
 STAGE_FACTORS = (1, 2, 4, 8)
 REDUCTION = 16
 """Four stages of stride 2 with padding: a side of n pixels leaves ceil(n / 16) cells."""
@@ -83,6 +85,8 @@ class IResNet(nn.Module):
             raise UserError(f"depth must be one number of blocks or four, got {depth!r}")
         require_positive(embedding_size=embedding_size, image_size=image_size, width=width)
         require_positive(**{f"depth[{stage}]": blocks for stage, blocks in enumerate(depths)})
+        if sum(depths) > MOST_BLOCKS:
+            raise UserError(f"depth must be at most {MOST_BLOCKS} blocks in all, got {sum(depths)}")
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise UserError(f"dropout must be in [0, 1), got {dropout!r}")
         self.segments = tuple(min(parts, blocks) for parts, blocks in zip(segments, depths))

@@ -91,7 +91,7 @@ class MobileFaceNet(nn.Module):
             nn.BatchNorm1d(embedding_size),
         )
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and not module.weight.is_meta:  # where it would be slow
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ WEIGHTS = "IMAGENET1K_V1"
 """torchvision's first ImageNet weights, trained with the same recipe for all depths."""
 EXPONENT_SHAPES = {"avg": None, "gem": (1,), "max": ()}
 """Shape of the pooling exponent in a state dict, by which the pooling is recognised: the mean has no exponent."""
+MOST_PIXELS = 1 << 14
+"""Of an image's side: no weight bounds it."""
 SMALLEST = 1e-6
 
 
@@ -116,6 +118,8 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         require_positive(embedding_size=embedding_size, image_size=image_size)
+        if image_size > MOST_PIXELS:
+            raise UserError(f"image_size must be at most {MOST_PIXELS}, got {image_size}")
         if pooling not in EXPONENT_SHAPES:
             raise UserError(f"unknown pooling {pooling!r}: choose {', '.join(map(repr, EXPONENT_SHAPES))}")
         if not isinstance(gem_p, (int, float)) or not 0 < gem_p < math.inf:

@@ -12,10 +12,10 @@ from torch import Tensor
 from core.backbones import Layout, build_backbone, read_layout
 from core.backbones.file_kinds import EXPORT, SAVE
 from core.backbones.other_names import own_names
-from core.backbones.weight_files import PICKLED_NETWORK, holds_pickled_network, read_weight_file
+from core.backbones.weight_files import PICKLED_NETWORK, holds_pickled_network, read_weight_file, tensors_in
 from core.errors import UserError
 
-__all__ = ["read_state_dict"]
+__all__ = ["read_state_dict", "require_real"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,6 @@ TRAINING = re.compile(
 """In the names of classifiers and of what else only a training needs."""
 FOLLOWING = re.compile(r"neck|whiten|proj|pca|reduc|embed|norm|bn|bottle", re.IGNORECASE)
 """In the names of layers that may follow a backbone as part of the model."""
-DEEPEST = 8
-"""Levels of containers that are looked into: pickles can hold themselves."""
 
 
 @dataclass(frozen=True)
@@ -63,32 +61,35 @@ def read_state_dict(path: str | Path, network: str | None = None) -> Tensors:
     than another, trained weights rather than their means. What may be part of the model stays, so that building the
     network refuses it. Where no network is known, the state dict is given as it is, if it is the file's content or
     under one of `WRAPPERS`. `UserError` if there is no file, if it cannot be read, or if it has no weights or several
-    networks that could be meant.
+    networks that could be meant. Weights that are quantised, sparse, without memory or complex are refused; the log
+    says which were not float32.
     """
     path = Path(path)
     content = read_weight_file(path)
-    tensors = {INSERTED.sub("", name): tensor for name, tensor in _tensors_in(content).items()}
+    tensors = {INSERTED.sub("", name): tensor for name, tensor in tensors_in(content).items()}
     meta = content.get("meta") if isinstance(content, dict) else None
     candidates = _find_networks(tensors, "", meta, path)
     state_dict = _take(candidates, tensors, network, path) if candidates else _unknown_network(content, tensors, path)
-    if any(tensor.is_quantized for tensor in state_dict.values()):
-        raise UserError(f"{path} holds quantised weights, which are not read: {EXPORT}")
+    require_real(state_dict, path)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
 
 
-def _tensors_in(content: Any, prefix: str = "", depth: int = 0) -> Tensors:
-    """All tensors in nested dicts and lists, by keys and positions joined with dots."""
-    if isinstance(content, Tensor):
-        return {prefix: content.detach()}
-    if isinstance(content, dict):
-        items = content.items()
-    else:
-        items = enumerate(content) if isinstance(content, list | tuple) else ()
-    found: Tensors = {}
-    if depth < DEEPEST:
-        for key, value in items:
-            found |= _tensors_in(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
-    return found
+def require_real(tensors: Tensors, path: Path) -> None:
+    """`UserError` for tensors of a file that are not just real or whole numbers in memory.
+
+    A line of the log says it where real ones are not float32, as which they are to be read.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_quantized:
+            raise UserError(f"{path} holds quantised weights, which are not read: {EXPORT}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            kind = "without their numbers" if tensor.device.type == "meta" else "sparse"
+            raise UserError(f"{path} holds {kind} weights ({name}), which are not read: {SAVE}, densely")
+        if tensor.is_complex():
+            raise UserError(f"{path} holds complex weights ({name}), which no network here has: {EXPORT}")
+    others = {str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()} - {"float32"}
+    if others:
+        logger.info("%s: its weights, %s, are read as float32", path, " and ".join(sorted(others)))
 
 
 def _find_networks(tensors: Tensors, prefix: str, meta: Any, path: Path) -> list[Candidate]:

@@ -11,7 +11,8 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from core.backbones.file_kinds import AGAIN, EXPORT, SAFETENSORS, SAVE, TORCH_OLD, TORCH_ZIP, kind_of_file
 from core.errors import UserError, explain
+from core.pickle_stream import check_pickle
 
-__all__ = ["PICKLED_NETWORK", "holds_pickled_network", "read_weight_file"]
+__all__ = ["PICKLED_NETWORK", "holds_pickled_network", "read_weight_file", "tensors_in"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,17 @@ OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 PICKLES_OF_OLD_FORMAT = 5
 """Magic number, version, machine, content, and keys of the tensors' memory."""
 PICKLED_NETWORK = "a pickled network, which needs its program to be loaded"
+MOST_PICKLE = 1 << 22
+"""Bytes of what is beside the tensors' memory: some 150 for each of them."""
+MAX_LEVELS = 1000
+"""Of containers in containers: Python itself writes none deeper."""
+MOST_SHOWN = 8, 1 << 29
+"""Times the file's size, and bytes more, that all its tensors may take: some have several names or are expanded."""
+DEEPEST = 8
+"""Levels of containers that are looked into: pickles can hold themselves."""
+MOST_TENSORS = 10**5
+"""In one container: pickles can hold one list of tensors in many places."""
+LONGEST_NAME = 1000
 PROTOCOL = 2
 """Of pickles that `weights_only=True` reads; torch.save's own."""
 
@@ -38,8 +51,9 @@ PROTOCOL = 2
 def read_weight_file(path: str | Path) -> Any:
     """What was saved: dicts, lists, numbers, strings and tensors on the CPU, memory-mapped where the format allows it.
 
-    Other objects are empty dicts or of no use (`_Made`). `UserError` if the file cannot be opened, is damaged, is of a
-    format that is not read (which is named), or holds what cannot be read without running it.
+    Other objects are empty dicts or of no use (`_Made`). Tensors take little more memory than the file. `UserError`
+    if the file cannot be opened, is damaged, is of a format that is not read (which is named), or holds what cannot be
+    read without running it.
     """
     path = Path(path)
     kind = kind_of_file(path)
@@ -48,7 +62,12 @@ def read_weight_file(path: str | Path) -> Any:
     if kind not in (TORCH_ZIP, TORCH_OLD):
         raise UserError(f"cannot read weights from {path}: it is {kind.what}; {kind.advice}")
     try:
+        records = _check_records(path) if kind == TORCH_ZIP else None
+        _check_pickles(path)
         content = _read_pickled(path, mapped=kind == TORCH_ZIP)
+        _check_sizes(tensors_in(content).values(), path.stat().st_size, records)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"cannot read weights from {path}: it holds {_objection(path, str(error))}; {SAVE}, or {EXPORT}"
@@ -57,8 +76,79 @@ def read_weight_file(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {explain(error)}") from error
     except Exception as error:  # a damaged file can fail in any way
         logger.debug("reading %s failed", path, exc_info=True)
-        raise UserError(f"cannot read weights from {path}: it is damaged ({type(error).__name__}); {AGAIN}") from error
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise UserError(f"cannot read weights from {path}: it is damaged ({said}); {AGAIN}") from error
     return content
+
+
+def _check_records(path: Path) -> Counter[int]:
+    """Sizes of the tensors' memory in an archive of torch.save, and how often each is there.
+
+    `ValueError` for records that are not just bytes of the file: compressed, or lying in each other.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise ValueError("its records are compressed, which torch.save does not do")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise ValueError("its records are larger than the file")
+    return Counter(record.file_size for record in records if "/data/" in record.filename)
+
+
+def _check_pickles(path: Path) -> None:
+    """`ValueError` if a pickle in the file would take the process or the machine down."""
+    with ExitStack() as stack:
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    if archive.getinfo(name).file_size > MOST_PICKLE:
+                        raise ValueError(f"more than {MOST_PICKLE >> 20} MiB of objects beside its tensors")
+                    check_pickle(archive.read(name), depth=MAX_LEVELS, shared=True)
+        else:
+            file = stack.enter_context(open(path, "rb"))
+            data, position = file.read(MOST_PICKLE), 0
+            for _ in range(PICKLES_OF_OLD_FORMAT):
+                position = check_pickle(data, position, depth=MAX_LEVELS, shared=True)
+
+
+def _check_sizes(tensors: Iterable[Tensor], size: int, records: Counter[int] | None) -> None:
+    """`ValueError` if tensors show the numbers in a file of `size` bytes too often, or others than those of a record.
+
+    `records`: sizes of the memory that is in the file, if each tensor's should be one of them.
+    """
+    plain = [tensor for tensor in tensors if tensor.layout == torch.strided and tensor.device.type == "cpu"]
+    shown = 4 * sum(tensor.numel() for tensor in plain)
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in plain}
+    if shown > MOST_SHOWN[0] * size + MOST_SHOWN[1]:
+        raise ValueError(f"its tensors show the same numbers again and again, {shown} bytes in all as float32")
+    if records is not None and Counter(filter(None, memory.values())) - records:
+        raise ValueError("the sizes of its tensors are not those of their records")
+
+
+def tensors_in(
+    content: Any, prefix: str = "", depth: int = 0, empty: set[tuple[int, int]] | None = None
+) -> dict[str, Tensor]:
+    """All tensors in nested dicts and lists, by keys and positions joined with dots.
+
+    `empty` has the containers in which none was found, by depth: files can hold one in many places, again and again.
+    `ValueError` for what is no set of weights but unfolds without end.
+    """
+    if isinstance(content, Tensor):
+        return {prefix: content.detach()}
+    empty = set() if empty is None else empty
+    if not isinstance(content, dict | list | tuple) or depth >= DEEPEST or (id(content), depth) in empty:
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(value, Tensor | dict | list | tuple):
+            name = f"{prefix}.{key}" if prefix else str(key)
+            found |= tensors_in(value, name, depth + 1, empty)
+            if len(found) > MOST_TENSORS or len(name) > LONGEST_NAME:
+                raise ValueError(f"more than {MOST_TENSORS} tensors, or a name of more than {LONGEST_NAME} letters")
+    if not found:
+        empty.add((id(content), depth))
+    return found
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

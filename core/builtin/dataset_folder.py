@@ -10,6 +10,7 @@ import numpy as np
 
 from core.builtin.ijb_tree import SubjectImages, write_ijb_tree
 from core.builtin.roxford_tree import LandmarkImages, write_roxford_tree
+from core.data.recordio import RecordWriter
 from core.data.records import write_image_records
 from core.errors import UserError
 from core.files import is_temporary, make_folder, replaced_atomically, require_replaceable, writing
@@ -77,7 +78,8 @@ def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, 
         folder.mkdir()
         images = (((label, 0), jpeg) for label, jpeg in zip(source.labels.tolist(), source.jpegs))
         images = track(images, "Training images", num_images, "images")
-        write_image_records(folder / "train", num_images, num_classes, images)
+        with RecordWriter(folder / "train") as writer:
+            write_image_records(writer, num_images, num_classes, images)
         counts = {"eval/IJBC": write_ijb_tree(folder / "eval" / "IJBC", source.evaluation, seed, source.num_pairs)}
         if source.landmarks is not None:
             counts["eval/roxford5k"] = write_roxford_tree(folder / "eval" / "roxford5k", source.landmarks, seed)

@@ -8,6 +8,7 @@ Usage (Public, Private or Ignored). The image abc….jpg of a part lies in `trai
 
 import json
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,9 @@ def prepare_gldv2(
         outputs["gldv2_queries.txt"] = _lines(solution.select("path"))
         outputs["gldv2_ground_truth.json"] = json.dumps(ground_truth(solution, index)) + "\n"
         logger.info("test: %d queries, %d images in the index", len(solution), len(index))
-    for name, text in outputs.items():
-        with replaced_atomically(out / name) as temporary:
+    with ExitStack() as stack:  # all of them appear, or none
+        for name, text in outputs.items():
+            temporary = stack.enter_context(replaced_atomically(out / name))
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

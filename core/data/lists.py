@@ -22,11 +22,11 @@ import polars as pl
 from core.data.foreign_lists import plain_text, read_foreign_list
 from core.data.labels import report_empty_classes, require_classes
 from core.errors import UserError
-from core.files import replaced_atomically, require_file
+from core.files import require_file
 from core.images.codec import decode_image, resize_image
 from core.progress import Progress
 
-__all__ = ["ImageList", "ListDataset", "file_sizes", "read_list", "write_list"]
+__all__ = ["ImageList", "ListDataset", "file_sizes", "read_list"]
 
 logger = logging.getLogger(__name__)
 BLANKS = " \t\r"
@@ -310,12 +310,6 @@ def _lines(text: bytes, path: str | Path) -> pl.DataFrame:
         raise UserError(
             f"{path} is not a text file of lines `path label`: {str(error).splitlines()[0][:200]}"
         ) from error
-
-
-def write_list(path: str | Path, images: ImageList, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Write the paths of `rows` (K,) with new `labels` (K,); `path` appears when it is whole."""
-    with replaced_atomically(path) as temporary:
-        temporary.write_bytes(ImageList(images.paths.gather(rows), labels).text())
 
 
 def file_sizes(file_of: Callable[[int], str | bytes], num_files: int, description: str) -> np.ndarray:

@@ -303,6 +303,11 @@ class RecordWriter:
         self._rec.write(FRAME.pack(MAGIC, flag << LENGTH_BITS | len(data)) + data + bytes(padding))
         self._offset += FRAME.size + len(data) + padding
 
+    def flush(self) -> None:
+        """Hand to the system what is still in memory: where the disk is full, it is said now."""
+        self._rec.flush()
+        self._idx.flush()
+
     def close(self) -> None:
         """Finish both files and rename them. At no time is there an index beside the records of another file."""
         with self._files:

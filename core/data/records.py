@@ -283,16 +283,15 @@ def _first_words(file: RecordFile, offsets: np.ndarray) -> np.ndarray:
 
 
 def write_image_records(
-    prefix: str | Path, num_images: int, num_classes: int, images: Iterable[tuple[float | Sequence[float], bytes]]
+    writer: RecordWriter, num_images: int, num_classes: int, images: Iterable[tuple[float | Sequence[float], bytes]]
 ) -> None:
     """Write images in InsightFace's layout, in a stream: record 0 is the header (n + 1, classes), then records 1 to n.
 
     `images` yields label or labels, and the encoded image. `ValueError` if it does not yield `num_images` of them.
     """
-    with RecordWriter(prefix) as writer:
-        writer.write(0, (num_images + 1, num_classes), b"")
-        index = 0
-        for index, (label, payload) in enumerate(images, start=1):
-            writer.write(index, label, payload)
-        if index != num_images:
-            raise ValueError(f"{index} images for {prefix}.rec, {num_images} announced")
+    writer.write(0, (num_images + 1, num_classes), b"")
+    index = 0
+    for index, (label, payload) in enumerate(images, start=1):
+        writer.write(index, label, payload)
+    if index != num_images:
+        raise ValueError(f"{index} images for {writer.prefix}.rec, {num_images} announced")

@@ -62,8 +62,8 @@ def prepare_mask_by_distances(store: EmbeddingStore, rule: DistanceRule, name: s
     """`mask_by_distances`, kept as `<name>.npy` beside the store: computed by all ranks if missing. Collective."""
     path = store.path / f"{name}.npy"
     if broadcast_object(path.exists()):
-        return load_statistic(path)
+        return load_statistic(path, np.bool_, (store.info.num_images,))
     mask = mask_by_distances(store, rule, ranks)
     if ranks.is_first:
-        write_once(path, lambda: mask)
+        write_once(path, mask.nbytes, lambda: mask)
     return mask

@@ -6,15 +6,16 @@ and a few blocks of rows. The rows need not be sorted by class.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
+from core.arrays import open_array, read_array
 from core.embeddings.row_blocks import normalized_blocks, row_values
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable, sweep
+from core.files import replaced_atomically, require_replaceable, require_room, sweep
+from core.memory import require_memory
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 from core.parallel.threads import one_thread
@@ -25,10 +26,19 @@ __all__ = [
     "credible_mask_path",
     "lengths",
     "load_statistic",
+    "means_size",
+    "num_classes_of",
     "prepare_class_means",
     "prepare_credible_mask",
     "write_once",
 ]
+
+AGAIN = "delete it, it will be computed again"
+
+
+def num_classes_of(store: EmbeddingStore) -> int:
+    """The largest label + 1."""
+    return int(store.labels().max(initial=-1)) + 1
 
 
 def class_means(
@@ -39,7 +49,12 @@ def class_means(
     C is the largest label + 1; a class without images has a zero mean. The means are not normalised again. `scale` (D,)
     multiplies each dimension before the mean. `normalized=False` takes the embeddings as they are stored.
     """
-    num_classes = int(store.labels().max()) + 1
+    num_classes = num_classes_of(store)
+    require_memory(
+        16 * num_classes * store.info.embedding_size,
+        f"the table of the means of {num_classes} classes, one more than the largest label of the store,",
+        "correct the labels, extract the embeddings again",
+    )
     sums = np.zeros((num_classes, store.info.embedding_size))
     counts = np.bincount(store.labels(), minlength=num_classes)
     table, blocks = torch.from_numpy(sums), normalized_blocks(store, normalized)
@@ -51,6 +66,11 @@ def class_means(
     return sums / np.maximum(counts, 1)[:, None], counts
 
 
+def means_size(store: EmbeddingStore) -> int:
+    """Bytes of the `class_means` in float32."""
+    return 4 * store.info.embedding_size * num_classes_of(store)
+
+
 def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
     """`class_means`, float32 (C, D), memory-mapped: computed by the first rank if it is missing. Collective.
 
@@ -58,9 +78,9 @@ def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = 
     """
     path = store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
     if ranks.is_first:
-        write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
+        write_once(path, means_size(store), lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
     barrier()
-    return load_statistic(path, mmap_mode="r")
+    return load_statistic(path, np.float32, (num_classes_of(store), store.info.embedding_size), mapped=True)
 
 
 def dimension_scale(store: EmbeddingStore) -> np.ndarray:
@@ -103,9 +123,9 @@ def prepare_credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: 
     """`credible_mask`, kept in the store: computed by the first rank if it is missing. Collective."""
     path = credible_mask_path(store, keep, scale_dimensions)
     if ranks.is_first:
-        write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
+        write_once(path, store.info.num_images, lambda: credible_mask(store, keep, scale_dimensions))
     barrier()
-    return load_statistic(path)
+    return load_statistic(path, np.bool_, (store.info.num_images,))
 
 
 def credible_mask_path(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> Path:
@@ -113,20 +133,23 @@ def credible_mask_path(store: EmbeddingStore, keep: float, scale_dimensions: boo
     return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
 
 
-def load_statistic(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    """A statistic that is kept in the store; `UserError` if the file is damaged."""
-    try:
-        return np.load(path, mmap_mode=mmap_mode)
-    except (FileNotFoundError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged: {error}; delete it, it will be computed again") from error
+def load_statistic(path: Path, dtype: type, shape: tuple[int, ...], mapped: bool = False) -> np.ndarray:
+    """A statistic that is kept in the store, memory-mapped or not; `UserError` if the file is damaged or another's."""
+    array = (open_array if mapped else read_array)(path, "statistic of a store", AGAIN)
+    if (array.dtype, array.shape) != (dtype, shape):
+        raise UserError(
+            f"{path} holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as its store asks for: {AGAIN}"
+        )
+    return array
 
 
-def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
-    """Compute an array and save it at `path`, unless that file exists."""
+def write_once(path: Path, size: int, compute: Callable[[], np.ndarray]) -> None:
+    """Compute an array of `size` bytes and save it at `path`, unless that file exists."""
     if path.exists():
         sweep(path.parent)
     else:
         require_replaceable(path)
+        require_room(path, size)
         array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array)

@@ -7,6 +7,7 @@ store for other images or another model is an error that names both. Class stati
 names say what they hold.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,21 @@ from typing import Literal
 
 import numpy as np
 
+from core.arrays import MappedArray, open_array
 from core.errors import UserError
 from core.files import reading
 from core.images.source import ImageSource
 from core.json_files import read_json
+from core.memory import require_memory
 from core.models.encoder import Encoder
 
-__all__ = ["FEATURES", "EmbeddingStore", "StoreInfo", "open_arrays"]
+__all__ = ["FEATURES", "PARTIAL", "EmbeddingStore", "StoreInfo", "open_arrays"]
 
+AGAIN = "delete it, extract it again"
 FEATURES = "features"
 """The view of a training store: the embeddings as the model gives them."""
+PARTIAL = ".partial"
+"""What follows a store's name as long as it is being made: all files are there, so that the disk has their room."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,18 @@ class StoreInfo:
     labelled: bool = True
     settings: dict[str, object] = field(default_factory=dict)
     """What else the embeddings depend on: how images are aligned or cropped, and to which sizes."""
+
+    def require_sense(self) -> None:
+        """`ValueError` unless the numbers are counts, and the views names: they come from a file."""
+        counts = (self.num_images, self.embedding_size)
+        texts = (self.data_fingerprint, self.model_fingerprint, self.data_name, self.model_name, self.preprocessing)
+        views = self.views if isinstance(self.views, list) else [None]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"its numbers of images and of dimensions are {counts}")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("its names and fingerprints are not all text")
+        if not all(isinstance(name, str) and re.fullmatch(r"\w+", name) for name in views):
+            raise ValueError(f"its views are {self.views!r:.100}")
 
     @classmethod
     def of(
@@ -68,22 +86,30 @@ class EmbeddingStore:
 
     path: Path
     info: StoreInfo
-    _opened: dict[str, np.memmap] | None = field(default=None, repr=False)
+    _opened: dict[str, MappedArray] | None = field(default=None, repr=False)
+    _labels: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> "EmbeddingStore":
         """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
         path = Path(path)
-        file, remedy = path / "store.json", "make the store with tools/extract_features.py"
-        if not file.is_file():
-            raise UserError(f"no embedding store in {path} (make one with tools/extract_features.py)")
-        content = read_json(file, "description of an embedding store", remedy)
-        with reading(file, "description of an embedding store", remedy):
-            info = StoreInfo(**content)
+        if path.suffix == PARTIAL and (path / "done.npy").exists():
+            raise UserError(f"the extraction to {path} has not ended: repeat its command, it goes on where it was")
+        file = path / "store.json"
+        try:
+            content = read_json(file, "description of a store", AGAIN)
+            with reading(file, "description of a store", AGAIN):
+                info = StoreInfo(**content)
+                info.require_sense()
+        except UserError as error:
+            raise UserError(
+                f"no embedding store in {path} (make one with tools/extract_features.py): {error}"
+            ) from error
         try:
             return cls(path, info, open_arrays(path, info))
-        except (FileNotFoundError, ValueError, EOFError) as error:
-            raise UserError(f"embedding store {path} is damaged: {error}; delete it, extract it again") from error
+        except UserError as error:
+            said = str(error).removesuffix(f"; {AGAIN}")
+            raise UserError(f"embedding store {path} is damaged: {said}; {AGAIN}") from error
 
     def view(self, name: str) -> np.ndarray:
         """One of `info.views`: float32 (N, D), memory-mapped."""
@@ -95,11 +121,20 @@ class EmbeddingStore:
         return self.view(FEATURES)
 
     def labels(self) -> np.ndarray:
-        """int64 (N,): the class of each row; only in the store of a source that has labels."""
-        return self._arrays["labels"]
+        """int64 (N,): the class of each row; only in the store of a source that has labels. In memory once asked for.
+
+        `UserError` if one is negative, or too large to count the classes.
+        """
+        if self._labels is None:
+            self._labels = np.array(self._arrays["labels"][:])
+            if len(self._labels) and self._labels.min() < 0:
+                raise UserError(f"embedding store {self.path} is damaged: a label is {self._labels.min()}; {AGAIN}")
+            largest = self._labels.max(initial=0)
+            require_memory(8 * int(largest), f"a number for each class up to the label {largest} of {self.path}", AGAIN)
+        return self._labels
 
     @property
-    def _arrays(self) -> dict[str, np.memmap]:
+    def _arrays(self) -> dict[str, MappedArray]:
         if self._opened is None:
             self._opened = open_arrays(self.path, self.info)
         return self._opened
@@ -108,7 +143,7 @@ class EmbeddingStore:
         return self.features[rows]
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "info": self.info, "_opened": None}
+        return {"path": self.path, "info": self.info, "_opened": None, "_labels": None}
 
     def require(self, wanted: StoreInfo) -> None:
         """`UserError` unless the store holds what `wanted` says: else rows would be joined to other images."""
@@ -135,20 +170,20 @@ class EmbeddingStore:
                 )
 
 
-def open_arrays(folder: Path, info: StoreInfo, mode: Literal["r", "r+"] = "r") -> dict[str, np.memmap]:
+def open_arrays(folder: Path, info: StoreInfo, mode: Literal["r", "r+"] = "r") -> dict[str, MappedArray]:
     """The memory-mapped arrays of a store: its views and, if it has them, `labels`.
 
-    `OSError`, `ValueError` or `EOFError` for one that is missing, damaged or not as `info` says.
+    `UserError` for one that is missing, damaged or not as `info` says.
     """
     shape = (info.num_images, info.embedding_size)
     expected: dict[str, tuple[tuple[int, ...], type]] = {view: (shape, np.float32) for view in info.views}
     if info.labelled:
         expected["labels"] = (shape[:1], np.int64)
-    arrays: dict[str, np.memmap] = {}
+    arrays: dict[str, MappedArray] = {}
     for name, (array_shape, dtype) in expected.items():
-        array = arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode=mode)
+        array = arrays[name] = open_array(folder / f"{name}.npy", "array of a store", AGAIN, mode)
         if (array.shape, array.dtype) != (array_shape, dtype):
-            raise ValueError(
+            raise UserError(
                 f"{name}.npy holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {array_shape} as store.json says"
             )
     return arrays

@@ -6,9 +6,11 @@ and `position.json` with the position in the training. States of random number g
 ranks and devices that the saved run did not have are seeded from the config's seed and the step.
 """
 
+import io
 import json
 import logging
 import os
+import pickle
 import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -18,6 +20,7 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
@@ -28,11 +31,23 @@ from core.files import make_folder, reading, remove, replaced_atomically, sweep,
 from core.json_files import read_json
 from core.parallel.collectives import broadcast_object
 from core.parallel.ranks import Ranks
+from core.pickle_stream import check_pickle
 
 __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position", "remove_leftovers"]
 
 logger = logging.getLogger(__name__)
 KEPT = 2
+OVERHEAD = 1500
+"""Bytes of a tensor in a file beside its numbers."""
+DEEPEST, MOST_KEYS = 20, 10**6
+"""Levels of containers in the description of a checkpoint, and values that the names of its tensors are made of."""
+DESCRIBING = re.compile(
+    r"torch\.(Size|strided|[a-z]*float[0-9a-z_]*|u?int\d+|bool|complex\d+)|torch\.serialization\._get_layout"
+    r"|torch\.distributed\.checkpoint\.metadata\.(\w*Metadata|MetadataIndex|TensorProperties|_MEM_FORMAT_ENCODING"
+    r"|StorageMeta)|torch\.distributed\.checkpoint\.filesystem\._StorageInfo|pathlib(\._local)?\.\w*Path"
+    r"|collections\.OrderedDict"
+)
+"""Names in it: all that the classes of a checkpoint's description need."""
 NAME = re.compile(r"step_\d+")
 
 
@@ -95,6 +110,20 @@ class TrainingState:
         self.optimizer, self.ranks = optimizer, ranks
         self.mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
 
+    def room(self, saves: int) -> int:
+        """The most bytes that the files of a run take while it saves this state so many times, its model each time.
+
+        Between two and three checkpoints: a new one is whole before an old one goes. The model and the classifier are
+        written as often, and no larger than the tensors without the optimiser's.
+        """
+        sizes = {name: tensor.numel() * tensor.element_size() + OVERHEAD for name, tensor in self._tensors().items()}
+        whole = sum(sizes.values())
+        weights = sum(size for name, size in sizes.items() if not name.startswith("optimizer."))
+        return max(
+            min(saves, KEPT + 1) * whole + min(saves, 1) * weights,
+            min(saves, KEPT) * whole + min(saves, 2) * weights,
+        )
+
     def save(self, folder: Path, position: Position) -> Path:
         """Write `folder/step_<n>`, completely or not at all, and remove all but the last two. Collective."""
         path = temporary = folder / f"step_{position.step}"
@@ -125,9 +154,9 @@ class TrainingState:
         state = self._tensors()
         random = {f"random.{self.ranks.rank}.{k}": v for k, v in _random_state(self.ranks).items()}
         try:
-            saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            saved = _Reader(path).read_metadata().state_dict_metadata
             random = {name: value for name, value in random.items() if name in saved}
-            dcp.load(state | random, checkpoint_id=path)
+            dcp.load(state | random, storage_reader=_Reader(path))
         except (Exception, dcp.CheckpointException) as error:  # the latter is not an Exception; it holds tracebacks
             cause = _cause(error) if isinstance(error, dcp.CheckpointException) else error
             if isinstance(cause, PermissionError):
@@ -163,6 +192,27 @@ class TrainingState:
         shape = torch.Size((num_rows, *tensor.shape[1:]))
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(tensor, self.mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the description of a checkpoint without running what it names, which the class that it comes from would."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        data = Path(self._get_metadata_path(kwargs.get("rank"))).read_bytes()
+        check_pickle(data, depth=DEEPEST, chosen_keys=MOST_KEYS)
+        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError("its .metadata describes no checkpoint")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if not DESCRIBING.fullmatch(f"{module}.{name}"):
+            raise pickle.UnpicklingError(f"its .metadata asks to build {module}.{name}, which is not run")
+        return super().find_class(module, name)
 
 
 def _cause(error: dcp.CheckpointException) -> BaseException:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.engine.optimization import cosine
-from core.engine.run_folder import MetricsLog, RunFolder
+from core.engine.run_folder import LINE, MetricsLog, RunFolder
 from core.errors import UserError
 from core.files import remove, replaced_atomically
 from core.models.maps import Map, Space
@@ -116,7 +116,9 @@ class _Training:
         settings, folder = self.settings, self.folder
         if settings.resume:
             self._resume()
-        else:
+        if self.epoch < settings.num_epoch:
+            folder.require_room(self._room())
+        if not settings.resume:
             remove(self.checkpoint)
         folder.prepare(settings.resume)
         if self.epoch == settings.num_epoch:
@@ -133,6 +135,14 @@ class _Training:
                 metrics.flush()
                 self._save()
         metrics.close()
+
+    def _room(self) -> int:
+        """About the bytes that the run folder still takes: the maps, and two checkpoints while one is replaced."""
+        weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
+        trained = sum(parameter.nbytes for parameter in self.parameters)
+        steps = self.settings.num_epoch * self.steps
+        there = self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
+        return 2 * (weights + 2 * trained) + weights + steps // self.settings.frequent * LINE - there
 
     def _train_epoch(self, epoch: int, metrics: MetricsLog, bar: Progress) -> None:
         self.method.start_epoch(epoch)
@@ -209,7 +219,7 @@ class _Training:
             return
         try:
             saved = torch.load(self.checkpoint, map_location=self.run.device, weights_only=True)
-            identity = json.loads(saved["identity"])
+            identity, epoch = dict(json.loads(saved["identity"])), int(saved["epoch"])
         except Exception as error:  # of many kinds, for a damaged file
             raise UserError(
                 f"{self.checkpoint} is damaged ({type(error).__name__}): start over with resume=false"
@@ -220,9 +230,14 @@ class _Training:
                     f"{self.folder.path} holds a run with another {key} ({identity.get(key)!r}, now {value!r}): name "
                     "another output, or start over with resume=false"
                 )
-        self.method.load_state_dict(saved["method"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.epoch = saved["epoch"]
+        try:
+            self.method.load_state_dict(saved["method"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except Exception as error:  # of many kinds, for what is not as it was saved
+            raise UserError(
+                f"{self.checkpoint} is damaged ({type(error).__name__}): start over with resume=false"
+            ) from error
+        self.epoch = epoch
         logger.info("going on from %s (epoch %d)", self.checkpoint, self.epoch)
 
     def _save(self) -> None:

@@ -63,7 +63,8 @@ def read_run_classifier(folder: Path, embedding_size: int, which: str, remedy: s
             f"ended; start that training again to have it written, {remedy}"
         )
     tensors = read_classifier_file(path)
-    weight, bias = tensors["weight"], tensors.get("bias")
+    weight, bias = (tensors[name].float() if name in tensors else None for name in ("weight", "bias"))
+    assert weight is not None
     if weight.shape[1] != embedding_size:
         raise UserError(
             f"{path} takes embeddings of size {weight.shape[1]}, not {embedding_size}: it is not of this run"

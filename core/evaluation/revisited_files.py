@@ -55,7 +55,7 @@ def read_revisited(data_path: str | Path, dataset: str) -> RevisitedTest:
         raise UserError(f"folder of images not found: {image_folders[0]} (or {image_folders[1]})")
     content = load_plain_pickle(path)
     try:
-        content = _as_text(content)
+        content = _as_text(content, {})
         names, query_names = (_names(content[key], key) for key in ("imlist", "qimlist"))
         boxes = np.array([one["bbx"] for one in content["gnd"]], dtype=np.float64).reshape(-1, 4)
         annotations = [{label: _indices(one[label]) for label in LABELS} for one in content["gnd"]]
@@ -76,15 +76,24 @@ def read_revisited(data_path: str | Path, dataset: str) -> RevisitedTest:
     return RevisitedTest(dataset, queries.cropped(boxes), database, annotations)
 
 
-def _as_text(value: Any) -> Any:
-    """Containers with byte strings, of Python 2 or of NumPy, as text, and arrays of strings or objects as lists."""
+def _as_text(value: Any, known: dict[int, tuple[Any, Any]]) -> Any:
+    """Containers with byte strings, of Python 2 or of NumPy, as text, and arrays of strings or objects as lists.
+
+    `known` has each container so far, by its identity, and what was made of it: files can hold one in many places.
+    """
     if isinstance(value, bytes):
         return value.decode("latin-1")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "SUO":
-        return _as_text(value.tolist())
-    if isinstance(value, Mapping):
-        return {_as_text(key): _as_text(item) for key, item in value.items()}
-    return [_as_text(item) for item in value] if isinstance(value, list | tuple) else value
+    if not isinstance(value, Mapping | list | tuple | np.ndarray):
+        return value
+    if id(value) not in known:
+        if isinstance(value, Mapping):
+            text: Any = {_as_text(key, known): _as_text(item, known) for key, item in value.items()}
+        elif not isinstance(value, np.ndarray):
+            text = [_as_text(item, known) for item in value]
+        else:
+            text = _as_text(value.tolist(), known) if value.dtype.kind in "SUO" else value
+        known[id(value)] = value, text
+    return known[id(value)][1]
 
 
 def _names(values: object, key: str) -> list[str]:
@@ -94,10 +103,12 @@ def _names(values: object, key: str) -> list[str]:
 
 
 def _indices(values: object) -> np.ndarray:
+    if isinstance(values, list) and not all(isinstance(value, int | float | np.number) for value in values):
+        raise ValueError("a list with other than indices")  # of long texts NumPy would make an array of their squares
     array = np.asarray(values)
     whole = array.astype(np.int64)
     if array.ndim > 1 or (whole != array).any():
-        raise ValueError(f"{values} is no list of indices")
+        raise ValueError(f"{str(values)[:100]} is no list of indices")
     return whole.reshape(-1)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +68,10 @@ def read_verification_set(path: str | Path) -> tuple[list[bytes], np.ndarray]:
         raise UserError(f"{path} is no verification set: expected a pickle of (images, labels)")
     images, same = content
     try:
-        images = [image.tobytes() if isinstance(image, np.ndarray) else bytes(memoryview(image)) for image in images]
-        same = np.asarray(same).astype(bool)
+        images = list(images)
+        encoded = {key: _encoded(image) for key, image in {id(image): image for image in images}.items()}
+        images = [encoded[id(image)] for image in images]  # once each: files can hold one in many places
+        same = np.asarray(same, dtype=bool)  # of texts, without an array of texts between
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is no verification set: expected encoded images and labels ({error})") from error
     if same.ndim != 1 or len(images) != 2 * len(same) or len(same) < NUM_FOLDS:
@@ -77,6 +80,10 @@ def read_verification_set(path: str | Path) -> tuple[list[bytes], np.ndarray]:
             f"expected two images for each of at least {NUM_FOLDS} labels"
         )
     return images, same
+
+
+def _encoded(image: Any) -> bytes:
+    return image.tobytes() if isinstance(image, np.ndarray) else bytes(memoryview(image))
 
 
 class VerificationImages:

@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.compute import call_function
 
+from core.arrays import open_vector_array
 from core.errors import UserError
-from core.evaluation.search import import_faiss
 from core.files import require_file
+from core.gallery.faiss_files import MOST_NUMBERS, FaissFile, read_faiss_file
 from core.gallery.store import BLOCK
 from core.gallery.text_lists import located, read_ids, read_images, read_labels, require_once
+from core.memory import bounded_memory
 
 __all__ = ["Block", "VectorFile", "as_stored", "open_vectors"]
 
@@ -34,6 +36,8 @@ NPY, PARQUET = b"\x93NUMPY", b"PAR1"
 DTYPES = ("float16", "float32", "float64")
 ARROW_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64"}
 UNIT_TOLERANCE = 1e-3
+ROOM, MOST_PACKED = 1 << 30, 64
+"""Bytes that reading a file may take besides its own, and how many times smaller a parquet file is than its vectors."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +161,7 @@ def _require_count(lines_of: str | Path, lines: int, path: Path, count: int) -> 
 
 
 def _open_npy(path: Path, ids: str | Path | None) -> VectorFile:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.ndim != 2 or array.shape[1] == 0:
-            raise ValueError(f"it holds {array.dtype} {array.shape}")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no .npy file of vectors (N, D), one a row: {error}") from error
+    array = open_vector_array(path)
     _require_floats(path, array.dtype.newbyteorder("=").name)
     if ids is None:
         raise UserError(f"{path} has no ids: give a text file with one a line, in the order of the vectors")
@@ -182,7 +181,8 @@ def _require_floats(path: Path, dtype: str) -> None:
 
 def _open_parquet(path: Path, ids: str | Path | None) -> VectorFile:
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        with bounded_memory(_room(path)):
+            file = pq.ParquetFile(path, memory_map=True)
         schema = file.schema_arrow
         for name in ("id", "vector"):
             if name not in schema.names:
@@ -190,9 +190,15 @@ def _open_parquet(path: Path, ids: str | Path | None) -> VectorFile:
         if ids is not None:
             raise UserError(f"{path} has its ids in a column: leave {ids} out")
         columns = [name for name in ("id", "label", "image", "version") if name in schema.names]
-        texts = {name: _text_column(path, name, file.read(columns=[name]).column(0)) for name in columns}
+        texts = {}
+        for name in columns:
+            with bounded_memory(_room(path, file)):
+                column = file.read(columns=[name]).column(0)
+            texts[name] = _text_column(path, name, column)
         size = _vector_size(path, file)
-    except (pa.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail in any way
         raise _damaged(path, error) from error
     names = texts["id"]
     if names.null_count() or (names == "").any():
@@ -207,12 +213,22 @@ def _open_parquet(path: Path, ids: str | Path | None) -> VectorFile:
     return opened
 
 
+def _room(path: Path, file: pq.ParquetFile | None = None) -> int:
+    """Bytes that a parquet file may take while it is read: those of its largest group of rows, if it can hold them."""
+    size = path.stat().st_size
+    groups = range(file.metadata.num_row_groups) if file else ()
+    largest = max((file.metadata.row_group(group).total_byte_size for group in groups), default=0) if file else 0
+    return ROOM + 2 * size + 3 * min(max(largest, 0), MOST_PACKED * size)
+
+
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read as parquet: it is damaged ({str(error).splitlines()[0]}): write it again")
+    said = f"{type(error).__name__} {error}".splitlines()[0][:300]
+    return UserError(f"{path} cannot be read as parquet: it is damaged ({said}): write it again")
 
 
 def _text_column(path: Path, name: str, column: pa.ChunkedArray) -> pl.Series:
     """Text, or whole numbers as text; null for an empty one."""
+    column.validate(full=True)  # Polars takes it as it is
     series = pl.Series(name, pl.from_arrow(column))
     if not (series.dtype.is_integer() or series.dtype in (pl.String, pl.Categorical, pl.Null)):
         raise UserError(f"{path}: its column {name} is {series.dtype}, not text: write it as text")
@@ -235,8 +251,10 @@ def _vector_size(path: Path, file: pq.ParquetFile) -> int:
     number = str(kind.value_type)
     _require_floats(path, ARROW_NAMES.get(number, number))
     if pa.types.is_fixed_size_list(kind):
+        if not 0 < kind.list_size <= MOST_NUMBERS:
+            raise UserError(f"{path}: its vectors have {kind.list_size} numbers each, more than any model's, or none")
         return kind.list_size
-    for batch in file.iter_batches(1, columns=["vector"]):
+    for batch in _batches(path, file, 1):
         if batch.num_rows and batch.column(0)[0].is_valid and len(batch.column(0)[0]):
             return len(batch.column(0)[0])
         raise UserError(f"{path}: row 0 has no vector")
@@ -246,11 +264,27 @@ def _vector_size(path: Path, file: pq.ParquetFile) -> int:
 def _read_parquet(file: VectorFile, size: int) -> Iterator[np.ndarray]:
     start = 0
     try:
-        for batch in pq.ParquetFile(file.path, memory_map=True).iter_batches(size, columns=["vector"]):
+        for batch in _batches(file.path, pq.ParquetFile(file.path, memory_map=True), size):
             yield _matrix(file, batch.column(0), start)
             start += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise _damaged(file.path, error) from error
+    if start != len(file):
+        raise UserError(f"{file.path} has {len(file)} ids and {start} vectors: it is damaged, write it again")
+
+
+def _batches(path: Path, file: pq.ParquetFile, size: int) -> Iterator[pa.RecordBatch]:
+    """The vectors of a file in parts of so many rows; reading takes no more memory than the file can ask for."""
+    batches = file.iter_batches(size, columns=["vector"])
+    while True:
+        with bounded_memory(_room(path, file)):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        batch.validate(full=True)
+        yield batch
 
 
 def _matrix(file: VectorFile, column: Any, start: int) -> np.ndarray:
@@ -269,71 +303,38 @@ def _matrix(file: VectorFile, column: Any, start: int) -> np.ndarray:
 
 
 def _open_faiss(path: Path, ids: str | Path | None) -> VectorFile:
-    faiss = import_faiss()
-    try:
-        index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0) | faiss.IO_FLAG_READ_ONLY)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} is none of the files of vectors that are known: .npy, parquet, or a faiss index"
-        ) from error
-    outer, own = index, None
-    if isinstance(index, (faiss.IndexIDMap, faiss.IndexIDMap2)):
-        own, index = faiss.vector_to_array(index.id_map), faiss.downcast_index(index.index)
-    if type(index) not in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexFlatL2, faiss.IndexIVFFlat):
-        raise UserError(
-            f"{path} is a faiss {type(index).__name__}, which is none that keeps whole vectors: IndexFlat or "
-            "IndexIVFFlat, perhaps in an IndexIDMap; give the vectors in one of these"
-        )
-    rows = _IvfRows(faiss, index, outer) if type(index) is faiss.IndexIVFFlat else _FlatRows(index, outer)
-    numbers = rows.numbers if own is None else own[rows.numbers]
+    found = read_faiss_file(path)
+    numbers = found.numbers if found.own_ids is None else _own_ids(path, found)
     if ids is None:
         names = pl.Series("id", numbers).cast(pl.String)
         require_once(names, lambda row: f"{path}, row {row} (counted from 0)")
     else:
         lines = read_ids(ids)
         _require_count(ids, len(lines), path, len(numbers))
-        if len(numbers) and not 0 <= rows.numbers.min() <= rows.numbers.max() < len(lines):
-            raise UserError(f"{ids}: the numbers of the vectors in {path} are not those of its lines: leave it out")
-        names = lines.gather(rows.numbers)
+        _require_numbers(
+            found.numbers, len(lines), f"{ids}: the numbers of the vectors in {path} are not those of its lines"
+        )
+        names = lines.gather(found.numbers)
 
     def read(size: int) -> Iterator[np.ndarray]:
-        return (rows.read(start, min(size, len(names) - start)) for start in range(0, len(names), size))
+        return (found.read(start, min(size, len(names) - start)) for start in range(0, len(names), size))
 
-    lengths = np.linalg.norm(rows.read(0, min(BLOCK, len(names))), axis=1)
-    if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
-        logger.warning("%s: not all vectors have length 1; the index ranks them by it, the gallery by cosines", path)
-    return VectorFile(path, index.d, names, None, None, None, read)
-
-
-class _FlatRows:
-    """The vectors of a faiss IndexFlat, which lies in another index, or is the outer one itself."""
-
-    def __init__(self, index: Any, outer: Any):
-        self.index, self.outer = index, outer  # which would free what lies in it
-        self.numbers = np.arange(index.ntotal)
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        return self.index.reconstruct_n(start, count)
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(found.read(0, min(BLOCK, len(names))), axis=1)
+        if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
+            logger.warning(
+                "%s: not all vectors have length 1; the index ranks them by it, the gallery by cosines", path
+            )
+    return VectorFile(path, found.size, names, None, None, None, read)
 
 
-class _IvfRows:
-    """The same of an IndexIVFFlat, list by list."""
+def _own_ids(path: Path, found: FaissFile) -> np.ndarray:
+    """Of an IndexIDMap, in the order of the vectors."""
+    assert found.own_ids is not None
+    _require_numbers(found.numbers, len(found.own_ids), f"{path} is damaged: the numbers of its vectors have no ids")
+    return found.own_ids[found.numbers]
 
-    def __init__(self, faiss: Any, index: Any, outer: Any):
-        self.faiss, self.lists, self.size, self.outer = faiss, index.invlists, index.d, outer
-        counts = [self.lists.list_size(number) for number in range(index.nlist)]
-        self.ends = np.cumsum(counts)
-        ids = [faiss.rev_swig_ptr(self.lists.get_ids(number), count) for number, count in enumerate(counts) if count]
-        self.numbers = np.concatenate([np.zeros(0, np.int64), *ids])
 
-    def read(self, start: int, count: int) -> np.ndarray:
-        vectors, done = np.empty((count, self.size), np.float32), 0
-        while done < count:
-            number = int(np.searchsorted(self.ends, start + done, side="right"))
-            length = self.lists.list_size(number)
-            first = start + done - (int(self.ends[number]) - length)
-            taken = min(length - first, count - done)
-            codes = self.faiss.rev_swig_ptr(self.lists.get_codes(number), length * self.size * 4)
-            vectors[done : done + taken] = codes.view(np.float32).reshape(length, self.size)[first : first + taken]
-            done += taken
-        return vectors
+def _require_numbers(numbers: np.ndarray, count: int, problem: str) -> None:
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < count:
+        raise UserError(f"{problem}: leave it out, or write the index again")

@@ -7,6 +7,7 @@ import torch
 from core.errors import UserError
 from core.heads.margins import ArcFace, CosFace, Margin, Softmax
 from core.heads.partial_fc import PartialFC
+from core.memory import machine_memory
 from core.parallel.collectives import world_size
 from core.settings import Settings
 
@@ -45,26 +46,12 @@ def _require_memory(settings: Settings, num_classes: int) -> None:
     copies = 4 if settings.optimizer == "adamw" else 3 if settings.momentum else 2
     share = -(-num_classes // world_size()) * settings.embedding_size * 4 * copies
     if settings.device != "cpu" and torch.cuda.is_available():
-        free, place = torch.cuda.mem_get_info()[0], "the GPU"
+        room, place = torch.cuda.mem_get_info()[0], "the GPU"
     else:
-        free, place = _free_memory(), "this machine"
-        share *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if free is not None and share > free:
+        room, place = machine_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "a rank of this machine"
+    if share > room:
         raise UserError(
             f"the head of {num_classes:,} classes with embedding_size {settings.embedding_size} takes {share:,} bytes "
-            f"for weights, gradient and optimiser, but {place} has {free:,} left: number the classes from 0 on without "
+            f"for weights, gradient and optimiser, but {place} has {room:,}: number the classes from 0 on without "
             "gaps, lower embedding_size, or train on more machines or GPUs"
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes that this machine, or the container, can still give; None where Linux does not tell."""
-    free = []
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
-            free.append(int(limit.read()))
-    except (OSError, ValueError):  # no Linux, no container, or one without a limit
-        pass
-    return min(free, default=None)

@@ -16,6 +16,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from core.backbones.state_dicts import require_real
 from core.backbones.weight_files import read_weight_file
 from core.errors import UserError
 from core.files import require_file
@@ -59,8 +60,8 @@ class ClassWeights:
 
     def tensors(self) -> dict[str, Tensor]:
         """`weight` (C, D) and, if there is one, `bias` (C,), float32, whole."""
-        tensors = {"weight": _rows(self.weights, 0, self.num_classes)}
-        return tensors | ({"bias": _rows(self.biases, 0, self.num_classes)} if self.biases else {})
+        tensors = {"weight": _rows(self.weights, 0, self.num_classes, self.source)}
+        return tensors | ({"bias": _rows(self.biases, 0, self.num_classes, self.source)} if self.biases else {})
 
     @torch.no_grad()
     def load_into(self, classifier: PartialFC) -> None:
@@ -70,9 +71,9 @@ class ClassWeights:
         """
         start = classifier.class_start
         end = start + classifier.num_local
-        classifier.weight.copy_(_rows(self.weights, start, end))
+        classifier.weight.copy_(_rows(self.weights, start, end, self.source))
         if classifier.bias is not None and self.biases:
-            classifier.bias.copy_(_rows(self.biases, start, end))
+            classifier.bias.copy_(_rows(self.biases, start, end, self.source))
         elif classifier.bias is not None:
             classifier.bias.zero_()
             logger.info("%s has no bias: that of the classifier starts at 0", self.source)
@@ -80,13 +81,16 @@ class ClassWeights:
             logger.info("the bias in %s is left out: the classifier has none", self.source)
 
 
-def _rows(parts: Sequence[Tensor], start: int, end: int) -> Tensor:
-    """Rows `start` to `end` of the tensors one after the other, float32."""
+def _rows(parts: Sequence[Tensor], start: int, end: int, source: str) -> Tensor:
+    """Rows `start` to `end` of the tensors one after the other, float32; `UserError` if they are not finite."""
     found, first = [], 0
     for part in parts:
         found.append(part[max(start - first, 0) : max(end - first, 0)].float())
         first += len(part)
-    return torch.cat(found)
+    rows = torch.cat(found)
+    if not rows.isfinite().all():
+        raise UserError(f"the class weights in {source} are not all finite: their training diverged; name others")
+    return rows
 
 
 def read_class_weights(path: Path, num_classes: int, embedding_size: int) -> ClassWeights:
@@ -153,13 +157,19 @@ def _ranks(files: Sequence[Path], pattern: str) -> dict[int, Path]:
 
 
 def read_classifier_file(path: Path) -> dict[str, Tensor]:
-    """`weight` (C, D) and, if there is one, `bias` (C,) of a file, memory-mapped; `UserError` if it holds none."""
+    """`weight` (C, D) and, if there is one, `bias` (C,) of a file, memory-mapped; `UserError` if it holds none.
+
+    The log says it where they are not float32.
+    """
     content = read_weight_file(path)
     if isinstance(content, dict) and IN_CHECKPOINT in content:
         content = content[IN_CHECKPOINT]
     tensors = {"weight": content} if isinstance(content, Tensor) else content
     if not _is_classifier(tensors):
         raise UserError(f"{path} is not a classifier: expected weight (C, D) and bias (C,)")
+    if any(not tensor.is_floating_point() and not tensor.is_complex() for tensor in tensors.values()):
+        raise UserError(f"{path} is not a classifier: its weights are {tensors['weight'].dtype}, not real numbers")
+    require_real(tensors, path)
     return tensors
 
 

@@ -13,6 +13,8 @@ __all__ = ["CHANNEL_ORDERS", "RAW", "Numbers", "Preprocessing", "parse_numbers",
 
 Numbers: TypeAlias = str | float | Sequence[float]
 """One number or three, as numbers or as text, or a name of `NORMALIZATIONS`."""
+SMALLEST_STD, LARGEST = 1e-6, 1e6
+"""Beyond these inputs of 0 to 255 become infinite or all the same."""
 CHANNEL_ORDERS = ("RGB", "BGR")
 
 
@@ -73,7 +75,7 @@ def read_channel_order(text: str) -> str:
 def parse_numbers(what: str, value: Numbers, channel_order: str) -> Triple:
     """`what`, "mean" or "std", of the three channels in their order.
 
-    `UserError` if it is neither one finite number, nor three, nor a name.
+    `UserError` if it is neither one usable number, nor three, nor a name.
     """
     if isinstance(value, str) and value in NORMALIZATIONS:
         return _by_channel(NORMALIZATIONS[value][what == "std"], channel_order)
@@ -85,8 +87,12 @@ def parse_numbers(what: str, value: Numbers, channel_order: str) -> Triple:
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
         names = " or ".join(NORMALIZATIONS)
         raise UserError(f"the {what} of a model's input is one number, three by channel, or {names}, got {value!r}")
-    if what == "std" and min(numbers) <= 0:
-        raise UserError(f"the std of a model's input must be above 0, got {value!r}")
+    if what == "std" and not SMALLEST_STD <= min(numbers) <= max(numbers) <= LARGEST:
+        raise UserError(
+            f"the std of a model's input must be from {SMALLEST_STD} to {LARGEST}, in units of 0 to 255, got {value!r}"
+        )
+    if max(map(abs, numbers)) > LARGEST:
+        raise UserError(f"the {what} of a model's input must be at most {LARGEST}, got {value!r}")
     first, second, third = numbers * (3 // len(numbers))
     return first, second, third
 

@@ -279,8 +279,8 @@ def _load_weights(path: Path, network: str | None, device: torch.device, network
 
 def _load_onnx(path: Path, network: str | None, device: torch.device) -> tuple[Encoder, Choice]:
     require_onnx(path)
-    model, fingerprint = read_onnx_file(path)
-    module, embedding_size = load_onnx_network(path, device, usual_image_size(model))
+    model, fingerprint, disk = read_onnx_file(path)
+    module, embedding_size = load_onnx_network(path, device, usual_image_size(model), disk)
     known = module.metadata.get("network")
     if known is not None and network not in (None, known):
         raise UserError(f"{path} holds network {known}, not {network}: leave the network out")

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.backbones import Layout, build_backbone, list_backbones, read_layout, require_backbone
 from core.errors import UserError
 
-__all__ = ["build_with_weights", "fingerprint", "layout_of", "shapes_of"]
+__all__ = ["build_with_weights", "fingerprint", "layout_of", "require_sound", "shapes_of"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -52,7 +53,8 @@ def build_with_weights(
     """`build_backbone(network, embedding_size, **options)` with these weights, on the CPU, in float32.
 
     The option `pretrained` is ignored: the weights that the training began with need not exist any more. `source` names
-    the weights in errors: `UserError` with the first differences if they belong to another network.
+    the weights in errors: `UserError` with the first differences if they belong to another network, and for weights
+    that are no real numbers (`require_sound`).
     """
     module = _without_values(network, embedding_size, options)
     expected = shapes_of(module.state_dict())
@@ -60,8 +62,31 @@ def build_with_weights(
     state_dict = counters | state_dict  # weights older than PyTorch 0.4.1 have no such counters
     if shapes_of(state_dict) != expected:
         raise UserError(_mismatch(shapes_of(state_dict), expected, network, source))
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not state_dict[name].is_floating_point():
+            kind = str(state_dict[name].dtype).removeprefix("torch.")
+            raise UserError(f"{name} in {source} is {kind}, not real numbers: save the weights as they were trained")
     module.to_empty(device="cpu").load_state_dict(state_dict)
+    require_sound(module, source)
     return module
+
+
+def require_sound(module: nn.Module, source: str | Path) -> None:
+    """`UserError` if a weight is NaN or infinite, or a variance of a batch norm negative. `source`: of the weights.
+
+    A number without axes may be infinite: it marks a maximum among the means (`core.backbones.resnet`).
+    """
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            extremes = torch.stack(tensor.aminmax())  # NaN if one number is
+            if (extremes.isnan() | (extremes.isinf() & (tensor.ndim > 0))).any():
+                raise UserError(
+                    f"the weights in {source} are not all finite ({name}): the training diverged, or the file is "
+                    "damaged; give those of another step"
+                )
+    for name, norm in module.named_modules():
+        if isinstance(norm, _BatchNorm) and norm.running_var is not None and (norm.running_var < 0).any():
+            raise UserError(f"a variance in {source} is negative ({name}.running_var): the file is damaged")
 
 
 def _without_values(network: str, embedding_size: int, options: dict[str, Any]) -> nn.Module:

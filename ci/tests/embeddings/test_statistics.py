@@ -154,7 +154,7 @@ def test_error_for_damaged_statistics_names_the_remedy(store, ranks, cut):
         (path,) = set(store.path.iterdir()) - before
         whole = path.read_bytes()
         path.write_bytes(whole[:cut])
-        with pytest.raises(UserError, match=rf"{path} is damaged: .*; delete it"):
+        with pytest.raises(UserError, match=rf"{path} is not a readable .npy file .*; delete it"):
             prepare()
         path.write_bytes(whole)
 

@@ -99,7 +99,7 @@ def test_list_that_holds_itself_is_refused(tree):
         content["imlist"].append(content["imlist"])
 
     change(tree, nest)
-    with pytest.raises(UserError, match="no ground truth"):
+    with pytest.raises(UserError, match="a container that holds itself"):
         read_revisited(tree, "roxford5k")
 
 

@@ -347,7 +347,7 @@ def test_damage_is_found(story: Story) -> None:
         ("backfill", "no upgrade is under way: name the folder of its plan"),
         ("commit", "no upgrade is under way, so there is nothing to commit"),
         ("rollback", "no upgrade is under way, so there is nothing to take back"),
-        ("search --queries ids.txt --model old", "ids.txt is no .npy file"),
+        ("search --queries ids.txt --model old", "ids.txt is not a readable .npy file"),
     ],
 )
 def test_mistakes_are_one_line(story: Story, words: str, message: str) -> None:

@@ -212,7 +212,7 @@ def test_pairs_are_read_from_files(tmp_path):
     for file, content, message in (
         ("labels.txt", "a\nb\n", "10 vectors of .*old.npy, but 2 identities"),
         ("labels.txt", "a\n\nb\n", "line 2 is empty"),
-        ("new.npy", b"nothing", "not a .npy file"),
+        ("new.npy", b"nothing", "not a readable .npy file"),
     ):
         path = tmp_path / file
         before = path.read_bytes()

@@ -263,12 +263,12 @@ def test_mistakes_in_npy_are_told(tmp_path):
     for array, message in (
         (vectors(3)[0], "no .npy file of vectors"),
         (np.ones((3, 2), np.int8), "numbers of the kind int8"),
-        (np.array([[{}]], object), "no .npy file of vectors"),
+        (np.array([[{}]], object), "it holds Python objects"),
     ):
         with pytest.raises(UserError, match=message):
             open_vectors(saved(tmp_path / "v.npy", array), ids)
     whole = saved(tmp_path / "v.npy", vectors(3)).read_bytes()
-    with pytest.raises(UserError, match="no .npy file of vectors"):
+    with pytest.raises(UserError, match="its header says float32"):
         open_vectors(write(tmp_path / "v.npy", whole[:-9]), ids)
     with pytest.raises(UserError, match="file of vectors not found"):
         open_vectors(tmp_path / "none.npy", ids)
@@ -305,5 +305,5 @@ def test_damaged_and_foreign_files_are_told(tmp_path):
         open_vectors(parquet(tmp_path / "v", NAMES, lists(vectors(6), "list")), write(tmp_path / "ids", "a"))
     with pytest.raises(UserError, match="none of the files of vectors that are known"):
         open_vectors(write(tmp_path / "v", b"not an index"))
-    with pytest.raises(UserError, match="a faiss IndexPQ, which is none that keeps whole vectors"):
+    with pytest.raises(UserError, match="a faiss index of the kind IxPq, which is none that keeps whole vectors"):
         open_vectors(faiss_file(tmp_path / "v", faiss.IndexPQ(8, 2, 4), vectors(300)))

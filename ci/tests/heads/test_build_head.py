@@ -50,13 +50,13 @@ def test_frozen_classifier_is_the_head_that_it_was_taken_from():
 )
 def test_head_beyond_the_memory_is_refused_with_its_bytes_before_it_is_allocated(monkeypatch, changed, copies):
     needed = 10_000_000 * 512 * 4 * copies
-    monkeypatch.setattr("core.heads.build._free_memory", lambda: needed - 1)
+    monkeypatch.setattr("core.heads.build.machine_memory", lambda: needed - 1)
     with (
         limited(500),
         pytest.raises(UserError, match=f"10,000,000 classes .* takes {needed:,} bytes .* {needed - 1:,}"),
     ):
         build_head(settings(embedding_size=512, device="cpu", **changed), 10_000_000)
-    monkeypatch.setattr("core.heads.build._free_memory", lambda: 7 * D * 4 * copies)
+    monkeypatch.setattr("core.heads.build.machine_memory", lambda: 7 * D * 4 * copies)
     assert build_head(settings(device="cpu", **changed), 7).num_classes == 7
 
 
@@ -66,7 +66,7 @@ def test_head_of_a_billion_classes_has_no_room_on_this_machine():
 
 
 def test_ranks_of_a_machine_share_its_memory(monkeypatch):
-    monkeypatch.setattr("core.heads.build._free_memory", lambda: 3 * 7 * D * 4)
+    monkeypatch.setattr("core.heads.build.machine_memory", lambda: 3 * 7 * D * 4)
     monkeypatch.setattr("core.heads.build.world_size", lambda: 2)
     build_head(settings(device="cpu"), 7)  # another machine has the other rank
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

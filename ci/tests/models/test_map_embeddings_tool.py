@@ -52,7 +52,7 @@ def test_vectors_of_another_size_and_other_files_are_refused_and_leave_nothing(m
     np.save(folder / "late.npy", np.r_[np.ones((70, 6)), np.zeros((1, 6))].astype(np.float32))
     for name, reason in (
         ("wide", "takes vectors of size 6, got size 7"), ("flat", r"no .npy file of vectors \(N, D\).*\(5,\)"),
-        ("text", "no .npy file of vectors"), ("none", "file of vectors not found"), ("zero", "^row 0 .* is zero"),
+        ("text", "not a readable .npy file"), ("none", "file of vectors not found"), ("zero", "^row 0 .* is zero"),
         ("late", "^counted from row 64 of the file: row 6 .* is zero"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=reason):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.files import no_room
 from core.gallery.store import Version
 
 __all__ = ["ENTRY_INDEX", "FILE", "Database", "StoredVersion", "chunks", "stored_versions"]
@@ -19,6 +20,8 @@ FORMAT = 1
 """Kept in the head of the file, as SQLite's application id and user version."""
 PATIENCE = 10.0
 """Seconds that a write waits for another one."""
+DTYPES = (None, "float16", "float32")
+"""Of vectors; None until there are some."""
 AT_ONCE = 400
 """Values in one statement: few statements are faster than many."""
 CACHE_KIB = 1 << 16
@@ -62,10 +65,20 @@ class StoredVersion:
 
 def stored_versions(db: sqlite3.Connection) -> dict[str, StoredVersion]:
     """All versions by key, in the order in which they were added."""
-    found = db.execute("SELECT number, key, name, size, model, file, dtype, slots, live FROM versions ORDER BY number")
+    found = db.execute(
+        "SELECT number, key, name, size, model, file, dtype, slots, live FROM versions ORDER BY number"
+    ).fetchall()
+    for number, key, name, size, _, file, dtype, slots, live in found:
+        counts = [number, size - 1 if type(size) is int else size, file, slots, live]
+        texts = all(isinstance(text, str) for text in (key, name))
+        if not texts or dtype not in DTYPES or not all(type(count) is int and count >= 0 for count in counts):
+            raise UserError(
+                f"the gallery is damaged: its versions have other entries ({name!r:.40}, {size!r:.20}, {dtype!r:.20}); "
+                "restore it from a backup"
+            )
     return {
         key: StoredVersion(number, Version(key, name, size, model), *rest)
-        for number, key, name, size, model, *rest in found.fetchall()
+        for number, key, name, size, model, *rest in found
     }
 
 
@@ -166,7 +179,7 @@ class Database:
         if "locked" in text:
             return f"another process is writing to {self.place}: repeat the command when it is done"
         if "full" in text or "disk I/O" in text:
-            return f"cannot write {self.place}: {text}; make room there (nothing was changed)"
+            return str(no_room(self.place, f"{text}, this write is undone"))
         if "readonly" in text or "unable to open" in text:
             return f"cannot write {self.place}: {text}; change its permissions, or run as a user who has them"
         if "too big" in text or "too large" in text:

@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.evaluation.search import import_faiss, search
 from core.files import replaced_atomically
 from core.gallery.folder.vectors import UnitRows
+from core.memory import bounded_memory
 
 __all__ = ["INDEXES", "search_index"]
 
@@ -25,6 +26,8 @@ TRAINING, AT_LEAST = 64, 39
 """Of IVF: vectors a list that its centres are fitted on, and the least that faiss wants."""
 LEAST_LISTS, SHARE = 8, 16
 """Of IVF: the least lists that are searched, and the part of all."""
+ROOM = 1 << 30
+"""Bytes that reading an index may take besides four times its own."""
 STEP = 1 << 16
 """Vectors that are added at a time."""
 
@@ -69,10 +72,11 @@ def _read(file: Path, size: int) -> Any:
     if not file.is_file():
         return None
     try:
-        index = import_faiss().read_index(str(file))
-    except RuntimeError:
+        with bounded_memory(ROOM + 4 * file.stat().st_size):
+            index = import_faiss().read_index(str(file))
+    except (RuntimeError, MemoryError):
         return None
-    return index if index.d == size else None
+    return index if index.d == size and index.id_map.size() == index.index.ntotal == index.ntotal else None
 
 
 def _keep(index: Any, file: Path) -> None:

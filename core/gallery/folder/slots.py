@@ -9,6 +9,8 @@ import zlib
 
 import numpy as np
 
+from core.errors import UserError
+
 __all__ = ["ROWS", "damaged_blocks", "live_slots", "set_slots", "slots_at"]
 
 ROWS = 1000
@@ -27,7 +29,7 @@ def live_slots(db: sqlite3.Connection, version: int) -> tuple[np.ndarray, np.nda
     """Rows and slots, int64 (N,), of the entries that have a vector of the version, in the order of their rows."""
     found = db.execute("SELECT block, slots FROM slots WHERE version = ? ORDER BY block", (version,)).fetchall()
     blocks = np.array([block for block, _ in found], np.int64)
-    slots = np.frombuffer(b"".join(packed for _, packed in found), DTYPE).reshape(len(found), ROWS)
+    slots = np.frombuffer(b"".join(_whole(packed) for _, packed in found), DTYPE).reshape(len(found), ROWS)
     block, place = np.nonzero(slots != NONE)
     return blocks[block] * ROWS + place, slots[block, place].astype(np.int64)
 
@@ -55,8 +57,15 @@ def _read(db: sqlite3.Connection, version: int, blocks: np.ndarray) -> np.ndarra
     for line, block in zip(table, blocks.tolist()):
         found = db.execute("SELECT slots FROM slots WHERE version = ? AND block = ?", (version, block)).fetchone()
         if found is not None:
-            line[:] = np.frombuffer(found[0], DTYPE)
+            line[:] = np.frombuffer(_whole(found[0]), DTYPE)
     return table
+
+
+def _whole(packed: object) -> bytes:
+    """A block as it was written; `UserError` for another length or type."""
+    if not isinstance(packed, bytes) or len(packed) != ROWS * DTYPE.itemsize:
+        raise UserError("the gallery is damaged: its table of slots has other entries; restore it from a backup")
+    return packed
 
 
 def damaged_blocks(db: sqlite3.Connection, version: int) -> list[int]:

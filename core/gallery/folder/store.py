@@ -26,13 +26,13 @@ import numpy as np
 from core.claims import CLAIM, claimed
 from core.errors import UserError
 from core.evaluation.search import search
-from core.files import flush, flush_folder, reading, sweep, writing
+from core.files import flush, flush_folder, reading, require_room, sweep, writing
 from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
 from core.gallery.folder.index import INDEXES, search_index
 from core.gallery.folder.slots import live_slots, set_slots, slots_at
-from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile
+from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, require_slots
 from core.gallery.store import BLOCK, Entries, Hits, Version
 
 __all__ = ["FolderStore"]
@@ -84,6 +84,7 @@ class FolderStore:
                     store._database.finish()
                 finally:
                     store.close()
+                Database(temporary, str(path)).close()  # there is room for what SQLite makes to open it
                 with writing(path, temporary):
                     flush(temporary)
                     _require_new(path)
@@ -162,6 +163,10 @@ class FolderStore:
         with self._database.writing() as db:
             self._sweep(db)
 
+    def require_room(self, needed: int) -> None:  # noqa: D102
+        with writing(self._folder):
+            require_room(self._folder, needed)
+
     def enrol(  # noqa: D102
         self,
         ids: Sequence[str],
@@ -235,6 +240,7 @@ class FolderStore:
             slots = slots_at(db, stored.number, rows)
             if len(missing := rows[slots < 0]):
                 raise UserError(f"{self.place} has no vector of {key} for the entry of row {missing[0]}: add it first")
+            require_slots(slots, len(vectors))
             return np.array(vectors[slots])
 
     def search(  # noqa: D102
@@ -256,6 +262,7 @@ class FolderStore:
             rows, slots = rows[order], slots[order]
             if not len(rows):
                 return Hits(scores, ids)
+            require_slots(slots, len(vectors))
             count = min(k, len(rows))
             if index == "exact":
                 found, places = search(queries, UnitRows(vectors, slots), count)

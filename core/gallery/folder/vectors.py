@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from core.arrays import MappedArray
 from core.errors import UserError
 from core.files import flush_folder, writing
 from core.models.maps.vectors import row_blocks, unit_rows
 
-__all__ = ["SLOTS", "UnitRows", "VectorFile"]
+__all__ = ["SLOTS", "UnitRows", "VectorFile", "require_slots"]
 
 SLOTS = 4096
 """In a block, which has a checksum: part of the format."""
@@ -47,7 +48,7 @@ class VectorFile:
         if not self.slots:
             return np.empty((0, self.size), self.dtype)
         self._require_whole()
-        return np.asarray(np.memmap(self.path, self.dtype, "r", shape=(self.slots, self.size)))
+        return MappedArray(self.path, self.dtype, "r", shape=(self.slots, self.size))
 
     def _require_whole(self) -> None:
         if (found := os.stat(self.path).st_size) < self._bytes:
@@ -105,6 +106,7 @@ class UnitRows:
 
     def __init__(self, vectors: np.ndarray, slots: np.ndarray):
         """`vectors`: (S, D); `slots`: (N,) ascending."""
+        require_slots(slots, len(vectors))
         self._vectors, self._slots = vectors, slots
         self.shape = (len(slots), vectors.shape[1])
 
@@ -122,6 +124,15 @@ class UnitRows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype)
+
+
+def require_slots(slots: np.ndarray, count: int) -> None:
+    """`UserError` unless slots (N,) are among the first `count`: what says it may be damaged."""
+    if len(slots) and not 0 <= slots.min() <= slots.max() < count:
+        raise UserError(
+            f"the gallery is damaged: vectors in the slots {slots.min()} to {slots.max()} are asked for, of {count}; "
+            "check it with verify, restore it from a backup"
+        )
 
 
 def _read(vectors: np.ndarray, slots: np.ndarray) -> np.ndarray:

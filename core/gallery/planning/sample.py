@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.arrays import open_vector_array
 from core.errors import UserError
 from core.files import require_file
 from core.models.maps.vectors import open_vectors, unit_rows
@@ -65,12 +66,5 @@ def pair_sample(old: str | Path, new: str | Path, labels: str | Path) -> Sample:
     if "" in identities:
         raise UserError(f"{labels}, line {identities.index('') + 1} is empty: each line is the identity of an image")
     return Sample.of(
-        _read_vectors(Path(old)), _read_vectors(Path(new)), identities, None, (f"vectors of {old}", f"vectors of {new}")
+        open_vector_array(old), open_vector_array(new), identities, None, (f"vectors of {old}", f"vectors of {new}")
     )
-
-
-def _read_vectors(path: Path) -> np.ndarray:
-    try:
-        return np.load(require_file(path, "file of vectors"), mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a .npy file of vectors ({error}): write it with numpy.save") from error

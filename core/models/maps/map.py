@@ -22,7 +22,7 @@ from core.json_files import read_json
 from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.threads import in_shares
 from core.models.maps.vectors import SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
-from core.models.weights import fingerprint
+from core.models.weights import fingerprint, require_sound
 
 __all__ = ["Map", "load_map"]
 
@@ -172,6 +172,8 @@ def load_map(folder: str | Path) -> Map:
         error_head = build_error_head(head, source.size) if head else None
         loaded = Map(source=source, target=target, module=module, error_head=error_head, **described)
         module.load_state_dict(tensors, assign=True)
+    for part in (module, *([error_head] if error_head is not None else [])):
+        require_sound(part, folder / "map.pt")
     module.eval().requires_grad_(False)
     return loaded
 
@@ -181,6 +183,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     content = read_weight_file(require_file(path, "weights of the map"))
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not the state dict of a map: fit the map again")
+    for name, tensor in content.items():
+        if tensor.dtype not in (torch.float32, torch.int64) or tensor.layout != torch.strided:
+            raise UserError(f"{path} is not a map's as it was saved: {name} is {tensor.dtype}; fit the map again")
     return dict(content)
 
 
