@@ -77,7 +77,8 @@ class Case:
 
 TINY = "network=r18 network_options.width=8 network_options.depth=1 embedding_size=8 batch_size=16 num_epoch=3 "
 TINY += "warmup_epoch=0 lr=0.02 frequent=2 margin_scale=16"
-SHORT = "hidden=8 num_epoch=2 warmup_epoch=1 pairs_per_step=20 frequent=2"
+SHORT = "num_epoch=2 warmup_epoch=1 pairs_per_step=20 frequent=2"
+MAP_SETTINGS = {"fct": f"hidden=8 {SHORT}", "fastfill": f"hidden=8 {SHORT}", "lambda_orthogonality": SHORT}
 
 
 def cases(inputs: Path, out: Path) -> Iterator[Case]:
@@ -124,7 +125,7 @@ def trainings(inputs: Path, out: Path) -> Iterator[Case]:
             words += f"features={out}/features {TINY}"
         else:
             words += f"new_model={inputs}/new old_features={out}/old_features new_features={out}/new_features "
-            words += SHORT if "core.engine.map_training" in source else ""
+            words += MAP_SETTINGS.get(program.parent.name, "")
         yield Case(program.parent.name, words, keeps=TRAINED)
 
 
@@ -157,6 +158,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "list.txt").write_text("".join(f"people/{i % 80}/{i % 4}.jpg {i % 80}\n" for i in range(2000)))
     write_run_folder(folder / "old", 0)
     write_run_folder(folder / "new", 1)
+    torch.save({"weight": torch.randn(6, 8)}, folder / "new" / "classifier.pt")
     write_map_run(folder / "map", folder / "old", folder / "new", "old_to_new")
     np.save(folder / "vectors.npy", rng.standard_normal((4000, 8)).astype(np.float32))
     write_revisited_tree(folder / "oxford")
