@@ -52,7 +52,11 @@ def broken(value):
         (torch.Tensor.float, {"options": {"rank": -1}}, "is not a readable description of a map"),
         (torch.Tensor.float, {"options": {"rank": [3]}}, "is not a readable description of a map"),
         (torch.Tensor.float, {"kind": "mlp", "options": {"hidden": 10**10}}, "is not a readable description of a map"),
-        (torch.Tensor.float, {"kind": "fct", "options": {"hidden": 10**9, "side_size": 0}}, "is not a readable description of a map"),
+        (
+            torch.Tensor.float,
+            {"kind": "fct", "options": {"hidden": 10**9, "side_size": 0}},
+            "is not a readable description of a map",
+        ),
         (torch.Tensor.float, {"kind": 7}, "is not a readable description of a map"),
         (torch.Tensor.float, {"source": {"size": 10**15}}, "is not a readable description of a map"),
         (torch.Tensor.float, {"source": 5}, "is not a readable description of a map"),
