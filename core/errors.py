@@ -13,6 +13,8 @@ from typing import NoReturn
 __all__ = ["REMEDIES", "UserError", "explain", "number_of", "run_program"]
 
 ERROR_STATUS = 2
+LONGEST_LINE = 4000
+"""Characters: parsers quote the files that they cannot read."""
 REMEDIES = {
     errno.EACCES: "change its permissions, run as a user who has them, or name another path",
     errno.EPERM: "change its permissions, run as a user who has them, or name another path",
@@ -37,6 +39,8 @@ OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errn
 """Errors that no fault of a program causes, whether a path is named or not."""
 CODE = (str(Path(__file__).resolve().parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 """Folders of programs: a file that is missing there is no mistake of the user."""
+OF_MEMORY = re.compile(r"out of memory|can't allocate memory")
+"""In the text of PyTorch's errors when the memory of a GPU or of the machine is used up."""
 OF_RUST = re.compile(r"\(os error (\d+)\)(?:: (.+))?")
 """In the text of an error from Polars, which has neither `errno` nor `filename`."""
 
@@ -48,8 +52,9 @@ class UserError(ValueError):
 def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or 2 after one `error: ` line on stderr.
 
-    The line is for a `UserError`, and for whatever the operating system refuses to do with a path (permissions, a full
-    disk, a name that is too long). Any other exception is a fault of the program and keeps its traceback.
+    The line is for a `UserError`, for memory that is used up, and for whatever the operating system refuses to do with
+    a path (permissions, a full disk, a name that is too long). Any other exception is a fault of the program and keeps
+    its traceback.
 
     Under torchrun the failing ranks agree, through torchrun's own store, on the one that prints; a rank whose
     collective broke because another rank has already reported its error exits silently.
@@ -63,7 +68,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         if line is not None:
             if _claim_report():
                 sys.stdout.flush()
-                print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)  # noqa: T201
+                print("error: " + " ".join(line.split())[:LONGEST_LINE], file=sys.stderr, flush=True)  # noqa: T201
             _leave(ERROR_STATUS)
         if _was_reported():
             _leave(ERROR_STATUS)
@@ -92,6 +97,9 @@ def _line_of(error: Exception) -> str | None:
     """The line for a mistake that the user can correct, None for a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OF_MEMORY.search(str(error))):
+        said = str(error).splitlines()[0][:300] if str(error) else "MemoryError"
+        return f"the memory is used up ({said}): set a smaller batch size, image size or network"
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return f"a name is not UTF-8: {error.object[:500]!a}; rename the file or folder"
     if not isinstance(error, OSError):

@@ -21,6 +21,7 @@ from core.errors import REMEDIES, UserError, explain, number_of
 
 __all__ = [
     "ROOT",
+    "first_line",
     "flush",
     "flush_folder",
     "is_temporary",
@@ -44,6 +45,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """The repository's root: paths in configs are relative to it, wherever a command is started."""
 CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What NumPy says of a full disk, in an error without a number."""
+LONGEST_LINE = 1 << 16
+"""Bytes: a table that begins with a longer one has more columns than can be read in reasonable time."""
 CAUSE = "or than a limit such as ulimit -f allows"
 """Where NumPy and PyTorch do not say it."""
 OF_TORCH = re.compile(r"inline_container\.cc|PytorchStreamWriter|basic_ios::clear")
@@ -104,6 +107,15 @@ def require_replaceable(path: str | Path, *, folder: bool = False) -> None:
     _try_to_write(path.with_name(_temporary_name(path.name)), path)
 
 
+def first_line(path: str | Path, what: str) -> bytes:
+    """The first line of a table, `what` being its kind; `UserError` if it is longer than that of any table."""
+    with open(require_file(path, what), "rb") as file:
+        line = file.readline(LONGEST_LINE + 1)
+    if len(line) > LONGEST_LINE:
+        raise UserError(f"{path} is no {what}: its first line has more than {LONGEST_LINE} bytes; get the file again")
+    return line
+
+
 def require_room(path: str | Path, needed: int) -> None:
     """`UserError` with what is missing, unless the disk of `path` has room for `needed` more bytes.
 
@@ -159,7 +171,8 @@ def reading(path: str | Path, what: str, remedy: str = "get the file again") -> 
             raise UserError(f"{what} cannot be read: {path}: {explain(error)}") from error
         raise UserError(f"{path} is not a readable {what}: {error}; {remedy}") from error
     except Exception as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise UserError(f"{path} is not a readable {what}: {said[:500]}; {remedy}") from error
 
 

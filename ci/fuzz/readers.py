@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,13 @@ def write_statistic(folder: Path) -> None:
         np.save(_folder(folder / name) / "statistic.npy", array)
 
 
+def read_statistic(folder: Path) -> None:
+    """As a mask and as class means."""
+    for dtype, shape in ((np.float32, (40, 8)), (np.bool_, (40,))):
+        with suppress(UserError):
+            load_statistic(folder / "statistic.npy", dtype, shape, mapped=dtype is np.float32)
+
+
 def write_weights(folder: Path) -> None:
     run = write_run_folder(folder.parent / f"{folder.name}_run")
     state = torch.load(run / "model.pt", weights_only=True)
@@ -553,7 +561,7 @@ READERS = {
         ),
         Reader("vectors", write_vectors, read_vectors, 4),
         Reader("store", write_store, read_store, 6),
-        Reader("statistic", write_statistic, lambda folder: load_statistic(folder / "statistic.npy"), 8),
+        Reader("statistic", write_statistic, read_statistic, 8),
         Reader("tensors", write_pieces, lambda folder: read_weight_file(folder / "model.pt"), 8),
         Reader("weights", write_weights, lambda folder: read_state_dict(folder / "model.pt"), 2),
         Reader("safetensors", write_safetensors, lambda folder: read_state_dict(folder / "model.safetensors"), 4),

@@ -14,6 +14,7 @@ from core.data.recordio import RecordWriter
 from core.data.records import write_image_records
 from core.errors import UserError
 from core.files import is_temporary, make_folder, replaced_atomically, require_replaceable, writing
+from core.json_files import read_json
 from core.progress import track
 
 __all__ = ["DataSource", "check_replaceable", "write_dataset_folder"]
@@ -56,8 +57,8 @@ def check_replaceable(out: Path, kind: str) -> None:
     if not names:
         return
     try:
-        found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))["kind"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        found = read_json(out / DESCRIPTION, "description of a data set").get("kind", "unknown")
+    except UserError:
         found = "unknown"
     if found != kind:
         raise UserError(f"{out} is a data set of kind {found}, not {kind}; give another folder, or empty this one")

@@ -9,6 +9,7 @@ from core.data.records import RecordDataset
 from core.errors import UserError
 from core.files import is_temporary, make_folder, replaced_atomically, require_room
 from core.images.formats import START, format_of
+from core.json_files import read_json
 from core.progress import Progress
 
 __all__ = ["LIST", "export_images"]
@@ -61,8 +62,8 @@ def _claim(out: Path, data: RecordDataset) -> None:
     make_folder(out)
     if not all(map(is_temporary, os.listdir(out))):
         try:
-            found = json.loads((out / ORIGIN).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            found = read_json(out / ORIGIN, "description of an export")
+        except UserError:
             found = None
         if found != origin:
             what = "other files" if found is None else "images of other records"

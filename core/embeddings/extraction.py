@@ -22,6 +22,7 @@ from core.errors import UserError
 from core.files import ROOT, flush, flush_folder, remove, require_replaceable, require_room, reserve, sweep, writing
 from core.images.loader import load_batches
 from core.images.source import ImageSource
+from core.json_files import read_json
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
 from core.parallel.collectives import barrier, broadcast_object, rank
@@ -259,7 +260,8 @@ def _reserve_arrays(partial: Path, info: StoreInfo, source: ImageSource) -> None
 def _can_go_on(partial: Path, info: StoreInfo) -> bool:
     """True if an earlier run of the same work left whole arrays."""
     try:
-        if any(json.loads((partial / name).read_text()) != asdict(info) for name in ("plan.json", "store.json")):
+        plans = (read_json(partial / name, "plan of an extraction") for name in ("plan.json", "store.json"))
+        if any(plan != asdict(info) for plan in plans):
             return False
         open_arrays(partial, info)
         done = read_array(partial / "done.npy")

@@ -7,7 +7,6 @@ store for other images or another model is an error that names both. Class stati
 names say what they hold.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from core.arrays import MappedArray, open_array
 from core.errors import UserError
 from core.files import reading
 from core.images.source import ImageSource
+from core.json_files import read_json
 from core.memory import require_memory
 from core.models.encoder import Encoder
 
@@ -95,9 +95,11 @@ class EmbeddingStore:
         path = Path(path)
         if path.suffix == PARTIAL and (path / "done.npy").exists():
             raise UserError(f"the extraction to {path} has not ended: repeat its command, it goes on where it was")
+        file = path / "store.json"
         try:
-            with reading(path / "store.json", "description of a store", AGAIN):
-                info = StoreInfo(**json.loads((path / "store.json").read_text()))
+            content = read_json(file, "description of a store", AGAIN)
+            with reading(file, "description of a store", AGAIN):
+                info = StoreInfo(**content)
                 info.require_sense()
         except UserError as error:
             raise UserError(

@@ -15,7 +15,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, distributed, nn
@@ -27,7 +27,8 @@ from torch.optim import Optimizer
 
 from core.engine.method import Method
 from core.errors import UserError
-from core.files import make_folder, remove, replaced_atomically, sweep, writing
+from core.files import make_folder, reading, remove, replaced_atomically, sweep, writing
+from core.json_files import read_json
 from core.parallel.collectives import broadcast_object
 from core.parallel.ranks import Ranks
 from core.pickle_stream import check_pickle
@@ -90,13 +91,15 @@ def _step(path: Path) -> int:
 
 def read_position(path: Path) -> Position:
     """The position saved in a checkpoint; `UserError` if it cannot be read."""
-    try:
-        position = Position(**json.loads((path / "position.json").read_text()))
-        if not isinstance(position.identity, dict):
-            raise TypeError("its identity is not a JSON object")
+    remedy = "delete the checkpoint's folder to resume from the one before"
+    file = path / "position.json"
+    content = read_json(file, "position of a checkpoint", remedy)
+    with reading(file, "position of a checkpoint", remedy):
+        position = Position(**content)
+        for key, kind in get_type_hints(Position).items():
+            if not isinstance(getattr(position, key), get_origin(kind) or kind):
+                raise TypeError(f"its {key} is {getattr(position, key)!r}"[:200])
         return position
-    except (FileNotFoundError, ValueError, TypeError) as error:
-        raise UserError(f"checkpoint {path} is damaged: delete it to resume from the one before ({error})") from error
 
 
 class TrainingState:

@@ -23,6 +23,7 @@ import core
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.files import ROOT, make_folder, remove, replaced_atomically, require_room, require_writable, writing
+from core.json_files import parse_json, read_json
 from core.models.weights import fingerprint
 from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.settings import MapSettings, Settings
@@ -86,8 +87,8 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """`config.json` as an earlier start of the run wrote it; empty if there is none or it is not readable."""
         try:
-            return dict(json.loads((self.path / "config.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            return read_json(self.path / "config.json", "config of a run folder")
+        except UserError:
             return {}
 
     def changed_settings(self, settings: Settings | MapSettings) -> list[str]:
@@ -171,6 +172,6 @@ def _report_thread(args: threading.ExceptHookArgs) -> None:
 def _step_of(line: str) -> float:
     """The step of a metrics line; infinity for a line cut short by a kill."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
+    except Exception:  # whatever a damaged line makes of it
         return float("inf")
