@@ -52,7 +52,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 MODULES = ("core.program", "torch._dynamo", "torch.utils.tensorboard", "core.gallery.gallery", "matplotlib.pyplot")
 CONTEXT.set_forkserver_preload([*MODULES, "core.models.export", "full_disk"])
 STORES = r"(cache/.*|(old_|new_)?features)/[\w.]+"
-TRAINED = (r"run/([\w.]+|tensorboard/.*|checkpoints/step_\d+/.*)", STORES)
+TRAINED = (r"run/([\w.]+|\w+/(map\.pt|config\.json)|tensorboard/.*|checkpoints/step_\d+/.*)", STORES)
 TESTED = (r"test/([\w.]+|pictures/.*)", STORES)
 GALLERY = r"gallery/(gallery\.sqlite-\w+|work\.lock)"
 VARYING = r"(.*/)?(tensorboard/.*|metrics\.jsonl|checkpoint\.pt|checkpoints/.*)|gallery/.*"
@@ -77,7 +77,10 @@ class Case:
 
 TINY = "network=r18 network_options.width=8 network_options.depth=1 embedding_size=8 batch_size=16 num_epoch=3 "
 TINY += "warmup_epoch=0 lr=0.02 frequent=2 margin_scale=16"
-SHORT = "hidden=8 num_epoch=2 warmup_epoch=1 pairs_per_step=20 frequent=2"
+CLASSIFIER = {"loss": "softmax", "margin": 0.2, "margin_scale": 16.0, "classifier_bias": False}
+"""Of the new model, which FastFill asks for."""
+SHORT = "num_epoch=2 warmup_epoch=1 pairs_per_step=20 frequent=2"
+MAP_SETTINGS = {"fct": f"hidden=8 {SHORT}", "fastfill": f"hidden=8 {SHORT}", "lambda_orthogonality": SHORT}
 
 
 def cases(inputs: Path, out: Path) -> Iterator[Case]:
@@ -124,7 +127,7 @@ def trainings(inputs: Path, out: Path) -> Iterator[Case]:
             words += f"features={out}/features {TINY}"
         else:
             words += f"new_model={inputs}/new old_features={out}/old_features new_features={out}/new_features "
-            words += SHORT if "core.engine.map_training" in source else ""
+            words += MAP_SETTINGS.get(program.parent.name, "")
         yield Case(program.parent.name, words, keeps=TRAINED)
 
 
@@ -157,6 +160,9 @@ def write_inputs(folder: Path) -> None:
     (folder / "list.txt").write_text("".join(f"people/{i % 80}/{i % 4}.jpg {i % 80}\n" for i in range(2000)))
     write_run_folder(folder / "old", 0)
     write_run_folder(folder / "new", 1)
+    torch.save({"weight": torch.randn(6, 8)}, folder / "new" / "classifier.pt")
+    config = json.loads((folder / "new" / "config.json").read_text()) | CLASSIFIER
+    (folder / "new" / "config.json").write_text(json.dumps(config))
     write_map_run(folder / "map", folder / "old", folder / "new", "old_to_new")
     np.save(folder / "vectors.npy", rng.standard_normal((4000, 8)).astype(np.float32))
     write_revisited_tree(folder / "oxford")

@@ -49,8 +49,8 @@ LONGEST_LINE = 1 << 16
 """Bytes: a table that begins with a longer one has more columns than can be read in reasonable time."""
 CAUSE = "or than a limit such as ulimit -f allows"
 """Where NumPy and PyTorch do not say it."""
-OF_TORCH = "[enforce fail at inline_container.cc"
-"""How PyTorch begins what it says of a full disk."""
+OF_TORCH = re.compile(r"inline_container\.cc|PytorchStreamWriter|basic_ios::clear")
+"""What PyTorch says of a full disk."""
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 """Names of folders with what is being written or removed, made from the output's name."""
 RENAME_EXCHANGE = 2
@@ -193,7 +193,7 @@ def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
             raise no_room(path, os.strerror(errno.ENOSPC) if code else CAUSE) from error
         raise UserError(f"cannot write {_final(path)}: {explain(error)}") from error
     except RuntimeError as error:
-        if not str(error).startswith(OF_TORCH):
+        if not OF_TORCH.search(str(error)):
             raise
         raise no_room(path, CAUSE) from error
 

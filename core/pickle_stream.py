@@ -106,7 +106,9 @@ class _Machine:
                 position += gap - 1
                 stack.append(LEAF)
                 if position < self.limit and data[position] == opcode:
-                    end = RUNS[opcode].match(data, position, self.limit).end()
+                    run = RUNS[opcode].match(data, position, self.limit)
+                    assert run is not None
+                    end = run.end()
                     stack.extend([LEAF] * ((end - position) // gap))
                     position = end
             elif length := STRINGS[opcode]:

@@ -221,6 +221,8 @@ def _onnx(rng: random.Random, content: bytes) -> bytes:
         return _bytes(rng, content)
     for _ in range(rng.choice((1, 1, 2, 4))):
         places = list(_fields(model))
+        if not places:
+            break
         message, field = rng.choice(places)
         try:
             _change_field(rng, message, field)

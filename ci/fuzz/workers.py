@@ -30,6 +30,8 @@ SECONDS = 10.0
 """Of its own time that a process may take for an input."""
 WAIT = 90.0
 """Seconds after which a process is taken to wait for ever, however busy the machine is."""
+AGAIN = 20
+"""Inputs after which an honest file is read again: what a file leaves behind must not change how others are read."""
 KEPT = 3
 """Inputs of one kind of finding that are written down."""
 STATE = struct.Struct("<qqqq")
@@ -212,12 +214,20 @@ class _Worker:
                 kind, text = "memory: the process", f"{peak / 2**20:.0f} MB"
             if kind == "line" and number < len(self.seeds):
                 kind = "an honest file is refused"
+            elif kind in ("value", "line") and inputs % AGAIN == AGAIN - 1:
+                kind, text = self._after(place, kind, text)
             if kind not in ("value", "line"):
                 self._note(number, kind, text)
             inputs, refused = inputs + 1, refused + (kind == "line")
             if inputs % 1000 == 0:
                 os.truncate(self.log, 0)
         STATE.pack_into(self.state, 0, -1, inputs, refused, peak)
+
+    def _after(self, place: Path, kind: str, text: str) -> tuple[str, str]:
+        """What became of an input, or that the first honest file is not read after it as it was before."""
+        shutil.rmtree(place)
+        again, told = read_once(self.reader, self.seeds[0], place)
+        return (kind, text) if again == "value" else ("an honest file is refused after others", told)
 
 
 def limit_memory() -> None:

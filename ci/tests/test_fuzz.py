@@ -102,6 +102,19 @@ def test_honest_file_that_is_refused_is_a_finding(tmp_path):
     assert result.found == {"an honest file is refused": 1}
 
 
+def test_file_that_changes_how_honest_ones_are_read_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "AGAIN", 1)
+    left_behind = []
+
+    def read(folder):
+        left_behind.extend("x" * ((folder / "number.txt").read_text(errors="replace") != "7"))
+        if left_behind:
+            refuse()
+
+    result = fuzz(Reader("planted", planted(refuse).write, read), 6, 300, tmp_path)
+    assert set(result.found) == {"an honest file is refused after others"}
+
+
 def test_inputs_follow_from_seed_and_number_and_differ():
     seeds = seeds_of(READERS["pickle"])
     inputs = [input_of(READERS["pickle"], seeds, 1, number)["data.pkl"] for number in range(200)]
