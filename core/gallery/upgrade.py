@@ -60,6 +60,9 @@ def calibration_to_json(calibration: ScoreCalibration) -> dict[str, Any]:
 
 
 def calibration_from_json(value: Mapping[str, Any]) -> ScoreCalibration:
-    """The reverse of `calibration_to_json`."""
-    arrays = {name: np.asarray(value[name], dtype=np.float64) for name in ("scores", "log_far")}
-    return ScoreCalibration(value["mean"], value["deviation"], arrays["scores"], arrays["log_far"], value["decay"])
+    """The reverse of `calibration_to_json`; an error of any kind, `ValueError` among them, if `value` is none."""
+    scores, log_far = (np.asarray(value[name], dtype=np.float64) for name in ("scores", "log_far"))
+    if scores.ndim != 1 or not len(scores) or scores.shape != log_far.shape:
+        raise ValueError(f"a calibration has {scores.shape} scores and {log_far.shape} rates")
+    mean, deviation, decay = (float(value[name]) for name in ("mean", "deviation", "decay"))
+    return ScoreCalibration(mean, deviation, scores, log_far, decay)
