@@ -1,6 +1,7 @@
 """What a file is, by its first bytes: formats of weights that are read, and others that people have in their place."""
 
 import re
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ def _kind_of_archive(path: Path) -> FileKind:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
         raise UserError(f"cannot read {path}: it is damaged, a zip archive without its end; {AGAIN}") from error
+    except (ValueError, NotImplementedError, struct.error) as error:  # names that are not UTF-8, unknown versions
+        raise UserError(f"cannot read {path}: it is damaged, a zip archive ({error}); {AGAIN}") from error
     return next(kind for pattern, kind in ARCHIVES if any(re.search(pattern, name) for name in names) or not pattern)
 
 
