@@ -10,9 +10,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["UserError", "explain", "run_program"]
+__all__ = ["REMEDIES", "UserError", "explain", "number_of", "run_program"]
 
 ERROR_STATUS = 2
+LONGEST_LINE = 4000
+"""Characters: parsers quote the files that they cannot read."""
 REMEDIES = {
     errno.EACCES: "change its permissions, run as a user who has them, or name another path",
     errno.EPERM: "change its permissions, run as a user who has them, or name another path",
@@ -35,10 +37,10 @@ REMEDIES = {
 """What to do about an error of the operating system."""
 OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 """Errors that no fault of a program causes, whether a path is named or not."""
-HALF_LINE = 1000
-"""Letters at the beginning and at the end of a longer line that are printed."""
 CODE = (str(Path(__file__).resolve().parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 """Folders of programs: a file that is missing there is no mistake of the user."""
+OF_MEMORY = re.compile(r"out of memory|can't allocate memory")
+"""In the text of PyTorch's errors when the memory of a GPU or of the machine is used up."""
 OF_RUST = re.compile(r"\(os error (\d+)\)(?:: (.+))?")
 """In the text of an error from Polars, which has neither `errno` nor `filename`."""
 
@@ -50,8 +52,9 @@ class UserError(ValueError):
 def run_program(main: Callable[[], None]) -> NoReturn:
     """Run `main` and exit: 0, or 2 after one `error: ` line on stderr.
 
-    The line is for a `UserError`, and for whatever the operating system refuses to do with a path (permissions, a full
-    disk, a name that is too long). Any other exception is a fault of the program and keeps its traceback.
+    The line is for a `UserError`, for memory that is used up, and for whatever the operating system refuses to do with
+    a path (permissions, a full disk, a name that is too long). Any other exception is a fault of the program and keeps
+    its traceback.
 
     Under torchrun the failing ranks agree, through torchrun's own store, on the one that prints; a rank whose
     collective broke because another rank has already reported its error exits silently.
@@ -65,7 +68,7 @@ def run_program(main: Callable[[], None]) -> NoReturn:
         if line is not None:
             if _claim_report():
                 sys.stdout.flush()
-                print("error: " + _shortened(" ".join(line.split())), file=sys.stderr, flush=True)  # noqa: T201
+                print("error: " + " ".join(line.split())[:LONGEST_LINE], file=sys.stderr, flush=True)  # noqa: T201
             _leave(ERROR_STATUS)
         if _was_reported():
             _leave(ERROR_STATUS)
@@ -78,18 +81,25 @@ def explain(error: OSError) -> str:
 
     The path is not in it.
     """
-    code, text = error.errno, error.strerror or str(error)
-    if code is None and (found := OF_RUST.search(text)):
-        code = int(found[1])
-        text = os.strerror(code)
+    code = number_of(error)
+    text = error.strerror or (str(error) if code is None else os.strerror(code))
     remedy = REMEDIES.get(code or 0, "check the path and its disk")
     return f"{text}; {remedy}"
+
+
+def number_of(error: OSError) -> int | None:
+    """The number of what the operating system refused, also from Polars, which has it in its text alone."""
+    found = OF_RUST.search(str(error))
+    return int(found[1]) if error.errno is None and found else error.errno
 
 
 def _line_of(error: Exception) -> str | None:
     """The line for a mistake that the user can correct, None for a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OF_MEMORY.search(str(error))):
+        said = str(error).splitlines()[0][:300] if str(error) else "MemoryError"
+        return f"the memory is used up ({said}): set a smaller batch size, image size or network"
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return f"a name is not UTF-8: {error.object[:500]!a}; rename the file or folder"
     if not isinstance(error, OSError):
@@ -105,11 +115,6 @@ def _line_of(error: Exception) -> str | None:
         return None
     also = f" and {os.fsdecode(other)}" if other is not None else ""
     return f"cannot use {path}{also}: {explain(error)}"
-
-
-def _shortened(line: str) -> str:
-    """Without the middle of what quotes a whole file: what is wrong comes first, what to do last."""
-    return line if len(line) <= 2 * HALF_LINE else f"{line[:HALF_LINE]} ... {line[-HALF_LINE:]}"
 
 
 def _leave(status: int) -> NoReturn:

@@ -1,10 +1,11 @@
-"""Paths of configs, checking paths before they are needed, reading files that may be damaged, and writing and removing
-files and folders completely or not at all, through kills and losses of power.
+"""Paths of configs, checking paths and room before they are needed, reading files that may be damaged, and writing and
+removing files and folders completely or not at all, through kills, losses of power and full disks.
 """
 
 import ctypes
 import errno
 import fcntl
+import math
 import os
 import re
 import secrets
@@ -16,21 +17,25 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from core.errors import UserError, explain
+from core.errors import REMEDIES, UserError, explain, number_of
 
 __all__ = [
     "ROOT",
+    "first_line",
     "flush",
     "flush_folder",
     "is_temporary",
     "make_folder",
+    "no_room",
     "reading",
     "remove",
     "replaced_atomically",
     "replaced_together",
     "require_file",
     "require_replaceable",
+    "require_room",
     "require_writable",
+    "reserve",
     "resolve",
     "sweep",
     "writing",
@@ -40,8 +45,12 @@ ROOT = Path(__file__).resolve().parent.parent
 """The repository's root: paths in configs are relative to it, wherever a command is started."""
 CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What NumPy says of a full disk, in an error without a number."""
-OF_TORCH = "[enforce fail at inline_container.cc"
-"""How PyTorch begins what it says of a full disk."""
+LONGEST_LINE = 1 << 16
+"""Bytes: a table that begins with a longer one has more columns than can be read in reasonable time."""
+CAUSE = "or than a limit such as ulimit -f allows"
+"""Where NumPy and PyTorch do not say it."""
+OF_TORCH = re.compile(r"inline_container\.cc|PytorchStreamWriter|basic_ios::clear")
+"""What PyTorch says of a full disk."""
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 """Names of folders with what is being written or removed, made from the output's name."""
 RENAME_EXCHANGE = 2
@@ -49,6 +58,7 @@ AT_FDCWD = -100
 NO_FLUSH = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.EOPNOTSUPP)
 """Errors for a folder that cannot be flushed: not all file systems can, and one that may be written need not be
 readable."""
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def resolve(path: str | Path) -> Path:
@@ -97,6 +107,51 @@ def require_replaceable(path: str | Path, *, folder: bool = False) -> None:
     _try_to_write(path.with_name(_temporary_name(path.name)), path)
 
 
+def first_line(path: str | Path, what: str) -> bytes:
+    """The first line of a table, `what` being its kind; `UserError` if it is longer than that of any table."""
+    with open(require_file(path, what), "rb") as file:
+        line = file.readline(LONGEST_LINE + 1)
+    if len(line) > LONGEST_LINE:
+        raise UserError(f"{path} is no {what}: its first line has more than {LONGEST_LINE} bytes; get the file again")
+    return line
+
+
+def require_room(path: str | Path, needed: int) -> None:
+    """`UserError` with what is missing, unless the disk of `path` has room for `needed` more bytes.
+
+    For the outputs of a program, before its work begins. Others may take the room meanwhile, and quotas are not seen:
+    what then finds the disk full still ends with one line.
+    """
+    free = _free(Path(path))
+    if free < needed:
+        raise UserError(
+            f"cannot write {_final(path)}: it needs {_size(needed)} and its disk has {_size(free)} free, "
+            f"{_size(needed - free)} are missing; {REMEDIES[errno.ENOSPC]}"
+        )
+
+
+def no_room(path: str | Path, cause: str) -> UserError:
+    """What is raised where a disk refused to take all of `path`; `cause` is what it or a library said."""
+    room = "more room than its disk has"
+    with suppress(OSError):
+        room = f"more than the {_size(_free(Path(path)))} that its disk has free"
+    return UserError(f"cannot write {_final(path)}: it needs {room} ({cause}); {REMEDIES[errno.ENOSPC]}")
+
+
+def reserve(file: Path, size: int) -> None:
+    """Have the disk set room aside for the first `size` bytes of a file that is there, which are then zeros.
+
+    Where the disk is full, a write through a memory map kills the process. `OSError` without a name if there is not
+    enough room; nothing on file systems that cannot reserve it.
+    """
+    with open(file, "r+b") as handle:
+        try:
+            os.posix_fallocate(handle.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
 @contextmanager
 def reading(path: str | Path, what: str, remedy: str = "get the file again") -> Iterator[None]:
     """Raise a `UserError` in place of whatever a parser raises on a damaged file, `what` being its kind.
@@ -116,7 +171,8 @@ def reading(path: str | Path, what: str, remedy: str = "get the file again") -> 
             raise UserError(f"{what} cannot be read: {path}: {explain(error)}") from error
         raise UserError(f"{path} is not a readable {what}: {error}; {remedy}") from error
     except Exception as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise UserError(f"{path} is not a readable {what}: {said[:500]}; {remedy}") from error
 
 
@@ -130,13 +186,16 @@ def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         own = error.filename is None or os.fsdecode(error.filename).startswith((str(path), *map(str, others)))
-        if not own or (error.errno is None and not CUT_SHORT.search(str(error))):
+        code = number_of(error)
+        if not own or (code is None and not CUT_SHORT.search(str(error))):
             raise
-        raise UserError(f"cannot write {path}: {explain(error)}") from error
+        if code in (errno.ENOSPC, None):
+            raise no_room(path, os.strerror(errno.ENOSPC) if code else CAUSE) from error
+        raise UserError(f"cannot write {_final(path)}: {explain(error)}") from error
     except RuntimeError as error:
-        if not str(error).startswith(OF_TORCH):
+        if not OF_TORCH.search(str(error)):
             raise
-        raise UserError(f"cannot write {path}: its disk is full or fails; make room there") from error
+        raise no_room(path, CAUSE) from error
 
 
 @contextmanager
@@ -257,6 +316,23 @@ def is_temporary(name: str) -> bool:
 def _require_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} of the output {path.name} does not exist: make it, or name another")
+
+
+def _free(path: Path) -> int:
+    """Bytes that the disk of `path`, which may be still to be made, has for this user."""
+    place = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    return shutil.disk_usage(place).free
+
+
+def _final(path: str | Path) -> Path:
+    """The name that a file will have which is written below a temporary folder."""
+    return Path(*(part for part in Path(path).parts if not is_temporary(part)))
+
+
+def _size(count: int) -> str:
+    """A number of bytes for people, such as 12.3 MB; never less than it is."""
+    power = min((len(str(count)) - 1) // 3, len(UNITS) - 1)
+    return f"{math.ceil(count / 10 ** (3 * power) * 10) / 10 if power else count:,} {UNITS[power]}"
 
 
 def _target(path: str | Path) -> Path:

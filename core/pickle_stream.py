@@ -85,6 +85,8 @@ class _Machine:
         self.data, self.depth, self.shared, self.chosen_keys = data, depth, shared, chosen_keys
         self.size = len(data)
         self.most = SHARED * (self.size - start) + AT_LEAST
+        self.limit = self.size
+        """End of the frame, or of the file."""
         self.work = 0
         """Values that were handed to functions so far, each as often as it was."""
         self.stack: list[_Value] = []
@@ -96,13 +98,17 @@ class _Machine:
     def run(self, position: int) -> int:
         data, size, memo, stack = self.data, self.size, self.memo, self.stack
         while True:
+            if position >= self.limit:
+                self.leave_frame(position)
             opcode = data[position]
             position += 1
             if gap := GAPS[opcode]:
                 position += gap - 1
                 stack.append(LEAF)
-                if data[position] == opcode:
-                    end = RUNS[opcode].match(data, position).end()
+                if position < self.limit and data[position] == opcode:
+                    run = RUNS[opcode].match(data, position, self.limit)
+                    assert run is not None
+                    end = run.end()
                     stack.extend([LEAF] * ((end - position) // gap))
                     position = end
             elif length := STRINGS[opcode]:
@@ -174,7 +180,7 @@ class _Machine:
         return self.line(position)
 
     def integer_in_line(self, position: int) -> int:
-        if run := APPENDED.match(self.data, position - 1):
+        if run := APPENDED.match(self.data, position - 1, self.limit):
             self.change("list", [LEAF] * run[0].count(b"a"))
             return run.end()
         end = self.line(position)
@@ -187,9 +193,20 @@ class _Machine:
         return position + count.size + length
 
     def frame(self, position: int) -> int:
-        if LONG.unpack_from(self.data, position)[0] > self.size - position:
-            raise ValueError(f"a frame that goes beyond the file's end, at byte {position}")
-        return position + LONG.size
+        (length,) = LONG.unpack_from(self.data, position)
+        position += LONG.size
+        if length > min(self.size, self.limit) - position:
+            raise ValueError(f"a frame that goes beyond the file's end, or another frame's, at byte {position}")
+        self.limit = position + length
+        return position
+
+    def leave_frame(self, position: int) -> None:
+        """The machine reads a frame at once. Where an opcode goes beyond its end, the one in C loses its place, and
+        would follow other opcodes than these.
+        """
+        if position > self.limit:
+            raise ValueError(f"an opcode that goes beyond the end of its frame, before byte {position}")
+        self.limit = self.size
 
     def function_by_number(self, position: int, length: int) -> int:
         self.stack.append(FUNCTION)

@@ -197,7 +197,7 @@ class _StandIns:
     def make_frozenset(self, members: Iterable = ()) -> frozenset:
         return self.collect(frozenset, members)
 
-    def collect(self, kind: Callable[[list], Any], members: Iterable) -> Any:
+    def collect(self, kind: Callable[[Iterable], Any], members: Iterable) -> Any:
         """The members in a set; `ValueError` where the writer of the file could choose the hashes of too many."""
         if not isinstance(members, list | tuple):
             raise ValueError("a set of what is no list")

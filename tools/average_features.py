@@ -6,10 +6,10 @@ python tools/average_features.py features/glyphs_old_train_part_70_class_1f0c2a3
 import numpy as np
 from command_line import ArgumentParser
 
-from core.embeddings.statistics import class_means
+from core.embeddings.statistics import class_means, means_size
 from core.embeddings.store import EmbeddingStore
 from core.errors import run_program
-from core.files import replaced_atomically
+from core.files import replaced_atomically, require_room
 
 
 def main() -> None:
@@ -18,8 +18,9 @@ def main() -> None:
     parser.add_argument("store", help="folder of the embedding store")
     args = parser.parse_args()
     store = EmbeddingStore.open(args.store)
-    means, _ = class_means(store)
     path = store.path / "class_means.npy"
+    require_room(path, means_size(store))
+    means, _ = class_means(store)
     with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
         np.save(file, means.astype(np.float32))
     print(f"{path}: {means.shape[0]} x {means.shape[1]}")

@@ -13,6 +13,7 @@ results.csv, compatibility.png and commands.sh (the exact commands).
 
 import argparse
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs
 from core.evaluation.retrieval import RetrievalOptions
 from core.evaluation.revisited import SETUPS
 from core.evaluation.revisited_files import read_revisited
-from core.files import ROOT, make_folder, replaced_atomically, require_writable
+from core.files import ROOT, make_folder, reading, replaced_atomically, require_writable
+from core.json_files import read_json
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 from core.program import load_method
@@ -240,7 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     known = BENCHES[args.dataset].scenarios
     if args.scenario not in known:
         raise UserError(f"unknown scenario {args.scenario!r}: {args.dataset} has {', '.join(known)}; choose one")
-    args.out = (args.out or ROOT / "work_dirs" / "benchmark" / args.dataset).resolve()
+    args.out = Path(os.path.realpath(args.out or ROOT / "work_dirs" / "benchmark" / args.dataset))
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file: name a folder")
     require_writable(args.out)
@@ -365,14 +367,13 @@ def _read_result(path: Path) -> dict[str, Scores]:
     """Scores by road; empty if the model was not tested yet. Of an older file without flips only the self-test."""
     if not path.is_file():
         return {}
-    try:
-        result = json.loads(path.read_text())
+    remedy = "delete it, and the benchmark tests that model again"
+    result = read_json(path, "result of the benchmark", remedy)
+    with reading(path, "result of the benchmark", remedy):
         if "self_test" in result:
             return {SELF: Scores(result["self_test"], {})}
         flips = {road: {test: (nfr, pfr) for test, (nfr, pfr) in result[road]["flips"].items()} for road in result}
         return {road: Scores(dict(result[road]["rates"]), flips[road]) for road in (SELF, *result)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and the benchmark tests that model again") from error
 
 
 def write_report(folder: Path, comparison: Comparison, args: argparse.Namespace, commands: Commands) -> str:

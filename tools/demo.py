@@ -28,6 +28,7 @@ from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.results import write_pairs
 from core.evaluation.tables import format_markdown, format_rate, format_table
 from core.files import ROOT, is_temporary, make_folder, remove, replaced_atomically, require_writable
+from core.json_files import read_json
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.progress import format_seconds
@@ -79,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     set_up_logging()
     started = time.monotonic()
-    out = args.out.resolve()
+    out = Path(os.path.realpath(args.out))
     start_folder(out, {"dataset": args.dataset, "seed": args.seed, "version": code_version()})
     commands = Commands()
     train_models(out, args.dataset, args.seed, commands)
@@ -175,7 +176,7 @@ def write_report(
         [pair, *(format_rate(result.metrics[task].get(name)) for task, names in SHOWN.items() for name in names)]
         for pair, result in results.items()
     ]
-    credit = json.loads((out / "data" / "dataset.json").read_text()).get("credit")
+    credit = read_json(out / "data" / "dataset.json", "description of the data set").get("credit")
     with replaced_atomically(out / "report.md") as temporary:
         temporary.write_text(
             REPORT.format(

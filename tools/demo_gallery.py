@@ -10,6 +10,7 @@ from commands import Commands
 from core.builtin.ijb_gallery import IjbGallery, write_ijb_gallery
 from core.evaluation.ijb_embeddings import embed_images
 from core.evaluation.ijb_meta import IjbImages, read_images, require_meta
+from core.files import writing
 from core.gallery.planning.plan import Plan
 from core.gallery.planning.report import FILE
 from core.models.encoder import Encoder, load_encoder
@@ -59,9 +60,10 @@ def _write_files(out: Path, files: Path) -> IjbGallery:
     encoders = {name: load_encoder(out / name) for name in ("old", "new")}
     made = write_ijb_gallery(images, encoders["old"].image_size, files)
     embeddings = {name: _embeddings(encoder, images, out) for name, encoder in encoders.items()}
-    np.save(files / "old.npy", embeddings["old"][made.entries])
-    for name in encoders:
-        np.save(files / f"queries_{name}.npy", embeddings[name][made.queries])
+    with writing(files):
+        np.save(files / "old.npy", embeddings["old"][made.entries])
+        for name in encoders:
+            np.save(files / f"queries_{name}.npy", embeddings[name][made.queries])
     return made
 
 

@@ -26,7 +26,7 @@ def main() -> None:
         raise UserError(f"--keep must be above 0 and at most 1, got {args.keep}")
     store = EmbeddingStore.open(args.store)
     path = credible_mask_path(store, args.keep, args.scale_dimensions)
-    write_once(path, lambda: credible_mask(store, args.keep, args.scale_dimensions))
+    write_once(path, store.info.num_images, lambda: credible_mask(store, args.keep, args.scale_dimensions))
     mask = load_statistic(path, np.bool_, (store.info.num_images,))
     print(f"{path}: {int(mask.sum())} of {len(mask)} rows are credible")
 

@@ -137,9 +137,12 @@ def insert(args: Namespace) -> None:
             raise UserError(f"{path} does not have the ids of {args.vectors[0]} in their order: give both of the same")
     with Gallery.open(place_of(args)) as gallery:
         keys = [key_of(gallery.store, model, network) for model, network in with_networks(args)]
+        left = len(files[0])
         for blocks in zip(*(file.blocks() for file in files)):
             vectors = {key: block.vectors for key, block in zip(keys, blocks)}
+            gallery.store.require_room(left * sum(block.vectors[0].nbytes for block in blocks))
             gallery.enrol(blocks[0].ids, vectors, blocks[0].labels, blocks[0].images)
+            left -= len(blocks[0].ids)
     show(args, {"inserted": len(files[0]), "failed": {}}, f"{len(files[0])} entries are in the gallery")
 
 

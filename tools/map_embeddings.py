@@ -7,6 +7,7 @@ map leads from; the output has a vector of the other space for each. Both are st
 """
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from command_line import ArgumentParser
 
 from core.arrays import open_vector_array
 from core.errors import UserError, run_program
-from core.files import replaced_atomically
+from core.files import replaced_atomically, require_room, reserve
 from core.logs import set_up_logging
 from core.models.maps import Map, load_map
 from core.progress import Progress
@@ -41,8 +42,10 @@ def main() -> None:
 
 def write_mapped(mapping: Map, vectors: np.ndarray, path: Path, plain: bool) -> None:
     """Write what `vectors` (N, D_s) become; the file appears when it is complete. Memory: a block of 65,536 rows."""
+    require_room(path, 4 * len(vectors) * mapping.target.size)
     with replaced_atomically(path) as temporary, Progress("mapping", len(vectors)) as progress:
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(vectors), mapping.target.size))
+        reserve(temporary, os.path.getsize(temporary))
         for start in range(0, len(vectors), BLOCK):
             rows = slice(start, min(start + BLOCK, len(vectors)))
             try:

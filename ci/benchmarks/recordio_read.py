@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from core.data.recordio import RecordReader
+from core.data.recordio import RecordReader, RecordWriter
 from core.data.records import RecordDataset, write_image_records
 
 NUM_IMAGES, NUM_DISTINCT, SIZE, BATCH, ROUNDS = 10_000, 500, 112, 128, 5
@@ -72,7 +72,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "train"
-        write_image_records(prefix, NUM_IMAGES, 1, ((0, images[i % NUM_DISTINCT]) for i in range(NUM_IMAGES)))
+        with RecordWriter(prefix) as writer:
+            write_image_records(writer, NUM_IMAGES, 1, ((0, images[i % NUM_DISTINCT]) for i in range(NUM_IMAGES)))
         size = np.mean([len(image) for image in images])
         print(f"{NUM_IMAGES} JPEGs of {SIZE}x{SIZE}, {size:.0f} bytes each, one process, one thread, best of {ROUNDS}")
         rates = dict.fromkeys(ways, 0.0)

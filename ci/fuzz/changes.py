@@ -108,9 +108,12 @@ def _odd(rng: random.Random) -> Any:
 
 def _json(rng: random.Random, content: bytes) -> bytes:
     try:
-        value = json.loads(content)
-    except ValueError:
+        return _json_values(rng, json.loads(content))
+    except (ValueError, RecursionError):  # by an earlier change
         return _text(rng, content)
+
+
+def _json_values(rng: random.Random, value: Any) -> bytes:
     if rng.random() < 0.02:
         return b"[" * 200_000
     for _ in range(rng.choice((1, 1, 2, 4))):
@@ -218,6 +221,8 @@ def _onnx(rng: random.Random, content: bytes) -> bytes:
         return _bytes(rng, content)
     for _ in range(rng.choice((1, 1, 2, 4))):
         places = list(_fields(model))
+        if not places:
+            break
         message, field = rng.choice(places)
         try:
             _change_field(rng, message, field)

@@ -3,7 +3,6 @@
 import json
 import pickle
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from core.data.lists import ListDataset
 from core.data.record_index import write_index
 from core.data.recordio import RecordReader
 from core.data.records import RecordDataset
-from core.embeddings.statistics import class_means, load_statistic
+from core.embeddings.statistics import class_means, prepare_class_means, prepare_credible_mask
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.checkpoint import Position, read_position
 from core.engine.run_classifier import read_run_classifier
@@ -55,6 +54,7 @@ from core.images.codec import decode_image, read_image
 from core.models.encoder import load_encoder
 from core.models.map_run import read_map_run
 from core.models.maps import Space, fit_map, load_map
+from core.parallel.ranks import Ranks
 from core.restricted_pickle import load_plain_pickle
 from core.settings import load_settings
 
@@ -100,14 +100,7 @@ def write_pickles(folder: Path) -> None:
 
 
 def read_pickle(folder: Path) -> None:
-    honest = folder.parent / "honest.pkl"
-    if not honest.exists():
-        honest.write_bytes(pickle.dumps([np.arange(3), np.float32(2), b"a", {1}], 2))
-    try:
-        repr(load_plain_pickle(folder / "data.pkl"))  # a walk over all of it
-    finally:  # whatever the file did, the next one is read as before
-        array, *others = load_plain_pickle(honest)
-        assert array.tolist() == [0, 1, 2] and others == [2.0, b"a", {1}]
+    repr(load_plain_pickle(folder / "data.pkl"))  # a walk over all of it
 
 
 def write_revisited(folder: Path) -> None:
@@ -299,16 +292,16 @@ def read_store(folder: Path) -> None:
     class_means(store)
 
 
-def write_statistic(folder: Path) -> None:
-    for name, array in (("means", _rows()), ("mask", np.arange(40) % 2 == 0)):
-        np.save(_folder(folder / name) / "statistic.npy", array)
+def write_statistics(folder: Path) -> None:
+    write_store(folder)
+    np.save(folder / "store" / "class_means.npy", _rows(5))
+    np.save(folder / "store" / "credible_0.9.npy", np.arange(40) % 9 > 0)
 
 
-def read_statistic(folder: Path) -> None:
-    """As a mask and as class means."""
-    for dtype, shape in ((np.float32, (40, 8)), (np.bool_, (40,))):
-        with suppress(UserError):
-            load_statistic(folder / "statistic.npy", dtype, shape, mapped=dtype is np.float32)
+def read_statistics(folder: Path) -> None:
+    store, alone = EmbeddingStore.open(folder), Ranks(0, 1, torch.device("cpu"))
+    np.asarray(prepare_class_means(store, alone)).sum()
+    prepare_credible_mask(store, 0.9, False, alone)
 
 
 def write_weights(folder: Path) -> None:
@@ -561,7 +554,7 @@ READERS = {
         ),
         Reader("vectors", write_vectors, read_vectors, 4),
         Reader("store", write_store, read_store, 6),
-        Reader("statistic", write_statistic, read_statistic, 8),
+        Reader("statistics", write_statistics, read_statistics, 6),
         Reader("tensors", write_pieces, lambda folder: read_weight_file(folder / "model.pt"), 8),
         Reader("weights", write_weights, lambda folder: read_state_dict(folder / "model.pt"), 2),
         Reader("safetensors", write_safetensors, lambda folder: read_state_dict(folder / "model.safetensors"), 4),

@@ -103,12 +103,3 @@ def test_fault_of_the_program_keeps_its_traceback(error):
     with pytest.raises(type(error)) as raised:
         run_program(fail(error))
     assert raised.value is error
-
-
-def test_line_that_quotes_a_whole_file_is_cut_in_the_middle(end):
-    def fail():
-        raise UserError(f"unknown key {'a' * 10**6}; name another")
-
-    status, line = end(fail)
-    assert status == 2 and line.startswith("error: unknown key aaa") and line.endswith("aaa; name another\n")
-    assert len(line) < 2100

@@ -298,6 +298,21 @@ def test_records_on_a_full_disk_are_one_line_and_leave_no_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("basic_ios::clear: iostream error"),
+        RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/0"),
+        OSError("100 requested and 7 written"),
+        OSError("No space left on device (os error 28): /output"),
+    ],
+)
+def test_whatever_a_library_says_of_a_full_disk_becomes_the_line(tmp_path, error):
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/a: it needs more than the .* disk has free"):
+        with writing(tmp_path / "a"):
+            raise error
+
+
 def test_errors_of_other_files_and_of_the_program_stay_as_they_are(tmp_path):
     for error in (
         FileNotFoundError(2, "No such file or directory", "/images/1.jpg"),

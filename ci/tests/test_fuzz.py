@@ -78,7 +78,7 @@ def wait():
 )
 def test_planted_fault_is_found_written_down_and_survived(fault, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "SECONDS", 0.2)
-    monkeypatch.setattr(workers, "WAIT", 2.0)
+    monkeypatch.setattr(workers, "WAIT", 1.0 if fault is wait else 100.0)
     reader = planted(fault)
     result = fuzz(reader, 4, 300, tmp_path)
     seeds = seeds_of(reader)
@@ -100,6 +100,19 @@ def test_honest_file_that_is_refused_is_a_finding(tmp_path):
 
     result = fuzz(Reader("planted", planted(refuse).write, read), 1, 300, tmp_path)
     assert result.found == {"an honest file is refused": 1}
+
+
+def test_file_that_changes_how_honest_ones_are_read_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "AGAIN", 1)
+    left_behind = []
+
+    def read(folder):
+        left_behind.extend("x" * ((folder / "number.txt").read_text(errors="replace") != "7"))
+        if left_behind:
+            refuse()
+
+    result = fuzz(Reader("planted", planted(refuse).write, read), 6, 300, tmp_path)
+    assert set(result.found) == {"an honest file is refused after others"}
 
 
 def test_inputs_follow_from_seed_and_number_and_differ():

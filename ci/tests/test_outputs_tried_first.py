@@ -84,7 +84,7 @@ def test_cache_and_store_that_are_only_read_need_not_be_written(tmp_path, monkey
 
 def test_statistic_whose_place_cannot_be_written_is_not_computed():
     with pytest.raises(UserError, match="^cannot write /proc/means.npy: "):
-        write_once(Path("/proc/means.npy"), lambda: pytest.fail("it is computed"))
+        write_once(Path("/proc/means.npy"), 8, lambda: pytest.fail("it is computed"))
 
 
 def test_extraction_to_a_place_that_cannot_be_written_embeds_nothing(tiny_records, ranks):

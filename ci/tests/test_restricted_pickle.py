@@ -228,6 +228,8 @@ ATTACKS = {
     "changeable bytes": b"\x96" + long(2**40) + b".",
     "old text": b"T\xff\xff\xff\x7f.",
     "a frame": b"\x80\x04\x95" + long(2**62) + b"N.",
+    "a frame that ends within an opcode": b"\x95" + long(60) + b"](" + b"N" * 50 + b"C\x20" + b"]" * 32 + b"e.",
+    "a frame in a frame": b"\x95" + long(30) + b"](NN\x95" + long(60) + b"N" * 80 + b"e.",
     "an integer": b"\x8b\xff\xff\xff\x7f.",
     "many bytes from a number": b"cbuiltins\nbytes\nJ\xff\xff\xff\x7f\x85R.",
     "many changeable bytes from a number": b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",

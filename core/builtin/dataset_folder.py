@@ -10,9 +10,11 @@ import numpy as np
 
 from core.builtin.ijb_tree import SubjectImages, write_ijb_tree
 from core.builtin.roxford_tree import LandmarkImages, write_roxford_tree
+from core.data.recordio import RecordWriter
 from core.data.records import write_image_records
 from core.errors import UserError
 from core.files import is_temporary, make_folder, replaced_atomically, require_replaceable, writing
+from core.json_files import read_json
 from core.progress import track
 
 __all__ = ["DataSource", "check_replaceable", "write_dataset_folder"]
@@ -55,8 +57,8 @@ def check_replaceable(out: Path, kind: str) -> None:
     if not names:
         return
     try:
-        found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))["kind"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        found = read_json(out / DESCRIPTION, "description of a data set").get("kind", "unknown")
+    except UserError:
         found = "unknown"
     if found != kind:
         raise UserError(f"{out} is a data set of kind {found}, not {kind}; give another folder, or empty this one")
@@ -76,7 +78,8 @@ def write_dataset_folder(out: Path, source: DataSource, seed: int) -> dict[str, 
         folder.mkdir()
         images = (((label, 0), jpeg) for label, jpeg in zip(source.labels.tolist(), source.jpegs))
         images = track(images, "Training images", num_images, "images")
-        write_image_records(folder / "train", num_images, num_classes, images)
+        with RecordWriter(folder / "train") as writer:
+            write_image_records(writer, num_images, num_classes, images)
         counts = {"eval/IJBC": write_ijb_tree(folder / "eval" / "IJBC", source.evaluation, seed, source.num_pairs)}
         if source.landmarks is not None:
             counts["eval/roxford5k"] = write_roxford_tree(folder / "eval" / "roxford5k", source.landmarks, seed)

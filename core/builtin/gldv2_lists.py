@@ -8,6 +8,7 @@ Usage (Public, Private or Ignored). The image abc….jpg of a part lies in `trai
 
 import json
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import polars as pl
 
 from core.data.lists import MOST_NAMES, file_sizes
 from core.errors import UserError
-from core.files import replaced_atomically, require_file
+from core.files import first_line, replaced_atomically
 
 __all__ = ["PARTS", "ground_truth", "prepare_gldv2", "read_index", "read_solution", "read_train"]
 
@@ -55,8 +56,9 @@ def prepare_gldv2(
         outputs["gldv2_queries.txt"] = _lines(solution.select("path"))
         outputs["gldv2_ground_truth.json"] = json.dumps(ground_truth(solution, index)) + "\n"
         logger.info("test: %d queries, %d images in the index", len(solution), len(index))
-    for name, text in outputs.items():
-        with replaced_atomically(out / name) as temporary:
+    with ExitStack() as stack:  # all of them appear, or none
+        for name, text in outputs.items():
+            temporary = stack.enter_context(replaced_atomically(out / name))
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -159,7 +161,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     try:
         table = pl.read_csv(path, columns=list(columns), infer_schema=False, separator=separator)
     except pl.exceptions.PolarsError as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0][:200]
         raise UserError(f"{path} cannot be read ({reason}); expected the columns {', '.join(columns)}") from error
     if not len(table):
         raise UserError(f"{path} has no lines below its header")
@@ -168,8 +170,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
 
 def _header(path: Path) -> tuple[list[str], str]:
     """The names in the first line of a csv file, and what separates them: Excel writes semicolons in some countries."""
-    with open(require_file(path, "csv file of GLDv2"), encoding="utf-8-sig", errors="replace") as file:
-        line = file.readline()
+    line = first_line(path, "csv file of GLDv2").decode("utf-8-sig", errors="replace").rstrip("\r\n")
     separator = ";" if ";" in line and "," not in line else ","
     return [name.strip().strip('"') for name in line.split(separator)], separator
 

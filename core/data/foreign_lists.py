@@ -8,6 +8,7 @@ import codecs
 import csv
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -36,6 +37,8 @@ FIRST_LINE = 1 << 16
 """Bytes among which it is sought."""
 CLASS = r"^[0-9]{1,9}(\.0*)?$"
 """A label: im2rec writes 3.000000, and so does pandas after a missing value."""
+LONGEST_NUMBER = 100
+"""Characters: Python would look for a number in a longer text for minutes."""
 NUMBER = r"^[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?\.?$"
 PLAIN = "write a text file of lines `path label`"
 
@@ -54,12 +57,12 @@ def read_foreign_list(text: bytes, path: str | Path) -> pl.DataFrame | None:
     sorted order. A log line says what was recognised. `UserError` with file and line where a line does not fit
     the first, where the columns of paths and labels are not clear, and for faces that are not aligned.
     """
-    head = re.search(rb"[^\r\n]*\S[^\r\n]*", text[:FIRST_LINE])
+    head = re.search(rb"\S[^\r\n]*", text[:FIRST_LINE])
     if head is None:
         return None
     first = head.group().decode("latin-1").strip()
     fields = first.split("\t")
-    numeric = [re.match(NUMBER, field.strip()) is not None for field in fields]
+    numeric = [len(field) < LONGEST_NUMBER and re.match(NUMBER, field.strip()) is not None for field in fields]
     if len(fields) >= 3 and numeric[0] and not all(numeric):
         if all(numeric[:-1]):
             return _im2rec(text, path, len(fields))
@@ -205,12 +208,14 @@ def _bad_line(
     """The error for the first line with more fields than the first one. Slow: only for a file that cannot be read."""
     lines = text.decode("latin-1").splitlines()
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    for number, fields in enumerate(csv.reader(lines, delimiter=separator, quoting=quoting), first_line):
-        if len(fields) > num_fields:
-            return UserError(
-                f"{path}, line {number}: {len(fields)} fields, but {num_fields} in the first; correct it, or {PLAIN}"
-            )
-    return UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}")
+    with suppress(csv.Error):  # a field of more characters than Python reads
+        for number, fields in enumerate(csv.reader(lines, delimiter=separator, quoting=quoting), first_line):
+            if len(fields) > num_fields:
+                return UserError(
+                    f"{path}, line {number}: {len(fields)} fields, but {num_fields} in the first; correct it, or "
+                    f"{PLAIN}"
+                )
+    return UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0][:200]}")
 
 
 def _require(table: pl.DataFrame, valid: pl.Expr, path: str | Path, mistake: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from core.data.records import RecordDataset
 from core.errors import UserError
-from core.files import is_temporary, make_folder, replaced_atomically
+from core.files import is_temporary, make_folder, replaced_atomically, require_room
 from core.images.formats import START, format_of
+from core.json_files import read_json
 from core.progress import Progress
 
 __all__ = ["LIST", "export_images"]
@@ -61,13 +62,14 @@ def _claim(out: Path, data: RecordDataset) -> None:
     make_folder(out)
     if not all(map(is_temporary, os.listdir(out))):
         try:
-            found = json.loads((out / ORIGIN).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            found = read_json(out / ORIGIN, "description of an export")
+        except UserError:
             found = None
         if found != origin:
             what = "other files" if found is None else "images of other records"
             raise UserError(f"{out} has {what} in it; give another folder, or empty this one")
         return
+    require_room(out, os.path.getsize(f"{data.prefix}.rec"))
     with replaced_atomically(out / ORIGIN) as temporary:
         temporary.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 
@@ -78,4 +80,8 @@ def _write_missing(file: Path, content: bytes) -> None:
             return
     except FileNotFoundError:
         file.parent.mkdir(exist_ok=True)
-    file.write_bytes(content)
+    try:
+        file.write_bytes(content)
+    except OSError:
+        file.unlink(missing_ok=True)  # it must not keep the disk full
+        raise

@@ -1,16 +1,15 @@
 """The index of a record file, made again from that file alone, with the keys that its writer gave."""
 
 import logging
-import mmap
 from array import array
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from core.data.recordio import HEADER, read_data, unpack
+from core.data.recordio import HEADER, MOST_AT_ONCE, RecordFile, unpack
 from core.errors import UserError
-from core.files import replaced_atomically, require_file, require_replaceable
+from core.files import replaced_atomically, require_replaceable
 from core.progress import Progress
 
 __all__ = ["write_index"]
@@ -29,46 +28,46 @@ def write_index(prefix: str | Path) -> int:
     the new one is whole. Log lines say what was found. `UserError` naming file, record and byte of the first damage.
     The file is read in one pass; memory is 40 bytes a record.
     """
-    rec = require_file(f"{prefix}.rec", "record file")
+    file = RecordFile(f"{prefix}.rec")
     try:
         require_replaceable(f"{prefix}.idx")
     except UserError as error:
         raise UserError(f"{error} (a folder with a link to the .rec will do)") from error
-    with open(rec, "rb") as handle:
-        empty = not handle.seek(0, 2)
-        file = memoryview(b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
-    offsets, ids = _scan(file, rec)
+    offsets, ids = _scan(file)
     if not len(ids):
-        raise UserError(f"{rec} contains no records")
+        raise UserError(f"{file.path} contains no records")
     keys = record_keys(ids)
     if not np.array_equal(keys, ids):
-        logger.info("%s: the ids in its records are no numbering of the file; the records are counted from 0", rec)
+        logger.info(
+            "%s: the ids in its records are no numbering of the file; the records are counted from 0", file.path
+        )
     with replaced_atomically(f"{prefix}.idx") as temporary:
         pl.DataFrame({"key": keys, "offset": offsets}).write_csv(temporary, include_header=False, separator="\t")
-    _report(file, keys, offsets, rec)
+    _report(file, keys, offsets)
     return len(keys)
 
 
-def _scan(file: memoryview, rec: Path) -> tuple[np.ndarray, np.ndarray]:
+def _scan(file: RecordFile) -> tuple[np.ndarray, np.ndarray]:
     """Offset (int64) and id (uint64) of each record."""
     offsets, ids = array("q"), array("Q")
-    offset = 0
-    with Progress(f"reading {rec.name}", len(file) >> MEGABYTE, "MB") as progress:
-        while offset < len(file):
+    offset = size = 0
+    with Progress(f"reading {file.path.name}", file.size >> MEGABYTE, "MB") as progress:
+        while offset < file.size:
             try:
-                data, end = read_data(file, offset)
-                if len(data) < HEADER.size:
-                    raise ValueError(f"its {len(data)} bytes are fewer than the header of an image record has")
+                data, end = file.record(offset, size)
+                unpack(data)
             except ValueError as error:
+                file.require_unchanged()
                 raise UserError(
-                    f"{rec}: record {len(ids)}, at byte {offset}, is damaged: {error}; copy or make the file again, or "
-                    f"keep the {len(ids)} records before it with: truncate -s {offset} {rec}"
+                    f"{file.path}: record {len(ids)}, at byte {offset}, is damaged: {error}; copy or make the file "
+                    f"again, or keep the {len(ids)} records before it with: truncate -s {offset} {file.path}"
                 ) from None
             offsets.append(offset)
             ids.append(HEADER.unpack_from(data)[2])
             if megabytes := (end >> MEGABYTE) - (offset >> MEGABYTE):
                 progress.update(megabytes)
-            offset = end
+            offset, size = end, min(end - offset, MOST_AT_ONCE)  # the next record is likely to be as large
+    file.require_unchanged()
     return np.array(offsets, np.int64), np.array(ids, np.uint64)
 
 
@@ -85,17 +84,17 @@ def record_keys(ids: np.ndarray) -> np.ndarray:
     return np.arange(len(ids)) if repeated or shuffled else ids.astype(np.int64)
 
 
-def _report(file: memoryview, keys: np.ndarray, offsets: np.ndarray, rec: Path) -> None:
+def _report(file: RecordFile, keys: np.ndarray, offsets: np.ndarray) -> None:
     """Log what the records are, and a header that promises other images than there are."""
     first = np.flatnonzero(keys == 0)[:1]
-    labels, payload = unpack(read_data(file, int(offsets[first[0]]))[0]) if len(first) else ((), b"image")
+    labels, payload = unpack(file.record(int(offsets[first[0]]))[0]) if len(first) else ((), b"image")
     if len(labels) != 2 or len(payload):
-        logger.info("%s.idx: %d records, no header record", rec.with_suffix(""), len(keys))
+        logger.info("%s.idx: %d records, no header record", file.path.with_suffix(""), len(keys))
         return
     images = int(np.count_nonzero((keys > 0) & (keys < labels[0])))
     logger.info(
         "%s.idx: %d records: a header, %d images, %d class ranges",
-        rec.with_suffix(""), len(keys), images, len(keys) - 1 - images,
+        file.path.with_suffix(""), len(keys), images, len(keys) - 1 - images,
     )  # fmt: skip
     if abs(images + 1 - labels[0]) > np.spacing(np.float32(labels[0])):  # exact to 2^24 images, then to the rounding
-        logger.warning("%s: its header promises %.0f images: the file is not whole", rec, labels[0] - 1)
+        logger.warning("%s: its header promises %.0f images: the file is not whole", file.path, labels[0] - 1)

@@ -7,7 +7,8 @@ into parts with the flags 1 (first), 2 (middle) and 3 (last); flag 0 is a whole 
 u32, label f32, id u64, id2 u64), then `flag` float32 labels if flag > 0, then the payload, usually an encoded image.
 """
 
-import mmap
+import io
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ import polars as pl
 from core.errors import UserError
 from core.files import replaced_together, require_file
 
-__all__ = ["MAGIC", "RecordReader", "RecordWriter", "pack", "read_data", "unpack"]
+__all__ = ["MAGIC", "RecordFile", "RecordReader", "RecordWriter", "pack", "unpack"]
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -30,6 +31,10 @@ LENGTH_MASK = (1 << LENGTH_BITS) - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
+MOST_LABELS = 1 << 20
+"""Of a record: a larger number is damage."""
+LIKELY_SIZE, MOST_AT_ONCE = 1 << 14, 1 << 20
+"""Bytes that are read where the size of a record is not known, and before its header tells that it is larger."""
 
 
 def pack(index: int, label: float | Sequence[float], payload: bytes) -> bytes:
@@ -52,30 +57,128 @@ def unpack(data: bytes | memoryview) -> tuple[tuple[float, ...], bytes | memoryv
     flag, label, _, _ = HEADER.unpack_from(data)
     if flag == 0:
         return (label,), data[HEADER.size :]
+    if flag > MOST_LABELS:
+        raise ValueError(f"its header promises {flag} labels")
     end = HEADER.size + 4 * flag
     if end > len(data):
         raise ValueError(f"its header promises {flag} labels, but it ends after {len(data)} bytes")
     return struct.unpack_from(f"<{flag}f", data, HEADER.size), data[end:]
 
 
+class RecordFile:
+    """A .rec file, read through its descriptor: one that is cut short meanwhile would kill the readers of a memory map.
+
+    Opened at once, and again where a process that it is pickled to first reads from it; forked ones share the
+    descriptor, which has no position. `size` in bytes is that of the first opening. `UserError` if the file is missing
+    or, in a later process, not the one that was opened first.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = require_file(path, "record file")
+        self._opened: io.FileIO | None = io.FileIO(self.path)
+        self._closed = False
+        self._stamp = self._present_stamp()
+        self.size = self._stamp[0]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes from `offset` on, fewer than `length` where the file ends."""
+        return os.pread((self._opened or self._open_again()).fileno(), length, offset)
+
+    def read_into(self, buffer: np.ndarray, offset: int) -> None:
+        """Fill `buffer` from `offset` on; `UserError` if the file ends before."""
+        if os.preadv((self._opened or self._open_again()).fileno(), [buffer.data], offset) < buffer.nbytes:
+            self.require_unchanged()
+            raise UserError(f"{self.path} cannot be read to its end: check its disk")
+
+    def record(self, offset: int, likely_size: int = LIKELY_SIZE) -> tuple[memoryview, int]:
+        """The data of the record at `offset`, parts joined by the magic words that split it, and where the next record
+        begins; `ValueError` if it is damaged.
+
+        `likely_size`: in bytes; one call of the system is enough if the record is not larger.
+        """
+        flag, data, offset = self._part(offset, likely_size)
+        if flag == WHOLE:
+            return data, offset
+        if flag != FIRST:
+            raise ValueError(f"it begins with a part of kind {flag}, not 0 or 1")
+        joined, count = bytearray(data), 1
+        while flag != LAST:
+            flag, data, offset = self._part(offset, LIKELY_SIZE)
+            if flag not in (MIDDLE, LAST):
+                raise ValueError(f"its part {count} is of kind {flag}, not 2 or 3")
+            joined += MAGIC_BYTES
+            joined += data
+            count += 1
+            if len(joined) > LENGTH_MASK:
+                raise ValueError(f"its {count} parts have more bytes together than the {LENGTH_MASK} of any record")
+        return memoryview(joined), offset
+
+    def _part(self, offset: int, likely_size: int) -> tuple[int, memoryview, int]:
+        """Kind and data of the part at `offset`, and where the next one begins."""
+        begin = offset + FRAME.size
+        if begin > self.size:
+            raise ValueError(f"it begins at byte {offset}, but the file ends at {self.size}")
+        block = self.read(offset, max(likely_size, FRAME.size))
+        if len(block) < FRAME.size:
+            raise ValueError(f"it begins at byte {offset}, where the file ends now")
+        magic, lrec = FRAME.unpack_from(block)
+        if magic != MAGIC:
+            raise ValueError(f"no magic word at byte {offset}")
+        length = lrec & LENGTH_MASK
+        end = begin + length
+        if end > self.size:
+            raise ValueError(f"it reaches to byte {end}, but the file ends at {self.size}")
+        if len(block) < FRAME.size + length:
+            block += self.read(offset + len(block), FRAME.size + length - len(block))
+            if len(block) < FRAME.size + length:
+                raise ValueError(f"it reaches to byte {end}, but the file ends before that now")
+        data = memoryview(block)[FRAME.size : FRAME.size + length]
+        return lrec >> LENGTH_BITS, data, (end + 3) // 4 * 4
+
+    def require_unchanged(self) -> None:
+        """`UserError` if the file has been written to since it was opened first."""
+        stamp = self._present_stamp()
+        if stamp != self._stamp:
+            raise UserError(
+                f"{self.path} has changed while it was read ({self._stamp[0]} bytes before, {stamp[0]} now): start "
+                "again when it is whole, and do not write to records that a program reads"
+            )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._opened, self._closed = None, True
+
+    def _open_again(self) -> io.FileIO:
+        if self._closed:
+            raise ValueError(f"{self.path}: this file is closed")
+        self._opened = io.FileIO(require_file(self.path, "record file"))
+        self.require_unchanged()
+        return self._opened
+
+    def _present_stamp(self) -> tuple[int, int]:
+        """Size in bytes and time of the last change, ns."""
+        found = os.fstat((self._opened or self._open_again()).fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_opened": None}
+
+
 class RecordReader:
     """Random access to the records of `prefix`.rec in the order of the lines of `prefix`.idx.
 
-    `reader[i]` is `(labels, payload)` of record i, whatever its key is: a tuple of floats and bytes. The file is mapped
-    into memory when a process first reads from it, so a reader may be pickled, forked and spawned; memory besides the
-    mapping is 16 bytes a record. A missing file, a malformed index and a damaged record raise `UserError` that
-    names the file and the record's number i (the line of the index, from 0).
+    `reader[i]` is `(labels, payload)` of record i, whatever its key is: a tuple of floats and bytes. A reader may be
+    pickled, forked and spawned (see `RecordFile`); memory is 16 bytes a record. A missing file, a malformed index and a
+    damaged record raise `UserError` that names the file and the record's number i (the line of the index, from 0).
     """
 
     def __init__(self, prefix: str | Path):
         self.prefix = str(prefix)
-        self.rec_path = require_file(f"{prefix}.rec", "record file")
+        self.file = RecordFile(f"{prefix}.rec")
         index = Path(f"{prefix}.idx")
         if not index.exists():
             raise UserError(f"index of the record file not found: {index}; {_make_again(index)}")
         self.keys, self.offsets = _read_index(require_file(index, "index of the record file"))
-        self._view: memoryview | None = None
-        self._closed = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -85,7 +188,7 @@ class RecordReader:
         return labels, bytes(payload)
 
     def view(self, i: int) -> tuple[tuple[float, ...], bytes | memoryview]:
-        """As `reader[i]`, but the payload is not copied: it lies in the mapped file unless the record is split."""
+        """As `reader[i]`, but the payload is not copied again."""
         data = self._read(i)[0]
         try:
             return unpack(data)
@@ -96,75 +199,34 @@ class RecordReader:
         """The byte of the file at which record i ends and the next one begins."""
         return self._read(i)[1]
 
-    def _read(self, i: int) -> tuple[memoryview | bytes, int]:
+    def _read(self, i: int) -> tuple[memoryview, int]:
         if not 0 <= i < len(self.keys):
             raise IndexError(f"record {i} of {self.prefix}.rec, which has {len(self.keys)}")
-        file = self.file
+        offset = int(self.offsets[i])
+        size = int(self.offsets[i + 1]) - offset if i + 1 < len(self.offsets) else LIKELY_SIZE
         try:
-            return read_data(file, int(self.offsets[i]))
+            return self.file.record(offset, size if 0 < size <= MOST_AT_ONCE else LIKELY_SIZE)
         except ValueError as error:
             raise self.damaged(i, str(error)) from None
 
     def damaged(self, i: int, what: str) -> UserError:
-        """The error for record i, with the file, its number and, where that differs, its key."""
-        key = f" (key {self.keys[i]})" if self.keys[i] != i else ""
-        return UserError(f"{self.rec_path}: record {i}{key} is damaged: {what}; copy or make the file again")
+        """The error for record i, with the file, its number and, where that differs, its key.
 
-    @property
-    def file(self) -> memoryview:
-        """The whole mapped .rec file, read only."""
-        if self._closed:
-            raise ValueError(f"{self.prefix}.rec: this reader is closed")
-        if self._view is None:
-            with open(self.rec_path, "rb") as handle:
-                empty = not handle.seek(0, 2)
-                self._view = memoryview(b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
-        return self._view
+        Another one if the file has changed.
+        """
+        self.file.require_unchanged()
+        key = f" (key {self.keys[i]})" if self.keys[i] != i else ""
+        return UserError(f"{self.file.path}: record {i}{key} is damaged: {what}; copy or make the file again")
 
     def close(self) -> None:
-        """Release the mapping; payload views returned before stay valid."""
-        self._view, self._closed = None, True
+        """Let go of the file."""
+        self.file.close()
 
     def __enter__(self) -> "RecordReader":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_view": None}
-
-
-def read_data(file: memoryview, offset: int) -> tuple[memoryview | bytes, int]:
-    """The data of the record at `offset`, parts joined by the magic words that split it, and where the next record
-    begins; `ValueError` if it is damaged.
-    """
-    flag, data, offset = _read_part(file, offset)
-    if flag == WHOLE:
-        return data, offset
-    if flag != FIRST:
-        raise ValueError(f"it begins with a part of kind {flag}, not 0 or 1")
-    parts = [data]
-    while flag != LAST:
-        flag, data, offset = _read_part(file, offset)
-        if flag not in (MIDDLE, LAST):
-            raise ValueError(f"its part {len(parts)} is of kind {flag}, not 2 or 3")
-        parts.append(data)
-    return MAGIC_BYTES.join(parts), offset
-
-
-def _read_part(file: memoryview, offset: int) -> tuple[int, memoryview, int]:
-    """Kind and data of the part at `offset`, and where the next one begins."""
-    begin = offset + FRAME.size
-    if begin > len(file):
-        raise ValueError(f"it begins at byte {offset}, but the file ends at {len(file)}")
-    magic, lrec = FRAME.unpack_from(file, offset)
-    if magic != MAGIC:
-        raise ValueError(f"no magic word at byte {offset}")
-    end = begin + (lrec & LENGTH_MASK)
-    if end > len(file):
-        raise ValueError(f"it reaches to byte {end}, but the file ends at {len(file)}")
-    return lrec >> LENGTH_BITS, file[begin:end], (end + 3) // 4 * 4
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -240,6 +302,11 @@ class RecordWriter:
         padding = -len(data) % 4
         self._rec.write(FRAME.pack(MAGIC, flag << LENGTH_BITS | len(data)) + data + bytes(padding))
         self._offset += FRAME.size + len(data) + padding
+
+    def flush(self) -> None:
+        """Hand to the system what is still in memory: where the disk is full, it is said now."""
+        self._rec.flush()
+        self._idx.flush()
 
     def close(self) -> None:
         """Finish both files and rename them. At no time is there an index beside the records of another file."""

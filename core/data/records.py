@@ -8,8 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from core.data.labels import report_empty_classes
-from core.data.recordio import HEADER, LENGTH_BITS, LENGTH_MASK, MAGIC, RecordReader, RecordWriter
+from core.data.labels import report_empty_classes, require_classes
+from core.data.recordio import (
+    HEADER,
+    LENGTH_BITS,
+    LENGTH_MASK,
+    MAGIC,
+    MOST_LABELS,
+    RecordFile,
+    RecordReader,
+    RecordWriter,
+)
 from core.errors import UserError
 from core.images.codec import decode_image, resize_image
 
@@ -18,6 +27,10 @@ __all__ = ["RecordDataset", "write_image_records"]
 logger = logging.getLogger(__name__)
 LABEL_BLOCK = 1 << 18
 FINGERPRINT_RECORDS = 64
+FIRST_WORDS = 9
+"""Of 4 bytes: a record's frame, its header, and the first label behind that."""
+STRETCH = 1 << 20
+"""Bytes of the file that are read at once where many records are looked at."""
 MOST_IMAGES = 1 << 31
 """And most classes: a larger number in a header or a label is damage."""
 
@@ -54,6 +67,7 @@ class RecordDataset:
         if promised is not None:
             self._header_classes = self._count_classes(promised)
         self.num_classes = self._header_classes or int(self.labels().max()) + 1
+        require_classes(f"{self.prefix}.rec", self.num_classes, self.num_images)
         self._size = image_size
 
     def __len__(self) -> int:
@@ -61,7 +75,7 @@ class RecordDataset:
 
     def _check_end(self) -> None:
         """Report a truncated file now, not hours into a run, and an index that ends before the file does."""
-        left = len(self._reader.file)
+        left = self._reader.file.size
         if len(self._reader):
             last = int(self._reader.offsets.argmax())
             self._reader.view(last)
@@ -148,7 +162,7 @@ class RecordDataset:
     def fingerprint(self) -> str:
         """Hex SHA-256 of the index, the file's size, all labels and 64 records spread over it, but not of its place."""
         reader = self._reader
-        digest = hashlib.sha256(f"{len(reader.file)} {len(reader)}".encode())
+        digest = hashlib.sha256(f"{reader.file.size} {len(reader)}".encode())
         for array in (reader.keys, reader.offsets, self.labels()):  # labels may be cleaned in place: no size changes
             digest.update(array.tobytes())
         for i in np.unique(np.linspace(0, len(reader) - 1, FINGERPRINT_RECORDS).astype(np.int64)):
@@ -170,24 +184,17 @@ class RecordDataset:
 
     def _read_labels(self, records: np.ndarray) -> np.ndarray:
         """First labels (float32) of records, read as arrays; those of damaged and split records by the reader."""
-        reader = self._reader
-        view = reader.file
-        words = np.frombuffer(view[: len(view) // 4 * 4], "<u4")
-        places, size = reader.offsets[records] // 4, len(view)
-        whole = (reader.offsets[records] % 4 == 0) & (reader.offsets[records] + 8 + HEADER.size <= size)
-        places = np.where(whole, places, 0)
-        if len(words) < 2 + HEADER.size // 4:
-            whole[:] = False
-            labels = np.zeros(len(records), np.float32)
-        else:
-            lrec = words[places + 1]
-            length = (lrec & LENGTH_MASK).astype(np.int64)
-            flag = words[places + 2].astype(np.int64)
-            whole &= (words[places] == MAGIC) & (lrec >> LENGTH_BITS == 0)
-            whole &= (length >= HEADER.size + 4 * flag) & (places * 4 + 8 + length <= size)
-            at = np.where(flag > 0, places + 2 + HEADER.size // 4, places + 3)
-            labels = words[np.where(whole, at, 0)].view("<f4").astype(np.float32)
-        for i in np.flatnonzero(~whole):
+        reader, labels = self._reader, np.empty(len(records), np.float32)
+        order = np.argsort(reader.offsets[records], kind="stable")
+        offsets = reader.offsets[records[order]]
+        fields = _first_words(reader.file, offsets)
+        magic, lrec, flag, single = fields[:, :4].T
+        length = (lrec & LENGTH_MASK).astype(np.int64)
+        several = flag > 0
+        whole = (magic == MAGIC) & (lrec >> LENGTH_BITS == 0) & (offsets + 8 + length <= reader.file.size)
+        whole &= (flag <= MOST_LABELS) & (length >= HEADER.size + 4 * flag.astype(np.int64))
+        labels[order] = np.where(several, fields[:, 8], single).view("<f4")
+        for i in order[~whole].tolist():
             labels[i] = reader.view(int(records[i]))[0][0]
         return labels
 
@@ -236,12 +243,14 @@ class RecordDataset:
             image = self._decode(record, payload, images[i])
             if image.shape != images.shape[1:]:
                 images[i] = self._resized(record, image)
+        self._reader.file.require_unchanged()
         return images, self._checked(labels, records)
 
     def _decode(self, record: int, payload: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
         try:
             return decode_image(payload, out)
         except ValueError as error:
+            self._reader.file.require_unchanged()
             raise UserError(
                 f"{self.prefix}.rec: record {record} is not an image that can be decoded ({error}); make the file again"
             ) from None
@@ -256,17 +265,33 @@ class RecordDataset:
         return resize_image(image, size)
 
 
+def _first_words(file: RecordFile, offsets: np.ndarray) -> np.ndarray:
+    """What the records at ascending offsets (N,) begin with, uint32 (N, 9): frame, header, the first of several labels.
+
+    Zeros, which are no record, where the file ends before. Records near each other are read together.
+    """
+    words = np.zeros((len(offsets), FIRST_WORDS), "<u4")
+    size, buffer, begin = 4 * FIRST_WORDS, np.empty(STRETCH, np.uint8), 0
+    end = int(np.searchsorted(offsets, file.size - size, side="right"))
+    while begin < end:
+        start = offsets[begin]
+        stop = min(end, begin + int(np.searchsorted(offsets[begin:], start + STRETCH - size, side="right")))
+        file.read_into(buffer[: offsets[stop - 1] + size - start], int(start))
+        words[begin:stop] = buffer[(offsets[begin:stop] - start)[:, None] + np.arange(size)].view("<u4")
+        begin = stop
+    return words
+
+
 def write_image_records(
-    prefix: str | Path, num_images: int, num_classes: int, images: Iterable[tuple[float | Sequence[float], bytes]]
+    writer: RecordWriter, num_images: int, num_classes: int, images: Iterable[tuple[float | Sequence[float], bytes]]
 ) -> None:
     """Write images in InsightFace's layout, in a stream: record 0 is the header (n + 1, classes), then records 1 to n.
 
     `images` yields label or labels, and the encoded image. `ValueError` if it does not yield `num_images` of them.
     """
-    with RecordWriter(prefix) as writer:
-        writer.write(0, (num_images + 1, num_classes), b"")
-        index = 0
-        for index, (label, payload) in enumerate(images, start=1):
-            writer.write(index, label, payload)
-        if index != num_images:
-            raise ValueError(f"{index} images for {prefix}.rec, {num_images} announced")
+    writer.write(0, (num_images + 1, num_classes), b"")
+    index = 0
+    for index, (label, payload) in enumerate(images, start=1):
+        writer.write(index, label, payload)
+    if index != num_images:
+        raise ValueError(f"{index} images for {writer.prefix}.rec, {num_images} announced")

@@ -2,18 +2,19 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from core.data.lists import read_list, write_list
+from core.data.lists import ImageList, read_list
 from core.data.record_files import record_prefix
+from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset, write_image_records
 from core.data.released_split import first_images, numbered_by_shuffle, shuffled_images
 from core.errors import UserError
-from core.files import make_folder, require_writable
+from core.files import make_folder, replaced_atomically, require_room, require_writable
 from core.progress import track
 
 __all__ = ["RULES", "class_split", "data_split", "split_list", "split_records"]
@@ -73,15 +74,18 @@ def split_records(
         sides = data_split(labels, ratio, seed)
     _require_images(f"{prefix}.rec", ratio, sides)
     outputs = [str(folder / f"{Path(prefix).name}_part_{100 * share:g}_{mode}") for share in (ratio, 1 - ratio)]
-    _require_room(f"{prefix}.rec", folder, outputs)
+    require_room(outputs[0], os.path.getsize(f"{prefix}.rec"))
     make_folder(folder)
     written = {}
-    for output, side in zip(outputs, sides):
-        rows = np.flatnonzero(side >= 0)
-        num_classes = int(side.max()) + 1 if mode == "class" else dataset.num_classes
-        images = track(_copies(dataset, rows, side[rows]), Path(output).name, len(rows), "images")
-        write_image_records(output, len(rows), num_classes, images)
-        written[output] = (len(rows), num_classes)
+    with ExitStack() as stack:  # both parts appear, or none
+        for output, side in zip(outputs, sides):
+            rows = np.flatnonzero(side >= 0)
+            num_classes = int(side.max()) + 1 if mode == "class" else dataset.num_classes
+            images = track(_copies(dataset, rows, side[rows]), Path(output).name, len(rows), "images")
+            writer = stack.enter_context(RecordWriter(output))
+            write_image_records(writer, len(rows), num_classes, images)
+            writer.flush()
+            written[output] = (len(rows), num_classes)
     return written
 
 
@@ -112,11 +116,13 @@ def split_list(
     _require_images(str(path), ratio, sides)
     make_folder(folder)
     written = {}
-    for share, side in [*zip((ratio, 1 - ratio), sides), *whole]:
-        rows = order[side[order] >= 0]
-        output = folder / f"{Path(path).stem}_part_{100 * share:g}_{mode}.txt"
-        write_list(output, images, rows, side[rows])
-        written[str(output)] = (len(rows), int(side.max()) + 1)
+    with ExitStack() as stack:  # all parts appear, or none
+        for share, side in [*zip((ratio, 1 - ratio), sides), *whole]:
+            rows = order[side[order] >= 0]
+            output = folder / f"{Path(path).stem}_part_{100 * share:g}_{mode}.txt"
+            part = ImageList(images.paths.gather(rows), side[rows])
+            stack.enter_context(replaced_atomically(output)).write_bytes(part.text())
+            written[str(output)] = (len(rows), int(side.max()) + 1)
     if folder != Path(path).parent:
         logger.info("paths still start from the folder of %s: train with image_root=%s", path, Path(path).parent)
     return written
@@ -146,18 +152,6 @@ def _output_folder(source: str | Path, out: str | Path | None) -> Path:
     except UserError as error:
         raise UserError(f"{error} (--out)") from error
     return folder
-
-
-def _require_room(source: str, folder: Path, outputs: list[str]) -> None:
-    """`UserError` if the disk has no room for as many bytes as the source has, with older parts out of the way."""
-    older = sum(os.path.getsize(f"{output}.rec") for output in outputs if os.path.isfile(f"{output}.rec"))
-    place = next(above for above in (folder, *folder.absolute().parents) if above.exists())
-    needed, free = os.path.getsize(source), shutil.disk_usage(place).free
-    if free + older < needed:
-        raise UserError(
-            f"{folder} has {free >> 20} MB of room, but the parts take {needed >> 20} MB: make room, or name a folder "
-            "on another disk with --out"
-        )
 
 
 def _require_options(ratio: float, seed: int, rule: str) -> None:

@@ -65,6 +65,6 @@ def prepare_class_radii(store: EmbeddingStore, measure: Measure, ranks: Ranks) -
     means = prepare_class_means(store, ranks)
     path = store.path / f"class_radii_{measure}.npy"
     if ranks.is_first:
-        write_once(path, lambda: class_radii(store, means, measure).astype(np.float32))
+        write_once(path, 4 * len(means), lambda: class_radii(store, means, measure).astype(np.float32))
     barrier()
     return means, load_statistic(path, np.float32, (len(means),))

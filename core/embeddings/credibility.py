@@ -65,5 +65,5 @@ def prepare_mask_by_distances(store: EmbeddingStore, rule: DistanceRule, name: s
         return load_statistic(path, np.bool_, (store.info.num_images,))
     mask = mask_by_distances(store, rule, ranks)
     if ranks.is_first:
-        write_once(path, lambda: mask)
+        write_once(path, mask.nbytes, lambda: mask)
     return mask

@@ -1,6 +1,5 @@
 """Embedding all images of a source into a store, over any number of ranks, resumable."""
 
-import errno
 import json
 import logging
 import os
@@ -18,11 +17,12 @@ from torch import Tensor
 from core.arrays import open_array, read_array
 from core.claims import CLAIM
 from core.data.samplers import evaluation_rows
-from core.embeddings.store import FEATURES, EmbeddingStore, StoreInfo, open_arrays
+from core.embeddings.store import FEATURES, PARTIAL, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import ROOT, flush, flush_folder, remove, require_replaceable, sweep
+from core.files import ROOT, flush, flush_folder, remove, require_replaceable, require_room, reserve, sweep, writing
 from core.images.loader import load_batches
 from core.images.source import ImageSource
+from core.json_files import read_json
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
 from core.parallel.collectives import barrier, broadcast_object, rank
@@ -128,7 +128,7 @@ class _Work:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
+        return self.path.with_name(self.path.name + PARTIAL)
 
     def is_finished(self) -> bool:
         """The first rank's answer: another may see the folder later. Collective."""
@@ -191,10 +191,9 @@ def _make(
         unfinished = [work for work in missing if not work.is_finished()]
         if ranks.is_first:
             for work in missing:
-                if work in unfinished:
-                    _prepare(work.partial, work.info, source)
-                else:
+                if work not in unfinished:
                     shutil.rmtree(work.partial, ignore_errors=True)
+            _prepare([work for work in unfinished if not _can_go_on(work.partial, work.info)], source)
         barrier()
         try:
             _embed_missing_blocks(unfinished, source, ranks, batch_size, num_workers, views)
@@ -205,7 +204,7 @@ def _make(
         barrier()
         if ranks.is_first:
             for work in unfinished:
-                _finish(work.partial, work.info, work.path)
+                _finish(work.partial, work.path)
     barrier()
     return unfinished
 
@@ -227,37 +226,42 @@ def _is_finished(path: Path) -> bool:
     return (path / "store.json").is_file()
 
 
-def _prepare(partial: Path, info: StoreInfo, source: ImageSource) -> None:
-    """Fill the folder of an extraction under way, or keep what an earlier run of the same work left."""
-    if _can_go_on(partial, info):
-        return
+def _prepare(works: Sequence[_Work], source: ImageSource) -> None:
+    """Fill the folders of extractions that begin; `UserError`, and none is left, if there is no room for all."""
+    try:
+        for work in works:
+            _reserve_arrays(work.partial, work.info, source)
+    except UserError:
+        for work in works:
+            shutil.rmtree(work.partial, ignore_errors=True)
+        raise
+
+
+def _reserve_arrays(partial: Path, info: StoreInfo, source: ImageSource) -> None:
+    """Empty the folder of an extraction, and make all its files: later it needs no more room."""
     sweep(partial)
     for name in ("plan.json", *os.listdir(partial)):  # without a plan nothing of what is left is gone on with
         if name != CLAIM:
             remove(partial / name)
     shape = (info.num_images, info.embedding_size)
-    try:
+    require_room(partial, shape[0] * (4 * shape[1] * len(info.views) + 8 * info.labelled))
+    with writing(partial):
         for view in info.views:
             _reserve(partial / f"{view}.npy", np.float32, shape)
         labels = source.labels()
         if labels is not None:
             np.save(partial / "labels.npy", labels)
         _reserve(partial / "done.npy", np.bool_, (-(-info.num_images // BLOCK),))
+        (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
         (partial / "plan.json").write_text(json.dumps(asdict(info)))
         flush(partial)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        needed = info.num_images * (4 * info.embedding_size * len(info.views) + 8 * info.labelled)
-        raise UserError(
-            f"cannot make the embedding store in {partial}: it needs {needed} bytes there ({error.strerror}); make "
-            "room or name a folder on another disk"
-        ) from error
 
 
 def _can_go_on(partial: Path, info: StoreInfo) -> bool:
     """True if an earlier run of the same work left whole arrays."""
     try:
-        if json.loads((partial / "plan.json").read_text()) != asdict(info):
+        plans = (read_json(partial / name, "plan of an extraction") for name in ("plan.json", "store.json"))
+        if any(plan != asdict(info) for plan in plans):
             return False
         open_arrays(partial, info)
         done = read_array(partial / "done.npy")
@@ -267,17 +271,9 @@ def _can_go_on(partial: Path, info: StoreInfo) -> bool:
 
 
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    """Make an array of zeros and have the disk set its room aside.
-
-    Where the disk is full, a write through a memory map kills the process.
-    """
+    """Make an array of zeros for which the disk has set its room aside."""
     np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    with open(file, "r+b") as handle:
-        try:
-            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # from file systems that cannot reserve room
-                raise
+    reserve(file, file.stat().st_size)
 
 
 def _embed_missing_blocks(
@@ -333,9 +329,8 @@ def _require_finite(embeddings: np.ndarray, encoder: Encoder, source: ImageSourc
         )
 
 
-def _finish(partial: Path, info: StoreInfo, path: Path) -> None:
+def _finish(partial: Path, path: Path) -> None:
     """Turn the folder of a completed extraction into the store at `path`."""
-    (partial / "store.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
     flush(partial)
     partial.rename(path)  # also where there is an empty folder
     flush_folder(path.parent)

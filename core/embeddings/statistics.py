@@ -14,7 +14,7 @@ from core.arrays import open_array, read_array
 from core.embeddings.row_blocks import normalized_blocks, row_values
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable, sweep
+from core.files import replaced_atomically, require_replaceable, require_room, sweep
 from core.memory import require_memory
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
@@ -26,6 +26,7 @@ __all__ = [
     "credible_mask_path",
     "lengths",
     "load_statistic",
+    "means_size",
     "num_classes_of",
     "prepare_class_means",
     "prepare_credible_mask",
@@ -65,6 +66,11 @@ def class_means(
     return sums / np.maximum(counts, 1)[:, None], counts
 
 
+def means_size(store: EmbeddingStore) -> int:
+    """Bytes of the `class_means` in float32."""
+    return 4 * store.info.embedding_size * num_classes_of(store)
+
+
 def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = True) -> np.ndarray:
     """`class_means`, float32 (C, D), memory-mapped: computed by the first rank if it is missing. Collective.
 
@@ -72,7 +78,7 @@ def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = 
     """
     path = store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
     if ranks.is_first:
-        write_once(path, lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
+        write_once(path, means_size(store), lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
     barrier()
     return load_statistic(path, np.float32, (num_classes_of(store), store.info.embedding_size), mapped=True)
 
@@ -117,7 +123,7 @@ def prepare_credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: 
     """`credible_mask`, kept in the store: computed by the first rank if it is missing. Collective."""
     path = credible_mask_path(store, keep, scale_dimensions)
     if ranks.is_first:
-        write_once(path, lambda: credible_mask(store, keep, scale_dimensions))
+        write_once(path, store.info.num_images, lambda: credible_mask(store, keep, scale_dimensions))
     barrier()
     return load_statistic(path, np.bool_, (store.info.num_images,))
 
@@ -137,12 +143,13 @@ def load_statistic(path: Path, dtype: type, shape: tuple[int, ...], mapped: bool
     return array
 
 
-def write_once(path: Path, compute: Callable[[], np.ndarray]) -> None:
-    """Compute an array and save it at `path`, unless that file exists."""
+def write_once(path: Path, size: int, compute: Callable[[], np.ndarray]) -> None:
+    """Compute an array of `size` bytes and save it at `path`, unless that file exists."""
     if path.exists():
         sweep(path.parent)
     else:
         require_replaceable(path)
+        require_room(path, size)
         array = compute()
         with replaced_atomically(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array)

@@ -7,7 +7,6 @@ store for other images or another model is an error that names both. Class stati
 names say what they hold.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +19,17 @@ from core.arrays import MappedArray, open_array
 from core.errors import UserError
 from core.files import reading
 from core.images.source import ImageSource
+from core.json_files import read_json
 from core.memory import require_memory
 from core.models.encoder import Encoder
 
-__all__ = ["FEATURES", "EmbeddingStore", "StoreInfo", "open_arrays"]
+__all__ = ["FEATURES", "PARTIAL", "EmbeddingStore", "StoreInfo", "open_arrays"]
 
 AGAIN = "delete it, extract it again"
 FEATURES = "features"
 """The view of a training store: the embeddings as the model gives them."""
+PARTIAL = ".partial"
+"""What follows a store's name as long as it is being made: all files are there, so that the disk has their room."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,13 @@ class EmbeddingStore:
     def open(cls, path: str | Path) -> "EmbeddingStore":
         """Open a finished store; `UserError` if the folder is none, or its files do not fit together."""
         path = Path(path)
+        if path.suffix == PARTIAL and (path / "done.npy").exists():
+            raise UserError(f"the extraction to {path} has not ended: repeat its command, it goes on where it was")
+        file = path / "store.json"
         try:
-            with reading(path / "store.json", "description of a store", AGAIN):
-                info = StoreInfo(**json.loads((path / "store.json").read_text()))
+            content = read_json(file, "description of a store", AGAIN)
+            with reading(file, "description of a store", AGAIN):
+                info = StoreInfo(**content)
                 info.require_sense()
         except UserError as error:
             raise UserError(

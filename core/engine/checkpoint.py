@@ -15,7 +15,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, distributed, nn
@@ -27,7 +27,8 @@ from torch.optim import Optimizer
 
 from core.engine.method import Method
 from core.errors import UserError
-from core.files import make_folder, remove, replaced_atomically, sweep, writing
+from core.files import make_folder, reading, remove, replaced_atomically, sweep, writing
+from core.json_files import read_json
 from core.parallel.collectives import broadcast_object
 from core.parallel.ranks import Ranks
 from core.pickle_stream import check_pickle
@@ -36,6 +37,8 @@ __all__ = ["Position", "TrainingState", "latest_checkpoint", "read_position", "r
 
 logger = logging.getLogger(__name__)
 KEPT = 2
+OVERHEAD = 1500
+"""Bytes of a tensor in a file beside its numbers."""
 DEEPEST, MOST_KEYS = 20, 10**6
 """Levels of containers in the description of a checkpoint, and values that the names of its tensors are made of."""
 DESCRIBING = re.compile(
@@ -88,13 +91,15 @@ def _step(path: Path) -> int:
 
 def read_position(path: Path) -> Position:
     """The position saved in a checkpoint; `UserError` if it cannot be read."""
-    try:
-        position = Position(**json.loads((path / "position.json").read_text()))
-        if not isinstance(position.identity, dict):
-            raise TypeError("its identity is not a JSON object")
+    remedy = "delete the checkpoint's folder to resume from the one before"
+    file = path / "position.json"
+    content = read_json(file, "position of a checkpoint", remedy)
+    with reading(file, "position of a checkpoint", remedy):
+        position = Position(**content)
+        for key, kind in get_type_hints(Position).items():
+            if not isinstance(getattr(position, key), get_origin(kind) or kind):
+                raise TypeError(f"its {key} is {getattr(position, key)!r}"[:200])
         return position
-    except (FileNotFoundError, ValueError, TypeError) as error:
-        raise UserError(f"checkpoint {path} is damaged: delete it to resume from the one before ({error})") from error
 
 
 class TrainingState:
@@ -104,6 +109,20 @@ class TrainingState:
         self.backbone, self.method = backbone, method
         self.optimizer, self.ranks = optimizer, ranks
         self.mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+
+    def room(self, saves: int) -> int:
+        """The most bytes that the files of a run take while it saves this state so many times, its model each time.
+
+        Between two and three checkpoints: a new one is whole before an old one goes. The model and the classifier are
+        written as often, and no larger than the tensors without the optimiser's.
+        """
+        sizes = {name: tensor.numel() * tensor.element_size() + OVERHEAD for name, tensor in self._tensors().items()}
+        whole = sum(sizes.values())
+        weights = sum(size for name, size in sizes.items() if not name.startswith("optimizer."))
+        return max(
+            min(saves, KEPT + 1) * whole + min(saves, 1) * weights,
+            min(saves, KEPT) * whole + min(saves, 2) * weights,
+        )
 
     def save(self, folder: Path, position: Position) -> Path:
         """Write `folder/step_<n>`, completely or not at all, and remove all but the last two. Collective."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.engine.optimization import cosine
-from core.engine.run_folder import MetricsLog, RunFolder
+from core.engine.run_folder import LINE, MetricsLog, RunFolder
 from core.errors import UserError
 from core.files import remove, replaced_atomically
 from core.models.maps import Map, Space
@@ -116,7 +116,9 @@ class _Training:
         settings, folder = self.settings, self.folder
         if settings.resume:
             self._resume()
-        else:
+        if self.epoch < settings.num_epoch:
+            folder.require_room(self._room())
+        if not settings.resume:
             remove(self.checkpoint)
         folder.prepare(settings.resume)
         if self.epoch == settings.num_epoch:
@@ -133,6 +135,14 @@ class _Training:
                 metrics.flush()
                 self._save()
         metrics.close()
+
+    def _room(self) -> int:
+        """About the bytes that the run folder still takes: the maps, and two checkpoints while one is replaced."""
+        weights = sum(tensor.nbytes for tensor in self.method.state_dict().values())
+        trained = sum(parameter.nbytes for parameter in self.parameters)
+        steps = self.settings.num_epoch * self.steps
+        there = self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
+        return 2 * (weights + 2 * trained) + weights + steps // self.settings.frequent * LINE - there
 
     def _train_epoch(self, epoch: int, metrics: MetricsLog, bar: Progress) -> None:
         self.method.start_epoch(epoch)

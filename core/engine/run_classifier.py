@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
+from core.files import reading
 from core.heads.build import build_margin
 from core.heads.class_weights import read_classifier_file
 from core.heads.margins import Margin
@@ -77,4 +78,5 @@ def _margin_of(folder: Path) -> Margin:
     missing = sorted({"loss", "margin_scale", "margin"} - set(config))
     if missing:
         raise UserError(f"the config of {folder} has no {missing[0]!r}, so its classifier's loss is not known")
-    return build_margin(config["loss"], config["margin_scale"], config["margin"])
+    with reading(folder / "config.json", "config of a run folder", "the run folder is damaged"):
+        return build_margin(str(config["loss"]), float(config["margin_scale"]), float(config["margin"]))

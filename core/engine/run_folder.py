@@ -22,13 +22,16 @@ from torch.utils.tensorboard import SummaryWriter
 import core
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
-from core.files import ROOT, make_folder, remove, replaced_atomically, require_writable, writing
+from core.files import ROOT, make_folder, remove, replaced_atomically, require_room, require_writable, writing
+from core.json_files import parse_json, read_json
 from core.models.weights import fingerprint
 from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.settings import MapSettings, Settings
 
-__all__ = ["MetricsLog", "RunFolder", "code_version"]
+__all__ = ["LINE", "MetricsLog", "RunFolder", "code_version"]
 
+LINE = 1024
+"""About the bytes that one step's values take in `metrics.jsonl` and for TensorBoard."""
 CREATED_HERE = ("checkpoints", "tensorboard", "metrics.jsonl", "classifier.pt", "config.json", "model.pt")
 """In the order in which they are removed: a model without checkpoints is not trained on by accident."""
 
@@ -63,6 +66,11 @@ class RunFolder:
         for folder in (self.path, self.checkpoints, self.tensorboard):
             require_writable(folder)
 
+    def require_room(self, needed: int) -> None:
+        """`UserError` unless there is room for a run's files of `needed` bytes, in place of those that are there."""
+        files = [file for name in CREATED_HERE for file in (self.path / name, *(self.path / name).rglob("*"))]
+        require_room(self.path, needed - sum(file.stat().st_size for file in files if file.is_file()))
+
     def prepare(self, resume: bool) -> None:
         """Create the folder; unless `resume` is true, remove the files of an earlier run."""
         with writing(self.path):
@@ -79,8 +87,8 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """`config.json` as an earlier start of the run wrote it; empty if there is none or it is not readable."""
         try:
-            return dict(json.loads((self.path / "config.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            return read_json(self.path / "config.json", "config of a run folder")
+        except UserError:
             return {}
 
     def changed_settings(self, settings: Settings | MapSettings) -> list[str]:
@@ -131,8 +139,13 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log `values` under their names. JSON gets null for values that are not finite (a gradient norm with fp16)."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        end = self.file.tell()
         with writing(self.path):
-            self.file.write(json.dumps({"step": step, **finite}) + "\n")
+            try:
+                self.file.write(json.dumps({"step": step, **finite}) + "\n")
+            except OSError:
+                os.truncate(self.path, end)  # no line without its end
+                raise
         with writing(self.board_path):
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -159,6 +172,6 @@ def _report_thread(args: threading.ExceptHookArgs) -> None:
 def _step_of(line: str) -> float:
     """The step of a metrics line; infinity for a line cut short by a kill."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
+    except Exception:  # whatever a damaged line makes of it
         return float("inf")

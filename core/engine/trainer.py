@@ -23,7 +23,7 @@ from core.engine.initial_weights import INITIAL_WEIGHTS, load_initial_backbone, 
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import load_old_model, open_old_features
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
-from core.engine.run_folder import MetricsLog, RunFolder, code_version
+from core.engine.run_folder import LINE, MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve, sweep
@@ -261,6 +261,7 @@ class Trainer:
                 self.folder.write_model(self.backbone)
             return
         if self.ranks.is_first:
+            self.folder.require_room(self._room())
             self.folder.prepare(settings.resume)
             self.folder.write_config(self._description())
         metrics = MetricsLog(self.folder, self.step) if self.ranks.is_first else None
@@ -295,6 +296,13 @@ class Trainer:
         if metrics is not None:
             metrics.close()
         logger.info("trained: %s", self.folder.path / "model.pt")
+
+    def _room(self) -> int:
+        """About the bytes that the run folder takes at most."""
+        settings = self.settings
+        steps = settings.num_epoch * self.sampler.steps_per_epoch
+        saves = settings.num_epoch + steps // settings.checkpoint_steps
+        return self.state.room(saves) + steps // settings.frequent * LINE
 
     def _description(self) -> dict[str, Any]:
         derived = {

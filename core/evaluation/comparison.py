@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from core.errors import UserError
 from core.evaluation.compatibility import CompatibilityScores, scores
 from core.evaluation.plots import plot_trade_off
 from core.evaluation.tables import format_markdown
-from core.files import replaced_atomically
+from core.files import reading, replaced_atomically
 
 __all__ = ["DIRECT", "Comparison", "Entry", "read_csv"]
 
@@ -57,6 +56,17 @@ class Comparison:
         self.seeds = sorted({entry.seed for entry in self.entries})
         self.methods = list(dict.fromkeys(entry.method for entry in self.entries if entry.method not in BASELINES))
         self._by_key = {(entry.method, entry.road, entry.seed): entry for entry in self.entries}
+
+    def require_complete(self) -> None:
+        """`ValueError` for a seed without old or independent model, or a model without the score of a test."""
+        for seed in self.seeds:
+            for name in BASELINES:
+                if (name, DIRECT, seed) not in self._by_key:
+                    raise ValueError(f"seed {seed} has no {name} model")
+        for entry in self.entries:
+            for found in (entry.self_test, entry.cross_test):
+                if missing := set(self.tests) - set(found):
+                    raise ValueError(f"{entry.method}, seed {entry.seed}, has no score of the test {min(missing)}")
 
     @property
     def roads(self) -> list[tuple[str, str]]:
@@ -210,8 +220,8 @@ class Comparison:
 
 def read_csv(path: Path) -> Comparison:
     """The comparison that `Comparison.write_csv` wrote, its numbers to 4 digits; `UserError` for another file."""
-    try:
-        with open(path, newline="") as file:
+    with reading(path, "results.csv of tools/benchmark.py", "run the benchmark again"):
+        with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         groups: dict[tuple[str, str, int], list[dict[str, str]]] = {}
         for row in rows:
@@ -222,11 +232,9 @@ def read_csv(path: Path) -> Comparison:
             flips = {row["test"]: (_number(row["NFR"]), _number(row["PFR"])) for row in group if row["NFR"]}
             entries.setdefault(("old", DIRECT, seed), Entry("old", seed, old, old))
             entries[method, road, seed] = Entry(method, seed, new, cross, flips, road)
-        return Comparison(list(entries.values()))
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{path} is no results.csv of tools/benchmark.py ({type(error).__name__}: {error}): run the benchmark again"
-        ) from error
+        comparison = Comparison(list(entries.values()))
+        comparison.require_complete()
+        return comparison
 
 
 def _number(cell: str) -> float:

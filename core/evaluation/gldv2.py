@@ -3,7 +3,6 @@
 Weyand, Araujo, Cao, Sim, "Google Landmarks Dataset v2", CVPR 2020 (arXiv 2004.01804), section 5.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +11,14 @@ import numpy as np
 from core.errors import UserError
 from core.evaluation.precision_recall import RetrievalResult, interpolated_precision
 from core.evaluation.retrieval_images import read_image_list
-from core.files import require_file
+from core.files import reading
+from core.json_files import read_json
 
 __all__ = ["DEPTH", "Gldv2Test", "average_precisions", "evaluate_gldv2", "read_gldv2"]
 
 DEPTH = 100
 USAGES = ("public", "private")
+AGAIN = "make it again with tools/prepare_gldv2.py"
 
 
 class Gldv2Test:
@@ -32,13 +33,10 @@ class Gldv2Test:
         self.usage, self.positives = self._read_truth(folder / "gldv2_ground_truth.json")
 
     def _read_truth(self, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
-        require_file(path, "ground truth")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "ground truth", AGAIN)
+        with reading(path, "ground truth", AGAIN):
             usage = np.array([str(value).lower() for value in content["usage"]])
             positives = [np.array(rows, dtype=np.int64).reshape(len(rows)) for rows in content["positives"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error!r}): make it again with tools/prepare_gldv2.py") from error
         if not len(usage) == len(positives) == len(self.queries):
             raise UserError(
                 f"{path} has {len(usage)} usages and {len(positives)} lists of positives, but "

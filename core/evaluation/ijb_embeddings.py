@@ -49,7 +49,8 @@ class AlignedImages:
         """`image`: uint8 (B, `image_size`, `image_size`, 3) RGB. `UserError` naming a file that cannot be read."""
         crops = np.empty((len(rows), self.image_size, self.image_size, 3), dtype=np.uint8)
         for crop, row in zip(crops, rows.tolist()):
-            crop[:] = warp(read_image(self.images.path(row)), self.transforms[row], self.image_size)
+            image = read_image(self.images.path(row), self.images.stamps[row])
+            crop[:] = warp(image, self.transforms[row], self.image_size)
         return {"image": crops}
 
     def image_name(self, row: int) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError
-from core.files import require_file
-from core.images.source import fingerprint_files
+from core.files import first_line, require_file
+from core.images.source import file_stamps, fingerprint_files
 
 __all__ = ["SUBSETS", "IdentificationLists", "IjbImages", "Pairs", "Subjects", "read_identification", "read_images",
            "read_pairs", "require_meta"]  # fmt: skip
@@ -49,10 +49,15 @@ class IjbImages:
         return self.root / "loose_crop" / self.names[row]
 
     @cached_property
+    def stamps(self) -> np.ndarray:
+        """`file_stamps` of the images (N, 2), of when they are asked for first."""
+        listed_in = _meta_path(self.root, self.subset, "name_5pts_score.txt")
+        return file_stamps(self.root / "loose_crop", self.names, listed_in)
+
+    @cached_property
     def fingerprint(self) -> str:
         """`fingerprint_files` of the images and their landmarks: what embeddings depend on."""
-        listed_in = _meta_path(self.root, self.subset, "name_5pts_score.txt")
-        return fingerprint_files(self.root / "loose_crop", self.names, listed_in, self.landmarks)
+        return fingerprint_files(self.names, self.stamps, self.landmarks)
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,9 @@ def read_images(root: Path, subset: str) -> IjbImages:
     template_ids, member_template = np.unique(members["template"].to_numpy(), return_inverse=True)
     media_size = members.select(pl.len().over("template", "media")).to_series()
     landmarks = images.select(numbers).to_numpy().reshape(-1, 5, 2)
-    degenerate = np.flatnonzero(
-        ~(np.isfinite(landmarks).all(axis=(1, 2)) & (np.ptp(landmarks, axis=1) > 0).any(axis=1))
-    )
+    with np.errstate(invalid="ignore"):
+        spread = np.ptp(landmarks, axis=1)
+    degenerate = np.flatnonzero(~(np.isfinite(landmarks).all(axis=(1, 2)) & (spread > 0).any(axis=1)))
     if len(degenerate):
         name = images["name"][int(degenerate[0])]
         raise UserError(
@@ -185,7 +190,8 @@ def _read_table(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFram
     A file that another program has saved again, with tabs, several blanks or blanks at the end of a line, is read in a
     second try, which takes the text's size three times.
     """
-    table = _parse(require_file(path, "meta file"), schema)
+    first_line(path, "meta file")
+    table = _parse(path, schema)
     if table is None:
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         lines = re.sub(rb"[ \t]+", b" ", lines)
@@ -225,19 +231,19 @@ def _bad_line(path: Path, schema: dict[str, type[pl.DataType]]) -> UserError:
                 )
             for field, kind in zip(fields, schema.values()):
                 if pl.Series([field]).cast(kind, strict=False).null_count():
-                    return UserError(f"{path}, line {number}: {field!r} is not a value of type {kind}")
+                    return UserError(f"{path}, line {number}: {field[:100]!r} is not a value of type {kind}")
     return UserError(f"{path} cannot be read as a table of {len(schema)} columns")
 
 
 def _read_subjects(images: IjbImages, file: str) -> Subjects:
     path = _meta_path(images.root, images.subset, file)
-    with open(path, "rb") as lines:
-        header = lines.readline()
+    header = first_line(path, "meta file")
     separator = next((mark for mark in ",;\t" if mark.encode() in header), ",")
     try:
         table = pl.read_csv(path, columns=[0, 1], infer_schema=False, truncate_ragged_lines=True, separator=separator)
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} cannot be read: {error}; expected a header and lines template,subject") from error
+        said = str(error).split("\n")[0][:200]
+        raise UserError(f"{path} cannot be read: {said}; expected a header and lines template,subject") from error
     table.columns = ["template", "subject"]
     fields = pl.col("template", "subject")
     table = table.select(fields.str.strip_chars().replace("", None)).with_row_index("line", 2)

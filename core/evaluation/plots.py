@@ -3,6 +3,7 @@
 Each function writes a PNG file and returns the figure.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,8 @@ def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def _save(figure: Figure, path: str | Path) -> Figure:
+    picture = io.BytesIO()  # Pillow does not say why a file could not be written
+    figure.savefig(picture, format="png", dpi=130)
     with replaced_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        temporary.write_bytes(picture.getbuffer())
     return figure

@@ -20,7 +20,8 @@ import numpy as np
 
 from core.errors import UserError
 from core.evaluation.backfill import Curve
-from core.files import replaced_atomically, require_file
+from core.files import reading, replaced_atomically
+from core.json_files import read_json
 from core.models.encoder import Encoder
 
 __all__ = ["Evaluation", "Model", "UpdateTests", "assign_roles", "default_metric", "read_evaluations",
@@ -41,6 +42,10 @@ STAR = "self-test of a model trained alone (star; if the new model was, name it 
 MAIN_ROADS = ("gallery_map", "query_map", "direct", "side_by_side")
 """Of a backfill: the first of them that there is stands for it."""
 PROTOCOLS = ("1:1", "1:N")
+AGAIN = (
+    "give the results.json that tools/ijbc_eval.py, roxford_eval.py, verify.py, compatibility_matrix.py or the demo "
+    "writes"
+)
 DEMO_SUBSET = "ijbc"
 """The subset of the demo's evaluation tree."""
 
@@ -202,9 +207,9 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
 
     The demo's models are known by their names alone.
     """
-    path = require_file(path, "results file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    path = Path(path)
+    content = read_json(path, "results file", AGAIN)
+    with reading(path, "results file of an evaluation", AGAIN):
         if "task" in content:
             return [_evaluation(content, path)]
         if "evaluations" in content:
@@ -214,11 +219,6 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
         if not found:
             raise ValueError("it is empty")
         return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no results file of an evaluation ({type(error).__name__}: {error}): give the results.json that "
-            "tools/ijbc_eval.py, roxford_eval.py, verify.py, compatibility_matrix.py or the demo writes"
-        ) from error
 
 
 def _evaluation(content: Mapping[str, dict], path: Path) -> Evaluation:

@@ -10,7 +10,7 @@ import numpy as np
 from core.errors import UserError
 from core.files import require_file
 from core.images.codec import read_image, resize_image
-from core.images.source import fingerprint_files
+from core.images.source import file_stamps, fingerprint_files
 
 __all__ = ["ResizedImages", "RetrievalImages", "read_image_list"]
 
@@ -40,9 +40,14 @@ class RetrievalImages:
         return replace(self, boxes=boxes)
 
     @cached_property
+    def stamps(self) -> np.ndarray:
+        """`file_stamps` of the images (N, 2), of when they are asked for first."""
+        return file_stamps(self.root, self.names, self.listed_in)
+
+    @cached_property
     def fingerprint(self) -> str:
         """`fingerprint_files` of the images and their boxes: what embeddings depend on."""
-        return fingerprint_files(self.root, self.names, self.listed_in, self.boxes)
+        return fingerprint_files(self.names, self.stamps, self.boxes)
 
     def read(self, row: int) -> np.ndarray:
         """Image `row`, uint8 (H, W, 3) RGB, cropped to its box; `UserError` naming the file that cannot be used.
@@ -50,7 +55,7 @@ class RetrievalImages:
         Box edges are rounded to whole pixels, as the benchmark's reader does, and end at the image's edge.
         """
         path = self.path(row)
-        image = read_image(path)
+        image = read_image(path, self.stamps[row])
         if self.boxes is None:
             return image
         left, top, right, bottom = np.rint(self.boxes[row]).astype(np.int64).clip(min=0).tolist()
@@ -74,6 +79,8 @@ def read_image_list(path: Path, root: Path, what: str) -> RetrievalImages:
         names = [name for line in text.splitlines() if (name := line.strip())]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}): give a {what} in UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{path} has NUL bytes in it, which no path has: it is no {what}, or damaged")
     if not names:
         raise UserError(f"{path} lists no images")
     return RetrievalImages(root, names, path)

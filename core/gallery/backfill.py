@@ -146,6 +146,7 @@ class _Work:
         self.rows = np.empty(0, np.int64)
         if self.missing > 0:
             self.rows = rows_in_order(store, upgrade)
+            store.require_room(4 * self.new.size * min(self.missing, len(self.rows)))
         self.progress = Progress(f"embedding with {self.new.name}", min(self.missing, len(self.rows)))
 
     @property

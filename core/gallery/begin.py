@@ -120,6 +120,7 @@ def _fill_mapped(store: Store, old: str, mapped: str, mapping: Map) -> None:
     total, done = len(store), store.counts()[mapped]
     if done >= total:
         return
+    store.require_room(4 * store.versions()[mapped].size * (total - done))
     with Progress("mapping the old vectors", total, "vectors", initial=done) as progress:
         for entries in store.entries(lacking=mapped):
             rows, vectors = old_vectors(store, old, entries.rows)

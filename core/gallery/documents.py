@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.files import writing
 from core.gallery.store import Store
 from core.gallery.upgrade import Calibrations, Upgrade, calibration_from_json, calibration_to_json
 from core.models.maps import Map, load_map
@@ -39,7 +40,7 @@ def map_to_document(mapping: Map | str | Path) -> dict[str, str]:
 
 def map_from_document(value: Mapping[str, str]) -> Map:
     """The reverse of `map_to_document`; `UserError` if the document is damaged."""
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, writing(temporary):
         folder = Path(temporary)
         try:
             for name in MAP_FILES:

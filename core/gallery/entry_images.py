@@ -122,6 +122,10 @@ class EntryImages:
                 reasons[at, : len(text)] = np.frombuffer(text, np.uint8)
         return {"image": images, "reason": reasons}
 
+    def image_name(self, row: int) -> str:
+        """The image's entry."""
+        return f"the image of {self.names[row]}"
+
     def _given(self, rows: np.ndarray) -> Sequence[np.ndarray | None]:
         assert callable(self.place)
         names = [self.names[row] for row in rows.tolist()]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from core.errors import UserError
 from core.evaluation.search import import_faiss
-from core.files import replaced_atomically, require_replaceable
+from core.files import replaced_atomically, require_replaceable, require_room
 from core.gallery.documents import read_upgrade
 from core.gallery.store import BLOCK, Entries, Store
 from core.models.maps.vectors import unit_rows
@@ -63,6 +63,8 @@ def export(store: Store, out: str | Path, format: str, version: str | None = Non
         first = next(served, None)
         dtype = np.dtype(np.float32) if first is None or size is None else first[2].dtype
         served = chain([] if first is None else [first], served)
+        width = max(store.versions()[key].size for key in keys)
+        require_room(out, total * width * (4 if format == "faiss" else dtype.itemsize))
         if format == "parquet" or size is None:
             return _write_parquet(out, served, size, dtype)
         with replaced_atomically(out) as folder:

@@ -69,8 +69,11 @@ class Gallery:
             )
         with creating_store(place) as store, Progress("creating the gallery", len(file), "vectors") as progress:
             store.add_version(version)
+            left = len(file)
             for block in file.blocks(max(1, CREATE_BLOCK // file.size // BLOCK) * BLOCK):
+                store.require_room(left * block.vectors[0].nbytes)
                 store.enrol(block.ids, {version.key: block.vectors}, block.labels, block.images)
+                left -= len(block.ids)
                 progress.update(len(block.ids))
         return cls.open(place)
 

@@ -92,6 +92,10 @@ class Store(Protocol):
         """Remove a version with all its vectors and free their room; with it replace `documents`, in the same step."""
         ...
 
+    def require_room(self, needed: int) -> None:
+        """`UserError` unless there is room for so many more bytes of vectors, as far as the store sees its disk."""
+        ...
+
     def enrol(
         self,
         ids: Sequence[str],

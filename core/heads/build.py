@@ -1,8 +1,14 @@
 """The classifier that the settings ask for: the same keys in every training program."""
 
+import os
+
+import torch
+
 from core.errors import UserError
 from core.heads.margins import ArcFace, CosFace, Margin, Softmax
 from core.heads.partial_fc import PartialFC
+from core.memory import machine_memory
+from core.parallel.collectives import world_size
 from core.settings import Settings
 
 __all__ = ["build_head", "build_margin"]
@@ -25,7 +31,27 @@ def build_margin(loss: str, margin_scale: float, margin: float) -> Margin:
 
 
 def build_head(settings: Settings, num_classes: int) -> PartialFC:
-    """The head over `num_classes` classes; a softmax has a bias where `classifier_bias` is set."""
+    """The head over `num_classes` classes; a softmax has a bias where `classifier_bias` is set.
+
+    `UserError` before anything is allocated if its weights, their gradient and the optimiser's state have no room.
+    """
     margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
+    _require_memory(settings, num_classes)
     bias = settings.classifier_bias and not margin.normalized
     return PartialFC(margin, settings.embedding_size, num_classes, settings.sample_rate, bias)
+
+
+def _require_memory(settings: Settings, num_classes: int) -> None:
+    """`UserError` unless the ranks of this machine have the memory for their shares of the head."""
+    copies = 4 if settings.optimizer == "adamw" else 3 if settings.momentum else 2
+    share = -(-num_classes // world_size()) * settings.embedding_size * 4 * copies
+    if settings.device != "cpu" and torch.cuda.is_available():
+        room, place = torch.cuda.mem_get_info()[0], "the GPU"
+    else:
+        room, place = machine_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "a rank of this machine"
+    if share > room:
+        raise UserError(
+            f"the head of {num_classes:,} classes with embedding_size {settings.embedding_size} takes {share:,} bytes "
+            f"for weights, gradient and optimiser, but {place} has {room:,}: number the classes from 0 on without "
+            "gaps, lower embedding_size, or train on more machines or GPUs"
+        )

@@ -24,7 +24,7 @@ def similarity_transforms(landmarks: np.ndarray, image_size: int) -> np.ndarray:
     targets = REFERENCE_POINTS @ np.array([1.0, 1.0j]) * (image_size / REFERENCE_SIZE)
     point_centres, target_centre = points.mean(axis=1), targets.mean()
     centred = points - point_centres[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         turn = centred.conj() @ (targets - target_centre) / np.square(np.abs(centred)).sum(axis=1)
         shift = target_centre - turn * point_centres
     return np.stack(

@@ -8,11 +8,13 @@ Every program reads pixels by one rule, whatever the format:
 - 16 bits become 8 by their high byte. Other values (signed, 32 bits, floating point) are refused: what is white in them
   is not known.
 
-JPEGs are decoded by libjpeg-turbo (simplejpeg; with four colours by OpenCV), all other formats by Pillow.
+JPEGs are decoded by libjpeg-turbo (simplejpeg; with four colours by OpenCV), all other formats by Pillow. Nothing is
+decoded before the size in the header is known to be within `MAX_IMAGE_PIXELS`, for which 1.5 GB of memory are enough.
 """
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +27,22 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from core.errors import UserError, explain
 from core.images.formats import START, format_of
 
-__all__ = ["decode_image", "is_plain_jpeg", "read_image", "resize_image"]
+__all__ = ["MAX_IMAGE_PIXELS", "decode_image", "is_plain_jpeg", "read_image", "resize_image"]
 
+LIMIT = "BCTLAB_MAX_IMAGE_PIXELS"
+"""The environment variable that sets `MAX_IMAGE_PIXELS`, for all programs and the workers that they start."""
+MAX_IMAGE_PIXELS = int(os.environ.get(LIMIT, "")) if os.environ.get(LIMIT, "").isdecimal() else 1 << 26
+"""Pixels of the largest image that is decoded: 8192 x 8192, where the environment does not say otherwise."""
+MAX_SCANS = 64
+"""Of a JPEG: encoders write at most some 20. Each goes over the whole picture, however few bytes it has."""
+CHEAP_SCANS = 1 << 34
+"""Bytes times pixels up to which any number of scans takes less than a second."""
 FOUR_COMPONENTS = ("CMYK", "YCCK")
 """JPEG colour spaces that libjpeg does not convert to RGB; OpenCV does."""
 SEGMENT, APP1, START_OF_SCAN, EXIF = 0xFF, 0xE1, 0xDA, b"Exif\0\0"
+SCAN = bytes((SEGMENT, START_OF_SCAN))
 """The parts of a JPEG before its picture."""
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339
 WHITE_IS_ZERO, UNSIGNED = 0, 1
 """Tags of a TIFF, and values of theirs."""
 
@@ -49,10 +60,16 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None, min_si
         raise ValueError("unknown format or damaged")
     if not found.is_read:
         raise ValueError(f"{found.name} is not read: convert it to JPEG or PNG")
-    if found.name == "JPEG":
-        image = _decode_jpeg(data, out, min_side)
-    else:
-        image = _decode_by_pillow(data, found.name)
+    try:
+        image = _decode_jpeg(data, out, min_side) if found.name == "JPEG" else _decode_by_pillow(data, found.name)
+    except UnidentifiedImageError:
+        raise ValueError(f"damaged, or a kind of {found.name} that is not read: save it as JPEG or PNG") from None
+    except Image.DecompressionBombError:
+        raise _too_large() from None
+    except ValueError:
+        raise
+    except Exception as error:  # damaged files make decoders raise errors of any kind
+        raise ValueError(str(error) or type(error).__name__) from error
     if out is not None and image is not out and out.shape == image.shape:
         out[:] = image
     return image
@@ -67,14 +84,18 @@ def is_plain_jpeg(data: bytes, size: int) -> bool:
 
 
 def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int | None) -> np.ndarray:
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    *sides, colours, _ = simplejpeg.decode_jpeg_header(data)
+    height, width = map(int, sides)
+    _require_size(width, height)
+    if width * height * len(data) > CHEAP_SCANS and (scans := bytes(data).count(SCAN)) > MAX_SCANS:
+        raise ValueError(f"it has {scans} scans, more than any encoder writes: damaged")
     exif = _jpeg_exif(data)
     if colours in FOUR_COMPONENTS:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             raise ValueError("damaged")
         return _upright(image, exif)
-    if min_side is not None and min(int(height), int(width)) >= 2 * min_side:
+    if min_side is not None and min(height, width) >= 2 * min_side:
         return _upright(simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side), exif)
     fits = out is not None and out.shape == (height, width, 3) and not exif
     return _upright(simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None), exif)
@@ -117,21 +138,40 @@ def _upright(image: np.ndarray, exif: Image.Exif) -> np.ndarray:
 
 
 def _decode_by_pillow(data: bytes | memoryview, name: str) -> np.ndarray:
+    with _quiet(), _within_limit(), Image.open(io.BytesIO(data), formats=(name,)) as image:
+        _require_size(*image.size)
+        tags = getattr(image, "tag_v2", {})
+        _require_size(tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1))
+        _remove_xmp(image)
+        image.load()  # of a TIFF: turns it upright as well, and removes the tag
+        _remove_xmp(image)
+        exif = Image.Exif()
+        with contextlib.suppress(Exception):  # damaged metadata leave the picture whole
+            exif = image.getexif()
+        return _upright(_to_rgb(image), exif)
+
+
+@contextlib.contextmanager
+def _within_limit() -> Iterator[None]:
+    """With Pillow's own limit, which refuses twice as many, set to ours: it knows frames and tiles."""
+    own, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-MAX_IMAGE_PIXELS // 2)
     try:
-        with _quiet(), Image.open(io.BytesIO(data), formats=(name,)) as image:
-            _remove_xmp(image)
-            image.load()  # of a TIFF: turns it upright as well, and removes the tag
-            _remove_xmp(image)
-            exif = Image.Exif()
-            with contextlib.suppress(Exception):  # damaged metadata leave the picture whole
-                exif = image.getexif()
-            return _upright(_to_rgb(image), exif)
-    except UnidentifiedImageError:
-        raise ValueError(f"damaged, or a kind of {name} that is not read: save it as JPEG or PNG") from None
-    except ValueError:
-        raise
-    except Exception as error:  # damaged files make Pillow raise errors of any kind
-        raise ValueError(str(error) or type(error).__name__) from error
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = own
+
+
+def _require_size(width: int, height: int) -> None:
+    """`ValueError` for an image of more pixels than are decoded."""
+    if width * height > MAX_IMAGE_PIXELS:
+        raise _too_large()
+
+
+def _too_large() -> ValueError:
+    return ValueError(
+        f"by its header it has more than the {MAX_IMAGE_PIXELS:,} pixels that are decoded: scale it down, or allow "
+        f"more with the environment variable {LIMIT}"
+    )
 
 
 def _remove_xmp(image: Image.Image) -> None:
@@ -163,11 +203,19 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The image at `path`, uint8 (H, W, 3) RGB; `UserError` naming it if it cannot be read or decoded."""
+def read_image(path: Path, stamp: np.ndarray | None = None) -> np.ndarray:
+    """The image at `path`, uint8 (H, W, 3) RGB; `UserError` naming it if it cannot be read or decoded.
+
+    Also if its size and modification time are not `stamp` (2,), as `core.images.source.file_stamps` gives them.
+    """
     try:
-        return decode_image(path.read_bytes())
+        with open(path, "rb") as file:
+            data, found = file.read(), os.fstat(file.fileno())
     except OSError as error:
         raise UserError(f"image not readable: {path}: {explain(error)}") from error
+    if stamp is not None and (found.st_size, found.st_mtime_ns) != tuple(stamp.tolist()):
+        raise UserError(f"{path} has changed since the program looked it up: repeat the command when the data rest")
+    try:
+        return decode_image(data)
     except ValueError as error:
         raise UserError(f"image cannot be decoded: {path} ({error})") from None

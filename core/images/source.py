@@ -10,7 +10,7 @@ import numpy as np
 
 from core.errors import UserError
 
-__all__ = ["ImageReader", "ImageSource", "fingerprint_files"]
+__all__ = ["ImageReader", "ImageSource", "file_stamps", "fingerprint_files"]
 
 
 class ImageReader(Protocol):
@@ -21,6 +21,10 @@ class ImageReader(Protocol):
 
         `UserError` naming an image that cannot be used.
         """
+        ...
+
+    def image_name(self, row: int) -> str:
+        """The file, or the record of a file, that holds an image, for messages."""
         ...
 
 
@@ -46,26 +50,29 @@ class ImageSource(ImageReader, Protocol):
         """The class of each image, int64 (N,); None where the images have no classes."""
         ...
 
-    def image_name(self, row: int) -> str:
-        """The file, or the record of a file, that holds an image, for messages."""
-        ...
 
+def file_stamps(folder: Path, names: Sequence[str], listed_in: Path) -> np.ndarray:
+    """Size in bytes and modification time, ns, of files below `folder`, int64 (N, 2). No file is opened.
 
-def fingerprint_files(folder: Path, names: Sequence[str], listed_in: Path, regions: np.ndarray | None = None) -> str:
-    """Hex SHA-256 over the names of files below `folder`, their sizes and modification times, and `regions`.
-
-    `regions` (N, ...) are the landmarks or boxes that say which part of each image is used. No file is opened.
     `UserError` naming a file that is missing, and the file `listed_in` that lists it.
     """
-    digest = hashlib.sha256("\n".join(names).encode())
-    if regions is not None:
-        digest.update(np.asarray(regions, dtype="<f8").tobytes())
     stats = np.empty((len(names), 2), dtype="<i8")
     for row, name in enumerate(names):
         try:
             stat = os.stat(f"{folder}/{name}")
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # or a name that no file can have
             raise UserError(f"image not found: {folder / name}, which {listed_in} lists") from error
         stats[row] = stat.st_size, stat.st_mtime_ns
-    digest.update(stats.tobytes())
+    return stats
+
+
+def fingerprint_files(names: Sequence[str], stamps: np.ndarray, regions: np.ndarray | None = None) -> str:
+    """Hex SHA-256 over the names of files, their `file_stamps` (N, 2), and `regions`.
+
+    `regions` (N, ...) are the landmarks or boxes that say which part of each image is used.
+    """
+    digest = hashlib.sha256("\n".join(names).encode())
+    if regions is not None:
+        digest.update(np.asarray(regions, dtype="<f8").tobytes())
+    digest.update(stamps.tobytes())
     return digest.hexdigest()

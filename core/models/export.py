@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.files import replaced_atomically
+from core.files import replaced_atomically, require_room
 from core.models.encoder import Encoder
 from core.models.onnx_merge import join_graphs
 from core.models.onnx_model import OnnxNetwork
@@ -54,6 +54,7 @@ def export_onnx(encoder: Encoder, path: str | Path) -> float:
             f"model {encoder.name} has {size / 2**30:.1f} GiB of weights: one ONNX file cannot be larger than 2 GiB; "
             "export a smaller network"
         )
+    require_room(path, size)
     with replaced_atomically(path) as temporary:
         onnx.save_model(to_onnx(encoder), temporary)
         difference = worst_difference(encoder, temporary)

@@ -4,7 +4,7 @@
 (`BaseModel`), the entry `direction` one of `DIRECTIONS`. A base model may be a map's run folder again.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import ROOT, resolve
+from core.json_files import read_json
 from core.models.maps import Map, load_map
 
 __all__ = ["DIRECTIONS", "NEW_TO_OLD", "OLD_TO_NEW", "BaseModel", "SavedMap", "is_map_run", "model_chain",
@@ -39,7 +40,7 @@ class BaseModel:
     @staticmethod
     def stored_path(path: str | Path) -> str:
         """`path` for a model argument, as it is stored."""
-        full = Path(path).resolve()
+        full = Path(os.path.realpath(path))
         return str(full.relative_to(ROOT) if full.is_relative_to(ROOT) else full)
 
 
@@ -80,7 +81,7 @@ def model_chain(path: Path) -> list[Path]:
     chain = [path]
     while is_map_run(chain[-1]):
         base = resolve(_base_model(chain[-1], _read_config(chain[-1])).path)
-        if base.resolve() in [known.resolve() for known in chain]:
+        if os.path.realpath(base) in map(os.path.realpath, chain):
             raise UserError(
                 f"the base models of the map {path} lead in a circle ({' > '.join(map(str, [*chain, base]))}): write "
                 f"the path of the model whose embeddings it takes into base of {chain[-1] / 'config.json'}"
@@ -103,7 +104,6 @@ def _base_model(folder: Path, config: Mapping[str, Any]) -> BaseModel:
 def _read_config(folder: Path) -> dict[str, Any]:
     """`config.json`; empty if there is none or it cannot be read: what is missing is then reported by its reader."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "config.json", "config of the map's run folder")
+    except UserError:
         return {}
-    return config if isinstance(config, dict) else {}

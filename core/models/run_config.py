@@ -1,12 +1,13 @@
 """The `config.json` of a run folder, as far as a model is read from it."""
 
-import json
 from pathlib import Path
 
 from easydict import EasyDict
 
 from core.errors import UserError
+from core.files import reading
 from core.images.transforms import NORMALIZATIONS
+from core.json_files import read_json
 
 __all__ = ["read_run_config"]
 
@@ -36,10 +37,9 @@ def read_run_config(folder: Path) -> EasyDict:
     hint = f"; if {weights[0]} is the model, give that file and name its network" if weights else ""
     if not file.is_file():
         raise UserError(f"config of the run folder not found: {file}{hint}")
-    try:
-        config = EasyDict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is no JSON object ({error}): the run folder is damaged") from error
+    content = read_json(file, "config of a run folder", "the run folder is damaged")
+    with reading(file, "config of a run folder", "the run folder is damaged"):
+        config = EasyDict(content)
     missing = [key for key in REQUIRED if key not in config]
     if missing:
         raise UserError(f"{file} has no {missing[0]!r}: it is not the config of a run{hint}")

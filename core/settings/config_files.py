@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from core.errors import UserError
 from core.files import resolve
 from core.settings.foreign_keys import translate
-from core.settings.keys import Key, keys_of
+from core.settings.keys import Key, keys_of, shown
 from core.settings.settings import ProgramSettings, Settings
 
 __all__ = ["load_settings", "split_arguments"]
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S", bound=ProgramSettings)
 COMMAND_LINE = "the command line"
 CONFIG_OPTIONS = ("--config", "--cfg", "-c")
+LONGEST_OVERRIDE = 10_000
+"""Characters: more than any path or list of names has, and few enough for Python's parser."""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -122,14 +124,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse_override(text: str) -> tuple[str, str, Any]:
     """Key, the part of it that is set ("" for the whole) and value."""
+    if len(text) > LONGEST_OVERRIDE:
+        raise UserError(
+            f"the override {text[:60]!r}... has {len(text)} characters, and at most {LONGEST_OVERRIDE} are read: write "
+            "the value in a config file"
+        )
     name, separator, value = text.removeprefix("config.").removeprefix("cfg.").partition("=")
     if not separator or not name:
-        raise UserError(f"an override is written key=value, without blanks, got {text!r}")
+        raise UserError(f"an override is written key=value, without blanks, got {shown(text)}")
     name, _, option = name.partition(".")
     literal = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower(), value)
     try:
         return name, option, ast.literal_eval(literal)
-    except (ValueError, SyntaxError, TypeError):  # the last of a list as a dict's key
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that the function raises
         return name, option, value
 
 
@@ -148,7 +155,7 @@ def _understood(keys: dict[str, Key], assigned: Mapping[str, Any], source: str) 
                 typed = keys[key].checked(meant, source)
                 if values.setdefault(key, typed) != typed:
                     raise UserError(
-                        f"{source} gives two values for {key!r}, {values[key]!r} and {typed!r}: leave one out"
+                        f"{source} gives two values for {key!r}, {shown(values[key])} and {shown(typed)}: leave one out"
                     )
         except UserError as error:
             mistakes.append(str(error))
@@ -175,7 +182,7 @@ def _translated(keys: dict[str, Key], written: str, value: Any, source: str) -> 
     if own is None or not own.keys() <= keys.keys():
         near = difflib.get_close_matches(_plain(written), keys, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown config key {written!r} in {source}{hint} (train.py --help lists all keys)")
+        raise UserError(f"unknown config key {shown(written)} in {source}{hint} (train.py --help lists all keys)")
     return own
 
 
@@ -197,7 +204,7 @@ def _parts(keys: dict[str, Key], name: str, values: dict[str, Any], override: st
     """The present value of a key whose parts can be set one by one."""
     parts = values.get(name, keys[name].default) if name in keys else None
     if not isinstance(parts, dict):
-        raise UserError(f"config key {name!r} in {COMMAND_LINE} has no parts, got {override!r}")
+        raise UserError(f"config key {name!r} in {COMMAND_LINE} has no parts, got {shown(override)}")
     return parts
 
 

@@ -8,6 +8,7 @@ these or None. A value that can be understood in one way alone is taken so: `SGD
 a list, `10%` for a number, `yes` for True.
 """
 
+import math
 import operator
 import re
 import textwrap
@@ -19,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from core.errors import UserError
 
-__all__ = ["Key", "describe", "key", "key_of", "keys_of"]
+__all__ = ["Key", "describe", "key", "key_of", "keys_of", "shown"]
 
 T = TypeVar("T")
 COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -35,6 +36,8 @@ ONE = {
 MANY = {int: "whole numbers", float: "numbers", int | float: "numbers", str: "names"}
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 HELP_COLUMN, HELP_WIDTH = 30, 120
+MOST_SHOWN = 200
+"""Characters of a value in a message."""
 
 
 def key(
@@ -97,19 +100,24 @@ class Key:
         return _in_words(self.type, " and ".join(f"{sign} {bound}" for sign, bound in self.bounds.items()))
 
     def checked(self, value: Any, source: str) -> Any:
-        """`value` as the key's type. `UserError` that names `source` if it has another type or is out of range."""
+        """`value` as the key's type. `UserError` that names `source` if it has another type or is out of range.
+
+        Numbers are finite and, if whole, within 64 bits, as everything needs them that they are handed to.
+        """
         try:
             typed = _converted(self.synonyms.get(_folded(value), value), self.type)
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:  # Python writes and converts no endless numbers
             raise self._error(value, source) from error
         numbers = typed if isinstance(typed, tuple) else () if typed is None else (typed,)
+        if not all(map(_is_usable, numbers)):
+            raise self._error(value, source)
         if not all(COMPARISONS[sign](number, bound) for number in numbers for sign, bound in self.bounds.items()):
             raise self._error(value, source)
         return typed
 
     def _error(self, value: Any, source: str) -> UserError:
         advice = f"; {self.advice}" if self.advice else ""
-        return UserError(f"config key {self.name!r} in {source} must be {self.requirement}, got {value!r}{advice}")
+        return UserError(f"config key {self.name!r} in {source} must be {self.requirement}, got {shown(value)}{advice}")
 
 
 def keys_of(settings_type: type) -> dict[str, Key]:
@@ -166,6 +174,20 @@ def _converted(value: Any, kind: Any) -> Any:
     elif type(value) is kind and not (kind is str and "\0" in value):
         return value
     raise TypeError(f"{value!r} is not of type {kind}")
+
+
+def _is_usable(value: Any) -> bool:
+    """True for what is no number, and for a number that is finite and within 64 bits."""
+    return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 1 << 63
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut short for a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of whole numbers of thousands of digits
+        text = f"a {type(value).__name__} beyond all bounds"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _folded(value: Any) -> str:

@@ -42,7 +42,7 @@ class Settings:
         "error", "what to do about missing or undecodable files of a list; skip: left out, or replaced"
     )
     image_size: int | None = key(
-        None, "side of the network's input in pixels; None: that of the stored images", minimum=1
+        None, "side of the network's input in pixels; None: that of the stored images", minimum=1, maximum=8192
     )
     normalization: Literal["face", "imagenet"] = key("face", "mean and std of the input; face: 127.5 for both")
     augment: tuple[str, ...] = key(("flip",), "of core.images.transforms.AUGMENTATIONS, in this order")
@@ -52,7 +52,7 @@ class Settings:
     network_options: dict[str, Any] = key(
         {}, "more arguments of build_backbone; one alone is set as network_options.width=16"
     )
-    embedding_size: int = key(512, "D", minimum=1)
+    embedding_size: int = key(512, "D", minimum=1, maximum=65536)
     weights: str | None = key(
         None, "run folder, .pt, .pth or .safetensors that the backbone starts from; None: random weights", path="input"
     )

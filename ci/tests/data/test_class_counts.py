@@ -3,10 +3,13 @@
 import logging
 
 import pytest
+from limited_child import limited
 from record_writers import face2rec2, im2rec, rec_builder, seq_rec_builder, shuffle_rec, with_header
 
+from core.data.lists import ListDataset, read_list
 from core.data.records import RecordDataset
-from core.data.split import split_records
+from core.data.split import split_list, split_records
+from core.errors import UserError
 
 UNGROUPED = [0, 1, 2, 2, 0, 1, 1, 2]
 IMAGES = [b"image %d" % i for i in range(8)]
@@ -85,3 +88,27 @@ def test_splits_have_the_right_number_of_classes_in_their_headers(tmp_path, writ
         data = RecordDataset(part)
         assert (data.num_images, data.num_classes) == (images, classes)
         assert data._reader[0] == ((images + 1, classes), b"")
+
+
+@pytest.mark.parametrize("label", [2**24, 999_999_999])
+def test_labels_that_are_absurd_for_the_images_are_refused_before_anything_is_allocated(tmp_path, label):
+    (tmp_path / "list.txt").write_text(f"a.jpg 0\na.jpg {label}\n")
+    (tmp_path / "table.csv").write_text(f"path,label\na.jpg,{label}\n")
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    im2rec(tmp_path / "train", [0, 0, label], IMAGES[:3])
+    with_header(tmp_path / "promised", [0, 0, 1], IMAGES[:3], label + 2)
+    opened = {
+        "list.txt": lambda: ListDataset(tmp_path / "list.txt"),
+        "table.csv": lambda: read_list(tmp_path / "table.csv"),
+        "train.rec": lambda: RecordDataset(tmp_path / "train"),
+        "promised.rec": lambda: RecordDataset(tmp_path / "promised"),
+        "list": lambda: split_list(tmp_path / "list.txt", "class", 0.3, rule="released"),
+    }
+    for name, read in opened.items():
+        with limited(500, 20), pytest.raises(UserError, match=rf"{name}.*: its labels go up to .* has [123] images"):
+            read()
+
+
+def test_labels_with_gaps_up_to_the_limit_are_classes(tmp_path):
+    im2rec(tmp_path / "train", [0, 0, 2**24 - 1], IMAGES[:3])
+    assert RecordDataset(tmp_path / "train").num_classes == 2**24

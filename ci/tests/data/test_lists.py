@@ -64,7 +64,7 @@ def read(text: bytes, folder: Path) -> list[tuple[bytes, int]]:
         (b"\n\na.jpg 1\n   \n\r\nb.jpg 2\n\n", [(b"a.jpg", 1), (b"b.jpg", 2)]),
         (b"a.jpg 1\r\nb.jpg 2 \t \r\n", [(b"a.jpg", 1), (b"b.jpg", 2)]),
         (b"caf\xc3\xa9.jpg 1\n\xff\xfe.jpg 2\n", [(b"caf\xc3\xa9.jpg", 1), (b"\xff\xfe.jpg", 2)]),
-        (b"1 2 3 999999999\n", [(b"1 2 3", 999_999_999)]),
+        (b"1 2 3 16777215\n", [(b"1 2 3", 16_777_215)]),
         (b'a "b".jpg 1\n"c 2\n#d 3\n', [(b'a "b".jpg', 1), (b'"c', 2), (b"#d", 3)]),
     ],
 )

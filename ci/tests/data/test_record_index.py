@@ -67,7 +67,7 @@ def test_what_was_found_is_logged(tmp_path, caplog):
         (lambda d, at: d[: at + 20], r"it reaches to byte \d+, but the file ends at \d+"),
         (lambda d, at: d[: at + 4], r"it begins at byte \d+, but the file ends at \d+"),
         (lambda d, at: d[:at] + b"x" + d[at + 1 :], r"no magic word at byte \d+"),
-        (lambda d, at: d[: at + 4] + (3).to_bytes(4, "little") + d[at + 8 :], "its 3 bytes are fewer than"),
+        (lambda d, at: d[: at + 4] + (3).to_bytes(4, "little") + d[at + 8 :], "3 bytes are too few"),
     ],
 )
 def test_first_damage_is_named_with_its_byte_and_the_index_stays(tmp_path, damage, message):

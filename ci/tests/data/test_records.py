@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import struct
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -129,7 +130,7 @@ def test_header_without_numbers_of_images_and_classes_is_refused(tmp_path, heade
 class ManyRecords:
     """In place of a reader: a header, `images` records with an image and `ranges` of a class, none of them on disk."""
 
-    file = b""
+    file = SimpleNamespace(size=0)
 
     def __init__(self, images, ranges, end, classes):
         self.images, self.header = images, (float(np.float32(end)), float(np.float32(classes)))

@@ -345,14 +345,20 @@ def test_undecodable_image_is_named_by_its_record_and_leaves_nothing(tmp_path, r
 
 
 def test_full_disk_is_reported_before_anything_is_embedded_and_leaves_nothing(data, ranks, tmp_path, monkeypatch):
-    def refuse(descriptor, start, size):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    calls = []
 
-    monkeypatch.setattr("os.posix_fallocate", refuse)
-    encoder = projection_encoder()
-    with pytest.raises(UserError, match=r"store\.partial: it needs 1400 bytes there \(No space left on device\)"):
-        extract_embeddings(encoder, data, tmp_path / "store", ranks)
-    assert encoder.module.calls == 0 and not list(tmp_path.glob("store*"))
+    def refuse_the_third(descriptor, start, size):
+        calls.append(size)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse_the_third)
+    models = [(projection_encoder(number), tmp_path / f"store{number}") for number in range(2)]
+    with pytest.raises(
+        UserError, match=r"^cannot write .*store1\.partial: it needs more than the .* free .*; make room"
+    ):
+        extract_together(models, data, ranks)
+    assert [encoder.module.calls for encoder, _ in models] == [0, 0] and not list(tmp_path.glob("store*"))
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])

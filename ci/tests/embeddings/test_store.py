@@ -55,12 +55,21 @@ def test_damaged_store_is_named_with_the_remedy(path, damage):
         EmbeddingStore.open(path)
 
 
+def test_store_that_is_being_made_is_not_taken_for_a_finished_one(path):
+    unfinished = path.rename(path.with_name("store.partial"))
+    np.save(unfinished / "done.npy", np.zeros(1, bool))
+    with pytest.raises(UserError, match=f"the extraction to {unfinished} has not ended: repeat its command"):
+        EmbeddingStore.open(unfinished)
+
+
 @pytest.mark.parametrize("text", [None, "", "[1, 2]", '{"num_images": 10}', "{"])
 def test_error_for_a_folder_that_is_no_store_names_the_tool_that_makes_one(path, text):
     (path / "store.json").unlink()
     if text is not None:
         (path / "store.json").write_text(text)
-    with pytest.raises(UserError, match=f"no embedding store in {path} .make one with tools/extract_features.py"):
+    missing = f"no embedding store in {path} .make one with tools/extract_features.py"
+    damaged = f"{path}/store.json is not a readable .*; make the store with tools/extract_features.py"
+    with pytest.raises(UserError, match=missing if text is None else damaged):
         EmbeddingStore.open(path)
 
 

@@ -116,9 +116,9 @@ def test_comparison_is_read_again_from_its_csv(roads, tmp_path):
 )
 def test_file_that_is_no_comparison_is_an_error(tmp_path, text):
     (tmp_path / "results.csv").write_text(text)
-    with pytest.raises(UserError, match=r"results.csv is no results.csv of tools/benchmark.py"):
+    with pytest.raises(UserError, match=r"results.csv is not a readable results.csv of tools/benchmark.py"):
         read_csv(tmp_path / "results.csv")
-    with pytest.raises(UserError, match=r"none.csv is no results.csv"):
+    with pytest.raises(UserError, match=r"results.csv of tools.benchmark.py cannot be read: .*none.csv"):
         read_csv(tmp_path / "none.csv")
 
 
@@ -171,3 +171,22 @@ def test_picture_has_a_panel_a_test_with_a_mark_a_method(comparison, tmp_path):
     assert [axes.get_title() for axes in figure.axes] == comparison.tests
     for axes in figure.axes:
         assert [bars.get_label() for bars in axes.containers] == comparison.methods
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "method,road,seed\n",
+        "a,b\n1,2\n",
+        "\xff\xfe",
+        "method,road,seed,test,old/old,new/new,new/old,NFR,PFR\nbct,direct\n",
+        "method,road,seed,test,old/old,new/new,new/old,NFR,PFR\nbct,direct,0,top1,1,2,3,,\n",  # no independent model
+        "method,road,seed,test,old/old,new/new,new/old,NFR,PFR\n"
+        "independent,direct,0,top1,1,2,3,,\nbct,direct,0,other,1,2,3,,\n",
+    ],
+)
+def test_results_csv_that_is_none_is_one_line_with_the_file(tmp_path, text):
+    (tmp_path / "results.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"results\.csv is not a readable .*; run the benchmark again"):
+        read_csv(tmp_path / "results.csv")

@@ -61,6 +61,9 @@ class MemoryStore:
         del self._versions[key], self._vectors[key]
         self.set_documents(documents or {})
 
+    def require_room(self, needed: int) -> None:
+        pass
+
     def enrol(
         self,
         ids: Sequence[str],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from limited_child import limited
 from plain_softmax import D, make_head
 
 from core.errors import UserError
@@ -42,3 +43,32 @@ def test_frozen_classifier_is_the_head_that_it_was_taken_from():
     embeddings, labels = torch.randn(4, D), torch.tensor([9, 0, -1, 3])
     assert torch.equal(frozen(embeddings, labels), head(embeddings, labels))
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changed", "copies"), [({}, 3), ({"momentum": 0.0}, 2), ({"optimizer": "adamw"}, 4), ({"loss": "softmax"}, 3)]
+)
+def test_head_beyond_the_memory_is_refused_with_its_bytes_before_it_is_allocated(monkeypatch, changed, copies):
+    needed = 10_000_000 * 512 * 4 * copies
+    monkeypatch.setattr("core.heads.build.machine_memory", lambda: needed - 1)
+    with (
+        limited(500),
+        pytest.raises(UserError, match=f"10,000,000 classes .* takes {needed:,} bytes .* {needed - 1:,}"),
+    ):
+        build_head(settings(embedding_size=512, device="cpu", **changed), 10_000_000)
+    monkeypatch.setattr("core.heads.build.machine_memory", lambda: 7 * D * 4 * copies)
+    assert build_head(settings(device="cpu", **changed), 7).num_classes == 7
+
+
+def test_head_of_a_billion_classes_has_no_room_on_this_machine():
+    with limited(500), pytest.raises(UserError, match="takes 6,144,000,000,000 bytes"):
+        build_head(settings(embedding_size=512, device="cpu"), 1_000_000_000)
+
+
+def test_ranks_of_a_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr("core.heads.build.machine_memory", lambda: 3 * 7 * D * 4)
+    monkeypatch.setattr("core.heads.build.world_size", lambda: 2)
+    build_head(settings(device="cpu"), 7)  # another machine has the other rank
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="bytes"):
+        build_head(settings(device="cpu"), 7)

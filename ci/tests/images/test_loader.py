@@ -1,9 +1,15 @@
 """Batches from worker processes."""
 
+import os
+import resource
+import signal
+import time
+
 import numpy as np
 import pytest
 import simplejpeg
 import torch
+from limited_child import outcome
 
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
@@ -46,3 +52,60 @@ def test_loader_draws_nothing_from_the_default_generator(tiny_records):
     list(load_batches(data, [[0, 1]], 0))
     list(load_batches(data, [[0, 1]], 1))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Deadly:
+    """Images of one pixel; the process that reads row `deadly` is killed, as by a system without memory."""
+
+    def __init__(self, deadly):
+        self.deadly = deadly
+
+    def read(self, rows):
+        if self.deadly in rows:
+            time.sleep(0.3)  # the others go on meanwhile
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"image": np.zeros((len(rows), 1, 1, 3), np.uint8)}
+
+    def image_name(self, row):
+        return f"a.rec, record {row}"
+
+
+@pytest.mark.parametrize("deadly", [0, 17])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_killed_worker_is_told_in_one_line_with_the_images_that_it_was_reading(deadly, num_workers):
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = load_batches(Deadly(deadly), [np.arange(i, i + 5) for i in range(0, 40, 5)], num_workers)
+    began, seen = time.monotonic(), []
+    with pytest.raises(UserError) as caught:
+        for batch in batches:
+            seen += batch["row"].tolist()
+            assert signal.getsignal(signal.SIGCHLD) == handler
+    first = deadly // 5 * 5
+    assert f"a batch of 5 images, a.rec, record {first} to a.rec, record {first + 4}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert seen == list(range(len(seen))) and len(seen) <= first and time.monotonic() - began < 40
+
+
+def test_a_worker_killed_while_it_waits_is_told_too():
+    batches = load_batches(Deadly(-1), [np.arange(i, i + 5) for i in range(0, 100, 5)], 1)
+    next(batches)
+    for child in torch.multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="was killed, .* at a batch of 5 images"):
+        list(batches)
+
+
+@pytest.mark.parametrize("num_workers", [1_000, 2**70])
+def test_absurd_numbers_of_workers_are_refused_before_one_is_started(num_workers):
+    with pytest.raises(UserError, match=f"num_workers is {num_workers}: .* set at most"):
+        next(load_batches(Deadly(-1), [[0]], num_workers))
+
+
+def test_workers_that_the_system_refuses_are_told_with_their_number():
+    def start():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, 1024))
+        list(load_batches(Deadly(-1), [[0]], 40))
+
+    error = outcome(start, megabytes=4000)
+    assert isinstance(error, UserError), error
+    assert "num_workers is 40, and the system does not start so many" in str(error)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from core.images.source import fingerprint_files
+from core.images.source import file_stamps, fingerprint_files
 
 NAMES = ["a.jpg", "b/c.jpg"]
 
@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def fingerprint(folder, names=NAMES, regions=None) -> str:
-    return fingerprint_files(folder, names, folder / "list.txt", regions)
+    return fingerprint_files(names, file_stamps(folder, names, folder / "list.txt"), regions)
 
 
 def test_fingerprint_changes_with_names_order_regions_sizes_and_modification_times(folder):

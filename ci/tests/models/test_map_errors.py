@@ -96,7 +96,7 @@ def test_prediction_is_saved_with_the_map_and_is_not_part_of_its_fingerprint(kin
     without = load_map(tmp_path / "map")
     assert without.predicted_error(source) is None and without.fingerprint == fitted.fingerprint
     torch.save({**tensors, "error_head.weight": torch.zeros(1, 5)}, tmp_path / "map" / "map.pt")
-    with pytest.raises(UserError, match="does not describe a map"):
+    with pytest.raises(UserError, match="is not a readable description of a map"):
         load_map(tmp_path / "map")
 
 

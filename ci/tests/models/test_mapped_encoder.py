@@ -157,13 +157,13 @@ def without(run, *names):
     (lambda f: (f / "query/map.pt").write_bytes(b""), "cannot read .*query/map.pt: .*"),
     (lambda f: shutil.copy(f / "gallery/map.pt", f / "query/map.pt"), ".*query/map.pt is not the map that .*"),
     (lambda f: (f / "query/config.json").unlink(), "config of the map's run folder not found: .*query/config.json"),
-    (lambda f: cut(f / "query/config.json"), ".*query/config.json does not describe a map .*"),
+    (lambda f: cut(f / "query/config.json"), ".*query/config.json is not a readable .*"),
     (lambda f: without(f / "query", "base"), r".*query/config.json does not say whose embeddings the map takes .*"),
     (lambda f: edit(f / "query", base={"path": 7}), r".*query/config.json does not say whose embeddings .*"),
     (lambda f: edit(f / "query", direction="up"), ".*query/config.json: direction is 'up', not new_to_old or .*"),
     (lambda f: shutil.rmtree(f / "new"), "the base model of the map .*query is not at .*models/new: put it there, or "
      "correct base of .*query/config.json"),
-    (lambda f: shutil.copy(f / "new/config.json", f / "query/config.json"), ".*query/config.json does not describe .*"),
+    (lambda f: shutil.copy(f / "new/config.json", f / "query/config.json"), ".*query/config.json is not a readable .*"),
     (lambda f: edit(f / "query", base={"path": str(f / "old")}),
      r"the model at .*old \(fingerprint \w{12}\) is not the base model of the map .*query \(fingerprint \w{12}\): put "
      "that model there, correct base of .*query/config.json, or fit the map again"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.files import no_room
 from core.gallery.store import Version
 
 __all__ = ["ENTRY_INDEX", "FILE", "Database", "StoredVersion", "chunks", "stored_versions"]
@@ -178,7 +179,7 @@ class Database:
         if "locked" in text:
             return f"another process is writing to {self.place}: repeat the command when it is done"
         if "full" in text or "disk I/O" in text:
-            return f"cannot write {self.place}: {text}; make room there (nothing was changed)"
+            return str(no_room(self.place, f"{text}, this write is undone"))
         if "readonly" in text or "unable to open" in text:
             return f"cannot write {self.place}: {text}; change its permissions, or run as a user who has them"
         if "too big" in text or "too large" in text:

@@ -26,7 +26,7 @@ import numpy as np
 from core.claims import CLAIM, claimed
 from core.errors import UserError
 from core.evaluation.search import search
-from core.files import flush, flush_folder, sweep, writing
+from core.files import flush, flush_folder, reading, require_room, sweep, writing
 from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
@@ -84,6 +84,7 @@ class FolderStore:
                     store._database.finish()
                 finally:
                     store.close()
+                Database(temporary, str(path)).close()  # there is room for what SQLite makes to open it
                 with writing(path, temporary):
                     flush(temporary)
                     _require_new(path)
@@ -131,7 +132,10 @@ class FolderStore:
     def document(self, name: str) -> Any:  # noqa: D102
         with self._database.reading() as db:
             found = db.execute("SELECT value FROM documents WHERE name = ?", (name,)).fetchone()
-        return None if found is None else json.loads(found[0])
+        if found is None:
+            return None
+        with reading(self._folder / FILE, "file of a gallery", "restore it from a backup"):
+            return json.loads(found[0])
 
     def set_documents(self, documents: Mapping[str, Any]) -> None:  # noqa: D102
         with self._writing() as db:
@@ -158,6 +162,10 @@ class FolderStore:
             _set_documents(db, documents or {})
         with self._database.writing() as db:
             self._sweep(db)
+
+    def require_room(self, needed: int) -> None:  # noqa: D102
+        with writing(self._folder):
+            require_room(self._folder, needed)
 
     def enrol(  # noqa: D102
         self,

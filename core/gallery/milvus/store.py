@@ -179,6 +179,9 @@ class MilvusStore:
             if key in head.versions:
                 self._connection.drop(self._vectors(head.versions[key][0]))
 
+    def require_room(self, needed: int) -> None:
+        """Nothing: the server's disk is not seen from here."""
+
     def enrol(
         self,
         ids: Sequence[str],

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import flush_folder, remove, replaced_atomically, require_file, writing
+from core.files import flush_folder, reading, remove, replaced_atomically, writing
 from core.gallery.store import Version
 from core.gallery.upgrade import ROADS, Calibrations, calibration_from_json, calibration_to_json
+from core.json_files import read_json
 from core.models.maps import Map, load_map
 
 __all__ = ["Cost", "Flip", "Plan", "Road", "SampleFacts", "Shown", "parse_requirement", "road_of_curve"]
@@ -201,12 +202,10 @@ class Plan:
     def load(cls, folder: str | Path) -> "Plan":
         """The plan of a folder; `UserError` if a file is missing, damaged, or not of the same plan."""
         folder = Path(folder)
-        path = require_file(folder / FILE, "plan")
-        try:
-            written = json.loads(path.read_text("utf-8"))
+        path = folder / FILE
+        written = read_json(path, "plan", AGAIN)
+        with reading(path, "plan of this version of the program", AGAIN):
             plan = _from_json(written)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged, or of another version of this program: {AGAIN}") from error
         maps = {name: load_map(folder / name) for name in plan.maps}
         for name, fitted in maps.items():
             if fitted.fingerprint != plan.maps[name].get("fingerprint"):

@@ -1,10 +1,11 @@
 """The plan of the upgrade of a gallery that is there, with its report."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import require_replaceable
+from core.files import replaced_atomically, require_replaceable
 from core.gallery.documents import read_upgrade
 from core.gallery.entry_images import image_place
 from core.gallery.model_versions import version_of
@@ -109,8 +110,12 @@ def _write(
     seed: int,
 ) -> Plan:
     plan = make_plan(sample, old, new, holdings(store, old, place), rate=rate, far=far, seed=seed)
-    plan.save(out)
-    write_report(plan, Path(out) / FILE, words, out, images)
+    with ExitStack() as stack:
+        folder = Path(out)
+        if not folder.is_dir():  # in one that is there, others' files stay
+            folder = stack.enter_context(replaced_atomically(out))
+        plan.save(folder)
+        write_report(plan, folder / FILE, words, out, images)
     return plan
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from core.backbones.weight_files import read_weight_file
 from core.errors import UserError
-from core.files import make_folder, replaced_together, require_file, writing
+from core.files import make_folder, reading, replaced_together, require_file, writing
+from core.json_files import read_json
 from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.threads import in_shares
 from core.models.maps.vectors import SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
@@ -25,6 +26,7 @@ from core.models.weights import fingerprint, require_sound
 
 __all__ = ["Map", "load_map"]
 
+AGAIN = "fit the map again"
 ERROR_HEAD = "error_head."
 """Before the names of its tensors in `map.pt`."""
 
@@ -154,11 +156,12 @@ class Map:
 def load_map(folder: str | Path) -> Map:
     """The map of a run folder; `UserError` if a file is missing or damaged, or the two are not of the same map."""
     folder = Path(folder)
-    file = require_file(folder / "config.json", "config of the map's run folder")
+    file = folder / "config.json"
+    described = read_json(file, "config of the map's run folder", AGAIN)
     tensors = _read_tensors(folder / "map.pt")
     head = {name.removeprefix(ERROR_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(ERROR_HEAD)}
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))["map"]
+    with reading(file, "description of a map", AGAIN):
+        described = described["map"]
         source, target = Space(**described.pop("source")), Space(**described.pop("target"))
         expected = described.pop("fingerprint")
         module = build_module(described["kind"], source.size, target.size, described["options"])
@@ -169,12 +172,6 @@ def load_map(folder: str | Path) -> Map:
         error_head = build_error_head(head, source.size) if head else None
         loaded = Map(source=source, target=target, module=module, error_head=error_head, **described)
         module.load_state_dict(tensors, assign=True)
-    except UserError:
-        raise
-    except Exception as error:  # of any kind, for what a damaged file may say
-        raise UserError(
-            f"{file} does not describe a map ({error!r:.300}): it is damaged, or not of a map's run; fit the map again"
-        ) from error
     for part in (module, *([error_head] if error_head is not None else [])):
         require_sound(part, folder / "map.pt")
     module.eval().requires_grad_(False)
