@@ -67,9 +67,7 @@ def test_error_for_a_folder_that_is_no_store_names_the_tool_that_makes_one(path,
     (path / "store.json").unlink()
     if text is not None:
         (path / "store.json").write_text(text)
-    missing = f"no embedding store in {path} .make one with tools/extract_features.py"
-    damaged = f"{path}/store.json is not a readable .*; make the store with tools/extract_features.py"
-    with pytest.raises(UserError, match=missing if text is None else damaged):
+    with pytest.raises(UserError, match=f"no embedding store in {path} .make one with tools/extract_features.py"):
         EmbeddingStore.open(path)
 
 
