@@ -19,7 +19,7 @@ STATM = Path("/proc/self/statm")
 
 
 def machine_memory() -> int:
-    """Bytes of the machine, of the container, or of the process (`ulimit -v`), whichever has the least."""
+    """Bytes of the machine, of the container, or left to the process (`ulimit -v`), whichever has the least."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in CGROUPS:
         try:
@@ -27,7 +27,12 @@ def machine_memory() -> int:
         except (OSError, ValueError):  # no such group, or "max"
             continue
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return min([*limits, *([soft] if soft != resource.RLIM_INFINITY else [])])
+    return min([*limits, *([max(soft - _taken(), 0)] if soft != resource.RLIM_INFINITY else [])])
+
+
+def _taken() -> int:
+    """Bytes of the process's address space."""
+    return int(STATM.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if STATM.exists() else 0
 
 
 def require_memory(size: int, what: str, remedy: str) -> None:
@@ -53,9 +58,8 @@ def bounded_memory(extra: int) -> Iterator[None]:
     if not STATM.exists():  # another system than Linux
         yield
         return
-    pages = int(STATM.read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * os.sysconf("SC_PAGE_SIZE") + extra
+    wanted = _taken() + extra
     bounds = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *bounds]), hard))
     try:

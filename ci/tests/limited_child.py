@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["limited", "outcome"]
+from core.errors import UserError
+
+__all__ = ["limited", "line_of", "outcome"]
 
 
 def outcome(call: Callable[[], Any], megabytes: int = 1024, seconds: int = 30) -> Any:
@@ -43,6 +45,14 @@ def outcome(call: Callable[[], Any], megabytes: int = 1024, seconds: int = 30) -
     status = os.waitpid(child, 0)[1]
     assert os.WIFEXITED(status), f"the child was ended by {signal.Signals(os.WTERMSIG(status)).name}"
     return pickle.loads(answer)
+
+
+def line_of(call: Callable[[], Any], extra: int = 1 << 30, seconds: int = 200) -> str:
+    """The line of the `UserError` that `call` ends with in a child, which may reserve `extra` bytes (see `outcome`)."""
+    found = outcome(call, extra >> 20, seconds)
+    assert isinstance(found, UserError), repr(found)
+    assert "\n" not in str(found), found
+    return str(found)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError, explain
-from core.files import require_file
+from core.files import reading, require_file
 
 __all__ = [
     "AGAIN", "EXPORT", "ONNX", "SAFETENSORS", "SAVE", "TORCH_OLD", "TORCH_ZIP", "FileKind", "kind_of_file",
@@ -113,10 +113,10 @@ def require_onnx(path: str | Path) -> None:
 
 def _kind_of_archive(path: Path) -> FileKind:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path, "zip archive", AGAIN), zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"cannot read {path}: it is damaged, a zip archive without its end; {AGAIN}") from error
+    except UserError as error:
+        raise UserError(f"cannot read {path}: it is damaged: {error}") from error
     return next(kind for pattern, kind in ARCHIVES if any(re.search(pattern, name) for name in names) or not pattern)
 
 

@@ -20,7 +20,7 @@ from core.data.samplers import evaluation_rows
 from core.embeddings.store import FEATURES, PARTIAL, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
 from core.files import ROOT, flush, flush_folder, remove, require_replaceable, require_room, reserve, sweep, writing
-from core.images.loader import load_batches
+from core.images.loader import WorkersError, load_batches
 from core.images.source import ImageSource
 from core.json_files import read_json
 from core.models.encoder import Encoder
@@ -197,6 +197,8 @@ def _make(
         barrier()
         try:
             _embed_missing_blocks(unfinished, source, ranks, batch_size, num_workers, views)
+        except WorkersError:  # what is embedded stays: the same command goes on from there
+            raise
         except UserError:  # the images or the model must be replaced, and then nothing here is of use
             for work in unfinished:
                 shutil.rmtree(work.partial, ignore_errors=True)

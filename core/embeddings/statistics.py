@@ -51,7 +51,7 @@ def class_means(
     """
     num_classes = num_classes_of(store)
     require_memory(
-        16 * num_classes * store.info.embedding_size,
+        32 * num_classes * store.info.embedding_size,
         f"the table of the means of {num_classes} classes, one more than the largest label of the store,",
         "correct the labels, extract the embeddings again",
     )

@@ -123,8 +123,10 @@ class EmbeddingStore:
     def labels(self) -> np.ndarray:
         """int64 (N,): the class of each row; only in the store of a source that has labels. In memory once asked for.
 
-        `UserError` if one is negative, or too large to count the classes.
+        `UserError` if there are none, if one is negative, or too large to count the classes.
         """
+        if "labels" not in self._arrays:
+            raise UserError(f"embedding store {self.path} is of images without labels: extract those of a training set")
         if self._labels is None:
             self._labels = np.array(self._arrays["labels"][:])
             if len(self._labels) and self._labels.min() < 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import writing
+from core.files import reading, writing
 from core.gallery.store import Store
 from core.gallery.upgrade import Calibrations, Upgrade, calibration_from_json, calibration_to_json
 from core.models.maps import Map, load_map
@@ -58,8 +58,10 @@ def calibrations_to_document(calibrations: Calibrations) -> dict[str, Any]:
 
 
 def read_calibrations(store: Store) -> Calibrations:
-    """Those of a gallery, by name; none if it has no such document."""
-    return {name: calibration_from_json(value) for name, value in (store.document("calibrations") or {}).items()}
+    """Those of a gallery, by name; none if it has no such document. `UserError` if it is damaged."""
+    document = store.document("calibrations") or {}
+    with reading(store.place, "gallery", "the calibrations in it are damaged: plan the upgrade again"):
+        return {name: calibration_from_json(value) for name, value in document.items()}
 
 
 def read_upgrade(store: Store) -> Upgrade | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import UserError
 from core.evaluation.calibration import ScoreCalibration
 
 __all__ = ["ROADS", "Calibrations", "Upgrade", "calibration_from_json", "calibration_to_json"]
@@ -60,6 +61,13 @@ def calibration_to_json(calibration: ScoreCalibration) -> dict[str, Any]:
 
 
 def calibration_from_json(value: Mapping[str, Any]) -> ScoreCalibration:
-    """The reverse of `calibration_to_json`."""
-    arrays = {name: np.asarray(value[name], dtype=np.float64) for name in ("scores", "log_far")}
-    return ScoreCalibration(value["mean"], value["deviation"], arrays["scores"], arrays["log_far"], value["decay"])
+    """The reverse of `calibration_to_json`; `UserError` for anything that is no finite curve."""
+    try:
+        scores, log_far = (np.asarray(value[name], dtype=np.float64) for name in ("scores", "log_far"))
+        mean, deviation, decay = (float(value[name]) for name in ("mean", "deviation", "decay"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"a calibration is damaged ({error!r:.200}): plan the upgrade again") from error
+    whole = scores.ndim == 1 and scores.shape == log_far.shape and len(scores) > 0 and decay > 0
+    if not whole or not np.isfinite([*scores, *log_far, mean, deviation, decay]).all():
+        raise UserError("a calibration is damaged (its curve is no curve of finite numbers): plan the upgrade again")
+    return ScoreCalibration(mean, deviation, scores, log_far, decay)

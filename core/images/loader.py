@@ -19,16 +19,22 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from core.errors import UserError
 from core.images.source import ImageReader
 
-__all__ = ["Column", "load_batches"]
+__all__ = ["Column", "WorkersError", "load_batches"]
 
 MOST_WORKERS, WORKERS_A_CORE = 64, 4
 """Processes a rank that are never too many; more are for machines with so many cores."""
+MOST_LISTED = 256
+"""Rows in a message."""
 
 
 class Column(Protocol):
     """An array (N, ...), or what reads rows like one."""
 
     def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...  # noqa: D105
+
+
+class WorkersError(UserError):
+    """The processes that read images could not be started, or were killed: the images themselves may be whole."""
 
 
 class _Batches(Dataset):
@@ -51,7 +57,8 @@ class _Batches(Dataset):
         except (UserError, OSError) as error:
             return error  # raised in the main process: torch would bury its line in a worker's traceback
         except MemoryError as error:
-            return UserError(f"no memory for {_images(self.source, rows)}: {error}; set a smaller batch or image size")
+            images = _images(self.source, rows)
+            return WorkersError(f"no memory for {images}: {error}; set a smaller batch or image size")
         return {name: torch.from_numpy(array) for name, array in {**arrays, "row": rows, **entries}.items()}
 
 
@@ -101,7 +108,7 @@ def load_batches(
             if not killed and not str(error).startswith("DataLoader worker"):
                 raise
             rows = under_way[next((began for began in killed if began in under_way), min(under_way))]
-            raise UserError(
+            raise WorkersError(
                 f"a process that reads images was killed, by the system for want of memory or from outside, at "
                 f"{_images(source, rows)}: see whether these are damaged, or lower num_workers"
             ) from error
@@ -118,7 +125,7 @@ def _require_startable(num_workers: int) -> None:
     cores = os.cpu_count() or 1
     most = max(MOST_WORKERS, WORKERS_A_CORE * cores)
     if num_workers > most:
-        raise UserError(
+        raise WorkersError(
             f"num_workers is {num_workers}: so many processes that read images would exhaust this machine of {cores} "
             f"cores; set at most {most}"
         )
@@ -135,7 +142,7 @@ def _started(loader: DataLoader) -> Iterator[Any]:
     try:
         return iter(loader)
     except (OSError, RuntimeError, MemoryError) as error:
-        raise UserError(
+        raise WorkersError(
             f"num_workers is {loader.num_workers}, and the system does not start so many processes that read images "
             f"({error}): set a smaller number, or raise the limits of processes, files and memory (ulimit -a)"
         ) from error
@@ -145,9 +152,14 @@ def _started(loader: DataLoader) -> Iterator[Any]:
 
 
 def _images(source: ImageReader, rows: np.ndarray) -> str:
-    """The images of a batch in words."""
+    """The images of a batch in words; of one in another order than the source's their rows, counted from 0."""
     first, last = (source.image_name(int(row)) for row in (rows[0], rows[-1]))
-    return first if len(rows) == 1 else f"a batch of {len(rows)} images, {first} to {last}"
+    if len(rows) == 1:
+        return first
+    if (np.diff(rows) == 1).all():
+        return f"a batch of {len(rows)} images, {first} to {last}"
+    listed = " ".join(map(str, rows[:MOST_LISTED].tolist())) + (" and others" if len(rows) > MOST_LISTED else "")
+    return f"a batch of {len(rows)} images, {first} and others, rows {listed} (from 0)"
 
 
 def _begin_work(worker: int, at_work: Tensor) -> None:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from children import line_of
+from limited_child import line_of
 
 from core.backbones import build_backbone
 from core.backbones.state_dicts import read_state_dict

@@ -3,6 +3,8 @@
 import errno
 import json
 import logging
+import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -92,6 +94,25 @@ class CountingReads:
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         self.counts[rows] += 1
         return self.data.read(rows)
+
+
+class Deadly(CountingReads):
+    """Images of which one ends the process that reads it, as a system without memory does."""
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        if 20 in rows:
+            time.sleep(1)  # what was read before is on its way
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(rows)
+
+
+def test_killed_worker_is_told_and_the_extraction_goes_on_where_it_was(data, ranks, tmp_path):
+    whole = extract_embeddings(projection_encoder(), data, tmp_path / "whole", ranks, batch_size=4)
+    with pytest.raises(UserError, match=r"was killed, .* at a batch of 4 images, .*record 21 to .*record 24: "):
+        extract_embeddings(projection_encoder(), Deadly(data), tmp_path / "store", ranks, batch_size=4, num_workers=1)
+    encoder = projection_encoder()
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
+    assert encoder.module.images == 35 - 16 and np.array_equal(store.features, whole.features)
 
 
 def test_models_together_give_the_stores_of_each_alone_and_read_each_image_once(data, ranks, tmp_path):

@@ -67,7 +67,39 @@ def test_error_for_a_folder_that_is_no_store_names_the_tool_that_makes_one(path,
     (path / "store.json").unlink()
     if text is not None:
         (path / "store.json").write_text(text)
-    missing = f"no embedding store in {path} .make one with tools/extract_features.py"
-    damaged = f"{path}/store.json is not a readable .*; make the store with tools/extract_features.py"
-    with pytest.raises(UserError, match=missing if text is None else damaged):
+    with pytest.raises(UserError, match=f"no embedding store in {path} .make one with tools/extract_features.py"):
         EmbeddingStore.open(path)
+
+
+def test_labels_that_are_no_classes_are_a_line(path):
+    for wrong, message in (
+        (-1, "a label is -1; delete it"),
+        (10**15, "a number for each class up to the label 10{15} "),
+    ):
+        np.save(path / "labels.npy", np.array([wrong, *range(9)]))
+        with pytest.raises(UserError, match=message):
+            EmbeddingStore.open(path).labels()
+    info = StoreInfo("data", "model", 10, 4, "train", "old", labelled=False)
+    (path / "store.json").write_text(json.dumps(asdict(info)))
+    with pytest.raises(UserError, match="is of images without labels"):
+        EmbeddingStore.open(path).labels()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"num_images": -1}, {"num_images": "10"}, {"embedding_size": 4.0}, {"views": ["../other"]}, {"views": "features"},
+     {"views": [7]}, {"model_fingerprint": 5}, {"num_images": 10**30}],
+)  # fmt: skip
+def test_a_description_without_sense_is_a_line(path, changed):
+    info = json.loads((path / "store.json").read_text())
+    (path / "store.json").write_text(json.dumps({**info, **changed}))
+    with pytest.raises(UserError, match="no embedding store in|is damaged"):
+        EmbeddingStore.open(path)
+
+
+def test_a_store_that_is_cut_off_under_a_run_is_a_line(path):
+    store = EmbeddingStore.open(path)
+    with open(path / "features.npy", "r+b") as file:
+        file.truncate(140)
+    with pytest.raises(UserError, match=r"features.npy has changed while it was used: 140 bytes are left of 288"):
+        store[np.array([9])]

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from children import line_of
 from gallery_helpers import vectors
+from limited_child import line_of
 
 from core.errors import UserError
 from core.gallery.faiss_files import read_faiss_file
@@ -94,7 +94,7 @@ def test_mutated_faiss_files_are_read_or_are_a_line(tmp_path):
                 assert "\n" not in str(error) and str(tmp_path / "m") in str(error)
         raise UserError(f"{read} of 800 were read")
 
-    assert line_of(read_all, extra=1 << 28, seconds=60).endswith("of 800 were read")
+    assert line_of(read_all, extra=1 << 28).endswith("of 800 were read")
 
 
 def parquet(path, ids, column, **options):
@@ -130,7 +130,7 @@ def test_mutated_parquet_files_are_read_or_are_a_line(tmp_path):
                 assert str(tmp_path / "m") in str(error)
         raise UserError("all read")
 
-    assert line_of(read_all, extra=3 << 30, seconds=60) == "all read"
+    assert line_of(read_all, extra=3 << 30) == "all read"
 
 
 @pytest.fixture

@@ -109,3 +109,8 @@ def test_workers_that_the_system_refuses_are_told_with_their_number():
     error = outcome(start, megabytes=4000)
     assert isinstance(error, UserError), error
     assert "num_workers is 40, and the system does not start so many" in str(error)
+
+
+def test_rows_of_a_shuffled_batch_are_listed():
+    with pytest.raises(UserError, match=r"3 images, a\.rec, record 7 and others, rows 7 3 17 \(from 0\): "):
+        list(load_batches(Deadly(3), [[7, 3, 17]], 1))

@@ -118,8 +118,8 @@ def test_network_that_contradicts_the_run_is_an_error(run):
     [
         (lambda run: (run / "model.pt").unlink(), "not found: .*model.pt"),
         (lambda run: (run / "config.json").unlink(), "not found: .*config.json; if .*/model.pt is the model,"),
-        (lambda run: (run / "config.json").write_text("{"), "config.json is no JSON object"),
-        (lambda run: (run / "config.json").write_text("3"), "config.json is no JSON object"),
+        (lambda run: (run / "config.json").write_text("{"), "config.json is not a readable"),
+        (lambda run: (run / "config.json").write_text("3"), "config.json is not a readable"),
         (lambda run: (run / "config.json").write_text("{}"), "config.json has no 'embedding_size'"),
         (lambda run: edit(run, network="r34x"), "unknown network 'r34x'"),
         (lambda run: edit(run, network="mbf", network_options={}), "not those of network mbf.*look like"),

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from children import line_of
+from limited_child import line_of
 
 from core.models.maps import fit_map, load_map
 from core.models.weights import fingerprint

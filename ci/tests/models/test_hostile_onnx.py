@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from children import line_of
+from limited_child import line_of
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import SIDE, Graph
 

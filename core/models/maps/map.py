@@ -181,7 +181,9 @@ def load_map(folder: str | Path) -> Map:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of `map.pt` by name."""
     content = read_weight_file(require_file(path, "weights of the map"))
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise UserError(f"{path} is not the state dict of a map: fit the map again")
     for name, tensor in content.items():
         if tensor.dtype not in (torch.float32, torch.int64) or tensor.layout != torch.strided:

@@ -2,10 +2,11 @@
 run as well that takes most of the time.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -42,10 +43,10 @@ def threads_for_tables(size: int) -> Iterator[None]:
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:
-    return _libraries().limit(limits=1, user_api="blas")
+    return _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
 
 
-@cache
-def _libraries() -> ThreadpoolController:
-    """Those with threads that are loaded: looking for them takes milliseconds."""
+@lru_cache(maxsize=1)
+def _libraries(num_modules: int) -> ThreadpoolController:
+    """Those with threads that are loaded. Looking for them takes milliseconds: not again before modules came in."""
     return ThreadpoolController()
