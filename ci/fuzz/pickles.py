@@ -15,6 +15,8 @@ FUNCTIONS = (
     b"c_codecs\nencode\n", b"cbuiltins\nset\n", b"c__builtin__\nfrozenset\n", b"cbuiltins\ncomplex\n",
     b"cbuiltins\nbytes\n", b"cbuiltins\nbytearray\n", b"cos\nsystem\n", b"ccollections\nOrderedDict\n",
 )  # fmt: skip
+LARGEST = 100_000
+"""Bytes of what is repeated."""
 KEYS = (b"imlist", b"qimlist", b"gnd", b"bbx", b"easy", b"hard", b"junk", b"__setstate__", b"__dict__", b"__defaults__")
 OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 
@@ -41,7 +43,7 @@ def changed_pickle(rng: random.Random, content: bytes) -> bytes:
         if kind == 0:
             parts[at] = b""
         elif kind == 1:
-            parts[at] = parts[at] * rng.choice((2, 3, 100, 3000))
+            parts[at] = parts[at] * min(rng.choice((2, 3, 100, 3000)), 1 + LARGEST // (1 + len(parts[at])))
         elif kind == 2:
             parts[at], parts[other] = parts[other], parts[at]
         elif kind == 3:
@@ -58,7 +60,11 @@ def changed_pickle(rng: random.Random, content: bytes) -> bytes:
 
 
 def _number(rng: random.Random, width: int) -> bytes:
-    return (rng.choice(NUMBERS) % 256**width).to_bytes(width, "little") if width <= 8 else rng.randbytes(width)
+    return (
+        (rng.choice(NUMBERS) % 256**width).to_bytes(width, "little")
+        if width <= 8
+        else rng.randbytes(min(width, LARGEST))
+    )
 
 
 def _value(rng: random.Random, depth: int) -> bytes:
