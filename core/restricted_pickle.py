@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +155,10 @@ class _StandIns:
             raise ValueError("an array without a plain type or without its bytes")
         self.spend(len(data))
         self.check_shape(shape)
+        if dtype.value.kind == "U":  # which NumPy does not check, and cannot make a string of
+            letters = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.value.byteorder))
+            if letters.max(initial=0) > sys.maxunicode:
+                raise ValueError("an array of text with letters that are none")
         return np.frombuffer(bytes(data), dtype.value).reshape(shape, order=order).copy(order)
 
     def from_objects(self, objects: list, shape: tuple[int, ...]) -> np.ndarray:

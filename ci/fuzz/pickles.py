@@ -31,10 +31,7 @@ def new_pickle(rng: random.Random) -> bytes:
 
 def changed_pickle(rng: random.Random, content: bytes) -> bytes:
     """An honest pickle with a few of its opcodes changed."""
-    try:
-        places = [place for _, _, place in pickletools.genops(content)]
-    except Exception:
-        return content
+    places = [place for _, _, place in pickletools.genops(content)]
     ends = [*places[1:], len(content)]
     parts = [content[start:end] for start, end in zip(places, ends)]
     for _ in range(rng.choice((1, 1, 2, 4, 16))):

@@ -241,6 +241,8 @@ ATTACKS = {
     + b"h\x00" * 5000 + b"tRe.",
     "the same text encoded": b"X" + word(MEGABYTE) + b"a" * MEGABYTE + b"\x940]("
     + b"c_codecs\nencode\nh\x00\x8c\x06latin1\x86R" * 5000 + b"e.",
+    # beyond what NumPy checks
+    "letters that are none": array(BYTES.replace(b"u1", b"U1"), b"K\x01\x85", b"C\x04\x00\x00\x11\x00") + b".",
     # time without end
     "references that double": doubling(64) + b".",
     "tuples that double, hashed": b"N" + b"2\x86" * 64 + b"}2" + b"0" + b"q\x00]h\x00\x85a.",

@@ -5,6 +5,7 @@ hold more than tensors: options, paths, numbers of NumPy. Where they do, each cl
 replaced by a stand-in that drops what it is given, so that the tensors beside it can be read.
 """
 
+import io
 import logging
 import pickle
 import pickletools
@@ -13,7 +14,7 @@ import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +167,35 @@ def _read_pickled(path: Path, mapped: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.load about files that it then refuses
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return _load(path, mapped)
         except pickle.UnpicklingError:
             stand_ins = [(_stand_in(name), name) for name in _opcodes(path)[0]]
         with torch.serialization.safe_globals([*stand_ins, (_Made, "core.backbones.weight_files._Made")]):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                return _load(path, mapped)
             except (TypeError, ValueError, AttributeError) as error:  # a stand-in was given what it does not take
                 raise pickle.UnpicklingError(str(error)) from error
+
+
+def _load(path: Path, mapped: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception:
+        # PyTorch checks the sparse tensors of a file once all is read; those of one that failed before would be checked
+        # with the next file, which would fail for them: loading anything forgets them
+        with suppress(Exception):
+            torch.load(io.BytesIO(_NOTHING), weights_only=True)
+        raise
+
+
+def _saved_nothing() -> bytes:
+    written = io.BytesIO()
+    torch.save({}, written)
+    return written.getvalue()
+
+
+_NOTHING = _saved_nothing()
+"""A file of torch.save without tensors."""
 
 
 class _Made:

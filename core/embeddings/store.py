@@ -112,7 +112,9 @@ class EmbeddingStore:
             raise UserError(f"embedding store {path} is damaged: {said}; {AGAIN}") from error
 
     def view(self, name: str) -> np.ndarray:
-        """One of `info.views`: float32 (N, D), memory-mapped."""
+        """One of `info.views`: float32 (N, D), memory-mapped; `UserError` if the store has others alone."""
+        if name not in self.info.views:
+            raise UserError(f"embedding store {self.path} has no embeddings called {name}: {AGAIN}")
         return self._arrays[name]
 
     @property

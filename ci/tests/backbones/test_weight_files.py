@@ -15,6 +15,7 @@ from torch import nn
 
 from core.backbones import build_backbone
 from core.backbones.state_dicts import read_state_dict
+from core.backbones.weight_files import read_weight_file
 from core.errors import UserError
 
 
@@ -132,3 +133,16 @@ def test_objects_that_have_no_stand_in_are_named(tmp_path):
     torch.save({"state_dict": WEIGHTS}, tmp_path / "w.pt", pickle_protocol=4)
     with pytest.raises(UserError, match="holds a pickle of protocol 4, which cannot be read safely; save its weights"):
         read_state_dict(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+def test_sparse_tensors_of_a_failed_file_are_not_checked_with_the_next(tmp_path, old_format):
+    content = {"sparse": torch.eye(3).to_sparse(), "options": Options(a=1)}
+    torch.save(content, tmp_path / "honest.pt", _use_new_zipfile_serialization=not old_format)
+    whole = (tmp_path / "honest.pt").read_bytes()
+    start = whole.index(b"options")
+    (tmp_path / "damaged.pt").write_bytes(whole[: start + 7] + b"\xff" + whole[start + 8 :])
+    for _ in range(2):
+        with pytest.raises(UserError):
+            read_weight_file(tmp_path / "damaged.pt")
+        assert torch.equal(read_weight_file(tmp_path / "honest.pt")["sparse"].to_dense(), torch.eye(3))

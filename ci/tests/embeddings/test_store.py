@@ -103,3 +103,10 @@ def test_a_store_that_is_cut_off_under_a_run_is_a_line(path):
         file.truncate(140)
     with pytest.raises(UserError, match=r"features.npy has changed while it was used: 140 bytes are left of 288"):
         store[np.array([9])]
+
+
+def test_store_without_the_embeddings_that_are_asked_for_is_named(path):
+    described = json.loads((path / "store.json").read_text()) | {"views": []}
+    (path / "store.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=f"embedding store {path} has no embeddings called features"):
+        EmbeddingStore.open(path)[np.array([0])]
