@@ -368,7 +368,7 @@ def _read_result(path: Path) -> dict[str, Scores]:
     if not path.is_file():
         return {}
     remedy = "delete it, and the benchmark tests that model again"
-    result = read_json(path, "result of the benchmark", remedy)
+    result = read_json(path, "result of the benchmark", remedy, finite=False)  # NaN: what the data cannot resolve
     with reading(path, "result of the benchmark", remedy):
         if "self_test" in result:
             return {SELF: Scores(result["self_test"], {})}

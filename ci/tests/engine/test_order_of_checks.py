@@ -110,9 +110,10 @@ def test_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeyp
     def refuse(self: Path, *arguments: object, **options: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(PermissionError):
-        read_position(step)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        with pytest.raises(UserError, match="position of a checkpoint cannot be read: .*: Permission denied"):
+            read_position(step)
     monkeypatch.setattr("os.listdir", refuse)
     with pytest.raises(PermissionError):
         latest_checkpoint(tmp_path)

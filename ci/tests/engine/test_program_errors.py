@@ -192,7 +192,9 @@ def test_damaged_checkpoint_is_reported_with_its_path_and_the_remedy(launch, fai
     )
     data.write_bytes(whole)
     (latest / "position.json").write_text("{")
-    assert f"checkpoint {latest} is damaged: delete it to resume from the one before" in fail(OLD_MODEL, "num_epoch=3")
+    line = fail(OLD_MODEL, "num_epoch=3")
+    assert f"{latest}/position.json is not a readable position of a checkpoint" in line
+    assert "delete the checkpoint's folder to resume from the one before" in line
 
 
 def test_plain_python_ends_with_status_2_and_the_error_as_last_line_of_stderr(place, tmp_path, tiny_settings):

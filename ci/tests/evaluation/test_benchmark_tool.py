@@ -127,7 +127,9 @@ def test_damaged_result_is_an_error(benchmark, data):
     content = result.read_text()
     for text in ("{", "[]", '{"direct": {"rates": {}, "flips": {}}}', '{"self": {"rates": 1}}'):
         result.write_text(text)
-        with pytest.raises(UserError, match=r"result.json is damaged .*: delete it, and the benchmark tests that"):
+        with pytest.raises(
+            UserError, match=r"result.json is not a readable result .*; delete it, and the benchmark tests that"
+        ):
             benchmark("--scenario", "exclass")
     result.write_text(content)
 

@@ -213,7 +213,7 @@ def test_mapped_queries_are_measured_by_what_the_model_behind_the_map_finds_in_i
 )
 def test_files_that_are_no_results_are_errors(tmp_path, print_scores, content):
     (tmp_path / "other.json").write_text(content)
-    with pytest.raises(UserError, match=r"other.json is no results file of an evaluation"):
+    with pytest.raises(UserError, match=r"other.json is not a readable results file.*; give the results.json"):
         print_scores(tmp_path / "other.json")
     with pytest.raises(UserError, match="results file not found"):
         print_scores(tmp_path / "none.json")
