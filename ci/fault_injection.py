@@ -29,7 +29,7 @@ from power import Disk  # noqa: E402
 from programs import CONTEXT, Program, files, programs, run_command  # noqa: E402
 from syscalls import Call, run_supervised  # noqa: E402
 
-from core.files import is_temporary  # noqa: E402
+from core.temporary_names import is_temporary  # noqa: E402
 
 SHARES = (0.0, 0.5)
 """Of what was not flushed that a loss of power leaves, tried one after the other; a kill leaves everything."""

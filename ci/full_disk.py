@@ -41,8 +41,8 @@ from landmark_trees import write_revisited_tree  # noqa: E402
 from launching import free_port, run_program_file  # noqa: E402
 from tiny import noise, write_map_run, write_records, write_run_folder, write_verification_set  # noqa: E402
 
-from core.files import require_room  # noqa: E402
 from core.models.weights import fingerprint  # noqa: E402
+from core.room import require_room  # noqa: E402
 
 SHARES = (0, 25, 50, 75, 95)
 SPACE = 256 << 20

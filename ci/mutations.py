@@ -152,6 +152,11 @@ FAULTS = (
                     "dcp.load({k: v for k, v in state.items() if 'optimizer' not in k} | random, checkpoint_id=path)"
                 )
             },
+            {
+                "dcp.load(state | random, ": (
+                    "dcp.load({k: v for k, v in state.items() if 'optimizer' not in k} | random, "
+                )
+            },
         ),
     ),
     Fault(
@@ -162,6 +167,15 @@ FAULTS = (
                 "if shapes_of(state_dict) != expected:": "if not expected.keys() & state_dict.keys():",
                 ".load_state_dict(state_dict)\n    return module": (
                     ".load_state_dict(state_dict, strict=False)\n    return module"
+                ),
+            },
+            {
+                "if shapes_of(state_dict) != expected:": "if not expected.keys() & state_dict.keys():",
+                "if tensor.is_floating_point() and not state_dict[name]": (
+                    "if name in state_dict and tensor.is_floating_point() and not state_dict[name]"
+                ),
+                ".load_state_dict(state_dict)\n    require_sound": (
+                    ".load_state_dict(state_dict, strict=False)\n    require_sound"
                 ),
             },
         ),

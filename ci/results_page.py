@@ -16,7 +16,8 @@ from pathlib import Path
 
 from core.errors import UserError, run_program
 from core.evaluation.comparison import read_csv
-from core.files import ROOT, replaced_atomically
+from core.files import ROOT
+from core.outputs import replaced_atomically
 
 PAGE, KEPT = ROOT / "RESULTS.md", ROOT / "ci" / "benchmarks" / "results"
 SECTION = re.compile(r"<!-- tables: (\w+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import make_folder, writing
+from core.outputs import make_folder, writing
 
 __all__ = ["CLAIM", "claimed", "joined"]
 

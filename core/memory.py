@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import UserError
+from core.sizes import size_in_words
 
-__all__ = ["bounded_memory", "in_words", "machine_memory", "require_memory"]
+__all__ = ["bounded_memory", "machine_memory", "require_memory"]
 
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -38,15 +39,7 @@ def _taken() -> int:
 def require_memory(size: int, what: str, remedy: str) -> None:
     """`UserError` if `what` takes more bytes than there is memory; it ends in the `remedy`."""
     if size > (most := machine_memory()):
-        raise UserError(f"{what} takes {in_words(size)} of memory, and {in_words(most)} are there: {remedy}")
-
-
-def in_words(size: int) -> str:
-    """Bytes for people."""
-    for power, unit in enumerate(("bytes", "KiB", "MiB")):
-        if size < 1024 ** (power + 1):
-            return f"{size / 1024**power:.4g} {unit}"
-    return f"{size / 1024**3:,.1f} GiB"
+        raise UserError(f"{what} takes {size_in_words(size)} of memory, and {size_in_words(most)} are there: {remedy}")
 
 
 @contextmanager

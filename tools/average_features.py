@@ -9,7 +9,8 @@ from command_line import ArgumentParser
 from core.embeddings.statistics import class_means, means_size
 from core.embeddings.store import EmbeddingStore
 from core.errors import run_program
-from core.files import replaced_atomically, require_room
+from core.outputs import replaced_atomically
+from core.room import require_room
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ from core.evaluation.plots import plot_backfill
 from core.evaluation.results import Model, write_backfill
 from core.evaluation.revisited_files import read_revisited
 from core.evaluation.tables import format_rate, format_table
-from core.files import make_folder
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
+from core.outputs import make_folder
 
 DATASETS = (*sorted(map(str.lower, SUBSETS), reverse=True), "roxford5k", "rparis6k")
 METRICS = {"ijbc": "top1", "ijbb": "top1", "roxford5k": "map_medium", "rparis6k": "map_medium"}

@@ -30,10 +30,11 @@ from core.evaluation.model_pairs import evaluate_pairs, evaluate_retrieval_pairs
 from core.evaluation.retrieval import RetrievalOptions
 from core.evaluation.revisited import SETUPS
 from core.evaluation.revisited_files import read_revisited
-from core.files import ROOT, make_folder, reading, replaced_atomically, require_writable
+from core.files import ROOT, reading
 from core.json_files import read_json
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
+from core.outputs import make_folder, replaced_atomically, require_writable
 from core.program import load_method
 from core.progress import format_seconds
 from core.settings import load_settings

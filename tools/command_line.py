@@ -9,10 +9,10 @@ import torch
 
 from core.embeddings.cache import require_cache
 from core.errors import UserError
-from core.files import require_writable
 from core.images.preprocessing import CHANNEL_ORDERS
 from core.models.encoder import Encoder, load_encoder
 from core.models.shared_space import require_shared_space
+from core.outputs import require_writable
 
 __all__ = [
     "ArgumentParser",

@@ -28,10 +28,10 @@ from core.evaluation.plots import plot_matrices
 from core.evaluation.results import Evaluation, Model, write_matrix
 from core.evaluation.roc import FARS
 from core.evaluation.tables import format_rate, format_table
-from core.files import make_folder
 from core.logs import set_up_logging
 from core.models.encoder import Encoder, load_encoder
 from core.models.map_run import model_chain
+from core.outputs import make_folder
 
 TASKS = {
     **{f"top{rank}": "1:N" for rank in RANKS},

@@ -27,11 +27,13 @@ from core.evaluation.model_pairs import PairResult, evaluate_pairs
 from core.evaluation.plots import image_grid, plot_identification, plot_roc
 from core.evaluation.results import write_pairs
 from core.evaluation.tables import format_markdown, format_rate, format_table
-from core.files import ROOT, is_temporary, make_folder, remove, replaced_atomically, require_writable
+from core.files import ROOT
 from core.json_files import read_json
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
+from core.outputs import make_folder, remove, replaced_atomically, require_writable
 from core.progress import format_seconds
+from core.temporary_names import is_temporary
 
 MODELS = ("old", "new", "independent")
 MAPS = {

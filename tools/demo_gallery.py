@@ -10,10 +10,10 @@ from commands import Commands
 from core.builtin.ijb_gallery import IjbGallery, write_ijb_gallery
 from core.evaluation.ijb_embeddings import embed_images
 from core.evaluation.ijb_meta import IjbImages, read_images, require_meta
-from core.files import writing
 from core.gallery.planning.plan import Plan
 from core.gallery.planning.report import FILE
 from core.models.encoder import Encoder, load_encoder
+from core.outputs import writing
 
 __all__ = ["FOLDERS", "upgrade_gallery"]
 

@@ -16,8 +16,8 @@ from core.data.image_export import export_images
 from core.data.open_dataset import open_dataset
 from core.data.records import RecordDataset
 from core.errors import UserError, run_program
-from core.files import require_writable
 from core.logs import set_up_logging
+from core.outputs import require_writable
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import logging
 from command_line import ArgumentParser, add_preprocessing_arguments, preprocessing
 
 from core.errors import run_program
-from core.files import require_replaceable
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.models.export import export_onnx
+from core.outputs import require_replaceable
 
 logger = logging.getLogger(__name__)
 

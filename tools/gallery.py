@@ -25,7 +25,6 @@ from command_line import ArgumentParser, add_preprocessing_arguments, choose_dev
 from core.arrays import open_vector_array
 from core.errors import UserError, run_program
 from core.evaluation.tables import format_rate, format_table
-from core.files import replaced_atomically, require_replaceable
 from core.gallery import Gallery
 from core.gallery.backfill import FAILED, BackfillOptions
 from core.gallery.backfill import backfill as embed_again
@@ -41,6 +40,7 @@ from core.gallery.upgrade import ROADS
 from core.gallery.vector_files import open_vectors
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
+from core.outputs import replaced_atomically, require_replaceable
 from core.parallel.ranks import process_group
 
 MODEL = f"run folder, .pt state dict, .onnx file, or {NAMED}TEXT for a model that is not at hand"

@@ -25,9 +25,9 @@ from core.evaluation.plots import plot_identification, plot_roc
 from core.evaluation.results import Evaluation, Model, write_evaluation
 from core.evaluation.roc import RocResult
 from core.evaluation.tables import format_rate, format_table
-from core.files import make_folder
 from core.logs import set_up_logging
 from core.models.encoder import Encoder
+from core.outputs import make_folder
 
 
 def parse_arguments() -> Namespace:

@@ -15,10 +15,11 @@ from command_line import ArgumentParser
 
 from core.arrays import open_vector_array
 from core.errors import UserError, run_program
-from core.files import replaced_atomically, require_room, reserve
 from core.logs import set_up_logging
 from core.models.maps import Map, load_map
+from core.outputs import replaced_atomically
 from core.progress import Progress
+from core.room import require_room, reserve
 
 logger = logging.getLogger(__name__)
 BLOCK = 1 << 16

@@ -14,8 +14,8 @@ from command_line import ArgumentParser
 
 from core.builtin.gldv2_lists import PARTS, prepare_gldv2
 from core.errors import run_program
-from core.files import require_writable
 from core.logs import set_up_logging
+from core.outputs import require_writable
 
 
 def main() -> None:

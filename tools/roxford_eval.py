@@ -27,8 +27,8 @@ from core.evaluation.retrieval_images import RetrievalImages, read_image_list
 from core.evaluation.revisited import KAPPAS, SETUPS
 from core.evaluation.revisited_files import read_revisited
 from core.evaluation.tables import format_rate, format_table
-from core.files import make_folder
 from core.logs import set_up_logging
+from core.outputs import make_folder
 from core.progress import track
 
 NUM_HITS = 10

@@ -26,8 +26,8 @@ from core.evaluation.verification import (
     find_verification_sets,
     read_verification_set,
 )
-from core.files import make_folder
 from core.logs import set_up_logging
+from core.outputs import make_folder
 
 EMBEDS = ("second image of each pair", "first image of each pair")
 """What the query model and the gallery model embed."""

@@ -25,11 +25,12 @@ from core.engine.checkpoint import TrainingState
 from core.engine.run_folder import MetricsLog, RunFolder
 from core.engine.trainer import Trainer
 from core.errors import UserError
-from core.files import ROOT, require_room, reserve
+from core.files import ROOT
 from core.gallery import Gallery
 from core.models.encoder import load_encoder
 from core.models.export import export_onnx
 from core.models.maps import load_map
+from core.room import require_room, reserve
 from core.settings import load_settings
 
 sys.path.append(str(ROOT / "ci"))

@@ -13,9 +13,10 @@ from core.builtin.roxford_tree import LandmarkImages, write_roxford_tree
 from core.data.recordio import RecordWriter
 from core.data.records import write_image_records
 from core.errors import UserError
-from core.files import is_temporary, make_folder, replaced_atomically, require_replaceable, writing
 from core.json_files import read_json
+from core.outputs import make_folder, replaced_atomically, require_replaceable, writing
 from core.progress import track
+from core.temporary_names import is_temporary
 
 __all__ = ["DataSource", "check_replaceable", "write_dataset_folder"]
 

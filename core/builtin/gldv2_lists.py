@@ -16,7 +16,8 @@ import polars as pl
 
 from core.data.lists import MOST_NAMES, file_sizes
 from core.errors import UserError
-from core.files import first_line, replaced_atomically
+from core.files import first_line
+from core.outputs import replaced_atomically
 
 __all__ = ["PARTS", "ground_truth", "prepare_gldv2", "read_index", "read_solution", "read_train"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from core.evaluation.ijb_embeddings import AlignedImages
 from core.evaluation.ijb_meta import IjbImages, read_identification
-from core.files import replaced_atomically, require_writable, writing
+from core.outputs import replaced_atomically, require_writable, writing
 
 __all__ = ["IjbGallery", "write_ijb_gallery"]
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from core.data.records import RecordDataset
 from core.errors import UserError
-from core.files import is_temporary, make_folder, replaced_atomically, require_room
 from core.images.formats import START, format_of
 from core.json_files import read_json
+from core.outputs import make_folder, replaced_atomically
 from core.progress import Progress
+from core.room import require_room
+from core.temporary_names import is_temporary
 
 __all__ = ["LIST", "export_images"]
 

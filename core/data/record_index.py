@@ -9,7 +9,7 @@ import polars as pl
 
 from core.data.recordio import HEADER, MOST_AT_ONCE, RecordFile, unpack
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable
+from core.outputs import replaced_atomically, require_replaceable
 from core.progress import Progress
 
 __all__ = ["write_index"]

@@ -20,7 +20,8 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError
-from core.files import replaced_together, require_file
+from core.files import require_file
+from core.outputs import replaced_together
 
 __all__ = ["MAGIC", "RecordFile", "RecordReader", "RecordWriter", "pack", "unpack"]
 

@@ -14,8 +14,9 @@ from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset, write_image_records
 from core.data.released_split import first_images, numbered_by_shuffle, shuffled_images
 from core.errors import UserError
-from core.files import make_folder, replaced_atomically, require_room, require_writable
+from core.outputs import make_folder, replaced_atomically, require_writable
 from core.progress import track
+from core.room import require_room
 
 __all__ = ["RULES", "class_split", "data_split", "split_list", "split_records"]
 

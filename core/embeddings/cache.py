@@ -11,10 +11,10 @@ import torch
 from core.embeddings.extraction import Views, extract_embeddings
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import remove, require_writable
 from core.images.source import ImageSource
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
+from core.outputs import remove, require_writable
 from core.parallel import collectives
 from core.parallel.ranks import Ranks
 

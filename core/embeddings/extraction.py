@@ -19,15 +19,17 @@ from core.claims import CLAIM
 from core.data.samplers import evaluation_rows
 from core.embeddings.store import FEATURES, PARTIAL, EmbeddingStore, StoreInfo, open_arrays
 from core.errors import UserError
-from core.files import ROOT, flush, flush_folder, remove, require_replaceable, require_room, reserve, sweep, writing
+from core.files import ROOT
 from core.images.loader import WorkersError, load_batches
 from core.images.source import ImageSource
 from core.json_files import read_json
 from core.models.encoder import Encoder
 from core.models.mapped import Rows
+from core.outputs import flush, flush_folder, remove, require_replaceable, sweep, writing
 from core.parallel.collectives import barrier, broadcast_object, rank
 from core.parallel.ranks import Ranks, claimed_by_ranks
 from core.progress import Progress
+from core.room import require_room, reserve
 
 __all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddings", "extract_together",
            "require_writable_store"]  # fmt: skip

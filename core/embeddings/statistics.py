@@ -14,11 +14,12 @@ from core.arrays import open_array, read_array
 from core.embeddings.row_blocks import normalized_blocks, row_values
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable, require_room, sweep
 from core.memory import require_memory
+from core.outputs import replaced_atomically, require_replaceable, sweep
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 from core.parallel.threads import one_thread
+from core.room import require_room
 
 __all__ = [
     "class_means",

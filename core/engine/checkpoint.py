@@ -27,8 +27,9 @@ from torch.optim import Optimizer
 
 from core.engine.method import Method
 from core.errors import UserError
-from core.files import make_folder, reading, remove, replaced_atomically, sweep, writing
+from core.files import reading
 from core.json_files import read_json
+from core.outputs import make_folder, remove, replaced_atomically, sweep, writing
 from core.parallel.collectives import broadcast_object
 from core.parallel.ranks import Ranks
 from core.pickle_stream import check_pickle

@@ -9,10 +9,10 @@ from torch import distributed, nn
 from core.embeddings.extraction import extract_embeddings
 from core.embeddings.store import EmbeddingStore
 from core.engine.method import Run
-from core.files import remove
 from core.images.transforms import NORMALIZATIONS
 from core.models.encoder import Encoder
 from core.models.weights import fingerprint
+from core.outputs import remove
 
 __all__ = ["current_features"]
 

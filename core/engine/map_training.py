@@ -18,11 +18,11 @@ from core.engine.map_method import FittedMap, Fitting, MapMethod
 from core.engine.optimization import cosine
 from core.engine.run_folder import LINE, MetricsLog, RunFolder
 from core.errors import UserError
-from core.files import remove, replaced_atomically
 from core.models.maps import Map, Space
 from core.models.maps.error_head import fit_error_head
 from core.models.maps.modules import build_error_head
 from core.models.maps.vectors import Pairs, row_blocks, unit_rows
+from core.outputs import remove, replaced_atomically
 from core.progress import Progress
 from core.settings.map_settings import MapTrainingSettings
 

@@ -22,10 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 import core
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
-from core.files import ROOT, make_folder, remove, replaced_atomically, require_room, require_writable, writing
+from core.files import ROOT
 from core.json_files import parse_json, read_json
 from core.models.weights import fingerprint
+from core.outputs import make_folder, remove, replaced_atomically, require_writable, writing
 from core.parallel.ranks import Ranks, claimed_by_ranks
+from core.room import require_room
 from core.settings import MapSettings, Settings
 
 __all__ = ["LINE", "MetricsLog", "RunFolder", "code_version"]

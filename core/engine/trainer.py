@@ -26,12 +26,13 @@ from core.engine.optimization import LossScaler, build_optimizer, learning_rate
 from core.engine.run_folder import LINE, MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
-from core.files import resolve, sweep
+from core.files import resolve
 from core.heads.build import build_margin
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.models.map_run import is_map_run, model_chain
 from core.models.weights import fingerprint
+from core.outputs import sweep
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
 from core.progress import Progress
 from core.settings import Settings

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from core.evaluation.compatibility import CompatibilityScores, scores
 from core.evaluation.plots import plot_trade_off
 from core.evaluation.tables import format_markdown
-from core.files import reading, replaced_atomically
+from core.files import reading
+from core.outputs import replaced_atomically
 
 __all__ = ["DIRECT", "Comparison", "Entry", "read_csv"]
 

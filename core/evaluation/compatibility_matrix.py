@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from core.evaluation.tables import format_rate, format_table
-from core.files import replaced_atomically
+from core.outputs import replaced_atomically
 
 __all__ = ["UpdateMatrix", "write_matrices"]
 

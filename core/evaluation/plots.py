@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from core.evaluation.backfill import RAW, Curve
 from core.evaluation.identification import SearchCurves
 from core.evaluation.precision_recall import RECALLS
-from core.files import replaced_atomically
+from core.outputs import replaced_atomically
 
 __all__ = ["image_grid", "plot_backfill", "plot_hits", "plot_identification", "plot_matrices",
            "plot_precision_recall", "plot_roc", "plot_trade_off"]  # fmt: skip

@@ -20,9 +20,10 @@ import numpy as np
 
 from core.errors import UserError
 from core.evaluation.backfill import Curve
-from core.files import reading, replaced_atomically
+from core.files import reading
 from core.json_files import read_json
 from core.models.encoder import Encoder
+from core.outputs import replaced_atomically
 
 __all__ = ["Evaluation", "Model", "UpdateTests", "assign_roles", "default_metric", "read_evaluations",
            "write_backfill", "write_evaluation", "write_evaluations", "write_matrix", "write_pairs"]  # fmt: skip

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import reading, writing
+from core.files import reading
 from core.gallery.store import Store
 from core.gallery.upgrade import Calibrations, Upgrade, calibration_from_json, calibration_to_json
 from core.models.maps import Map, load_map
+from core.outputs import writing
 
 __all__ = ["calibrations_to_document", "map_from_document", "map_to_document", "read_calibrations", "read_upgrade"]
 

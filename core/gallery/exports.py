@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 
 from core.errors import UserError
 from core.evaluation.search import import_faiss
-from core.files import replaced_atomically, require_replaceable, require_room
 from core.gallery.documents import read_upgrade
 from core.gallery.store import BLOCK, Entries, Store
 from core.models.maps.vectors import unit_rows
+from core.outputs import replaced_atomically, require_replaceable
 from core.progress import Progress
+from core.room import require_room
 
 __all__ = ["FORMATS", "export"]
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.files import replaced_atomically, require_room
 from core.models.encoder import Encoder
 from core.models.onnx_merge import join_graphs
 from core.models.onnx_model import OnnxNetwork
+from core.outputs import replaced_atomically
+from core.room import require_room
 
 __all__ = ["export_onnx", "to_onnx", "worst_difference"]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.memory import bounded_memory, in_words
+from core.memory import bounded_memory
+from core.sizes import size_in_words
 
 __all__ = ["DEFAULT_IMAGE_SIZE", "OnnxNetwork", "load_onnx_network"]
 
@@ -122,7 +123,8 @@ def load_onnx_network(path: Path, device: torch.device, open_size: int, disk: in
     pixels = 12 * batch * side**2
     if pixels > MOST_PIXELS:
         raise UserError(
-            f"{path} takes {batch} images of {side}x{side} at once, {in_words(pixels)}: export it with a smaller batch"
+            f"{path} takes {batch} images of {side}x{side} at once, {size_in_words(pixels)}: export it with a smaller "
+            "batch"
         )
     try:
         with bounded_memory(LEAST_ROOM + OF_FILES * disk + OF_PIXELS * pixels):

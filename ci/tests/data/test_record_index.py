@@ -9,7 +9,7 @@ import pytest
 from launching import Launch
 from record_writers import WRITERS, face2rec2, im2rec, seq_rec_builder, with_header, without_ids
 
-import core.files
+import core.outputs
 from core.data.open_dataset import open_dataset
 from core.data.record_files import record_prefix
 from core.data.record_index import write_index
@@ -90,14 +90,14 @@ def test_read_only_folder_is_one_line_and_a_link_elsewhere_is_indexed(tmp_path, 
     face2rec2(tmp_path / "data" / "train", LABELS, PAYLOADS)
     before = (tmp_path / "data" / "train.idx").read_bytes()
     (tmp_path / "data" / "train.idx").unlink()
-    temporary_file = core.files.TemporaryFile
+    temporary_file = core.outputs.TemporaryFile
 
     def make_file(**options):
         if options["dir"] == tmp_path / "data":
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "data"))
         return temporary_file(**options)
 
-    monkeypatch.setattr(core.files, "TemporaryFile", make_file)
+    monkeypatch.setattr(core.outputs, "TemporaryFile", make_file)
     message = r"train\.idx: Read-only file system; .* \(a folder with a link to the \.rec will do\)"
     with pytest.raises(UserError, match=message):
         write_index(tmp_path / "data" / "train")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from launching import Launch
 
-import core.files
+import core.outputs
 from core.data.recordio import MAGIC_BYTES, RecordReader, RecordWriter
 from core.data.records import RecordDataset
 from core.data.split import class_split, data_split, split_list, split_records
@@ -260,14 +260,14 @@ def test_folder_that_cannot_be_written_to_is_one_line_before_the_work(tmp_path, 
     source, split = (data / "train", split_records) if kind == "records" else (data / "x.txt", split_list)
     (make if kind == "records" else make_list)(source)
     before = sorted(data.iterdir())
-    temporary_file = core.files.TemporaryFile
+    temporary_file = core.outputs.TemporaryFile
 
     def make_file(**options):
         if options["dir"] == data:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(data))
         return temporary_file(**options)
 
-    monkeypatch.setattr(core.files, "TemporaryFile", make_file)
+    monkeypatch.setattr(core.outputs, "TemporaryFile", make_file)
     monkeypatch.setattr("core.data.split.track", lambda *_: pytest.fail("the work has begun"))
     for out in (None, data):
         with pytest.raises(UserError, match=rf"cannot write {data}: Read-only file system; .* \(--out\)$"):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import no_room
 from core.gallery.store import Version
+from core.room import no_room
 
 __all__ = ["ENTRY_INDEX", "FILE", "Database", "StoredVersion", "chunks", "stored_versions"]
 

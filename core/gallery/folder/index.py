@@ -13,9 +13,9 @@ import numpy as np
 
 from core.errors import UserError
 from core.evaluation.search import import_faiss, search
-from core.files import replaced_atomically
 from core.gallery.folder.vectors import UnitRows
 from core.memory import bounded_memory
+from core.outputs import replaced_atomically
 
 __all__ = ["INDEXES", "search_index"]
 

@@ -26,7 +26,7 @@ import numpy as np
 from core.claims import CLAIM, claimed
 from core.errors import UserError
 from core.evaluation.search import search
-from core.files import flush, flush_folder, reading, require_room, sweep, writing
+from core.files import reading
 from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
@@ -34,6 +34,8 @@ from core.gallery.folder.index import INDEXES, search_index
 from core.gallery.folder.slots import live_slots, set_slots, slots_at
 from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, require_slots
 from core.gallery.store import BLOCK, Entries, Hits, Version
+from core.outputs import flush, flush_folder, sweep, writing
+from core.room import require_room
 
 __all__ = ["FolderStore"]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from core.arrays import MappedArray
 from core.errors import UserError
-from core.files import flush_folder, writing
 from core.models.maps.vectors import row_blocks, unit_rows
+from core.outputs import flush_folder, writing
 
 __all__ = ["SLOTS", "UnitRows", "VectorFile", "require_slots"]
 

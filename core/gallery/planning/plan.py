@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import flush_folder, reading, remove, replaced_atomically, writing
+from core.files import reading
 from core.gallery.store import Version
 from core.gallery.upgrade import ROADS, Calibrations, calibration_from_json, calibration_to_json
 from core.json_files import read_json
 from core.models.maps import Map, load_map
+from core.outputs import flush_folder, remove, replaced_atomically, writing
 
 __all__ = ["Cost", "Flip", "Plan", "Road", "SampleFacts", "Shown", "parse_requirement", "road_of_curve"]
 

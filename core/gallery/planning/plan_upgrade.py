@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import replaced_atomically, require_replaceable
 from core.gallery.documents import read_upgrade
 from core.gallery.entry_images import image_place
 from core.gallery.model_versions import version_of
@@ -18,6 +17,7 @@ from core.gallery.planning.sample_images import SampleImages, embed_sample
 from core.gallery.store import Store, Version
 from core.images.source import ImageSource
 from core.models.encoder import Encoder, load_encoder
+from core.outputs import replaced_atomically, require_replaceable
 
 __all__ = ["plan_from_images", "plan_from_pairs"]
 

@@ -18,7 +18,6 @@ import numpy as np
 import simplejpeg
 
 from core.errors import UserError
-from core.files import replaced_atomically
 from core.gallery.orders import ORACLE
 from core.gallery.planning.plan import Flip, Plan, Shown
 from core.gallery.planning.report_charts import draw_curves, draw_forest, orders_of
@@ -26,6 +25,7 @@ from core.gallery.planning.sample_calibration import PAIRS
 from core.gallery.upgrade import ROADS
 from core.images.codec import resize_image
 from core.images.source import ImageSource
+from core.outputs import replaced_atomically
 
 __all__ = ["FILE", "write_report"]
 

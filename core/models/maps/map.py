@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from core.backbones.weight_files import read_weight_file
 from core.errors import UserError
-from core.files import make_folder, reading, replaced_together, require_file, writing
+from core.files import reading, require_file
 from core.json_files import read_json
 from core.models.maps.modules import build_error_head, build_module
 from core.models.maps.threads import in_shares
 from core.models.maps.vectors import SAFE_LENGTHS, Space, Vectors, open_vectors, unit_rows
 from core.models.weights import fingerprint, require_sound
+from core.outputs import make_folder, replaced_together, writing
 
 __all__ = ["Map", "load_map"]
 

@@ -13,24 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-import core.files
+import core.outputs
 from core.data.lists import ListDataset
 from core.data.recordio import RecordWriter
 from core.errors import UserError
-from core.files import (
-    is_temporary,
+from core.files import reading, require_file, resolve
+from core.outputs import (
     make_folder,
-    reading,
     remove,
     replaced_atomically,
     replaced_together,
-    require_file,
     require_replaceable,
     require_writable,
-    resolve,
     sweep,
     writing,
 )
+from core.temporary_names import is_temporary
 
 LONG = "a" * 300
 
@@ -203,7 +201,7 @@ def test_what_a_live_program_writes_is_not_swept(tmp_path):
 
 @pytest.mark.parametrize("when", ["while the sweep holds the lock", "after the sweep"])
 def test_program_whose_temporary_folder_a_sweep_takes_first_makes_another_one(tmp_path, monkeypatch, when):
-    is_locked, swept = core.files._is_locked, []
+    is_locked, swept = core.outputs._is_locked, []
 
     def sweep_first(lock):
         folder = Path(lock.name).parent
@@ -213,11 +211,11 @@ def test_program_whose_temporary_folder_a_sweep_takes_first_makes_another_one(tm
         with open(lock.name, "r+b") as other:
             fcntl.flock(other, fcntl.LOCK_EX)
             locked = is_locked(lock)
-            core.files._clear(folder)
+            core.outputs._clear(folder)
         folder.rmdir()
         return is_locked(lock) if when == "after the sweep" else locked
 
-    monkeypatch.setattr(core.files, "_is_locked", sweep_first)
+    monkeypatch.setattr(core.outputs, "_is_locked", sweep_first)
     with replaced_atomically(tmp_path / "output") as temporary:
         temporary.write_text("new")
         assert temporary.parent != swept[0]
@@ -239,13 +237,13 @@ def test_folder_is_replaced_at_once_and_where_folders_cannot_be_exchanged_put_ba
         rename(path, target)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(core.files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(core.outputs, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", rename)
     with replaced_atomically(tmp_path / "output") as temporary:
         temporary.mkdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["output"]
     monkeypatch.setattr(Path, "rename", killed_between)
-    monkeypatch.setattr(core.files, "_clear", lambda _: None)
+    monkeypatch.setattr(core.outputs, "_clear", lambda _: None)
     with pytest.raises(KeyboardInterrupt), replaced_atomically(tmp_path / "output") as temporary:
         write_folder(temporary)
     monkeypatch.undo()
@@ -285,7 +283,7 @@ def test_file_folder_and_link_are_removed_and_what_is_missing_is_no_error(tmp_pa
 
 def test_each_folder_that_is_made_is_flushed_with_the_one_that_it_is_in(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr(core.files, "flush_folder", flushed.append)
+    monkeypatch.setattr(core.outputs, "flush_folder", flushed.append)
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir() and flushed == [tmp_path, tmp_path / "a"]
