@@ -131,7 +131,7 @@ def _open(path: Path) -> io.FileIO:
 
 
 def _try_to_lock(lock: io.FileIO, how: int) -> bool:
-    """False if another process holds the file. Of a file system without locks a warning tells."""
+    """False if another process holds the file. A warning is logged for a file system without locks."""
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:

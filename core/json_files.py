@@ -1,4 +1,4 @@
-"""JSON files, whoever wrote them: read within bounds, and any damage told in one line."""
+"""JSON files, whoever wrote them: read within bounds, and any damage reported in one line."""
 
 import json
 import math

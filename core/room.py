@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before the work, set aside, and what is said where there is none."""
+"""Room on the disk: required before the work, set aside, and the error where there is none."""
 
 import errno
 import os

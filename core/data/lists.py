@@ -202,7 +202,7 @@ class ListDataset:
         if len(data) != self._sizes[row]:
             raise UserError(
                 f"{self._name(row)} has changed since {self.prefix} was opened ({self._sizes[row]} bytes before, "
-                f"{len(data)} now): start again when the data rest"
+                f"{len(data)} now): start again when nobody writes to the data"
             )
         return data
 

@@ -35,7 +35,7 @@ HEADER = struct.Struct("<IfQQ")
 MOST_LABELS = 1 << 20
 """Of a record: a larger number is damage."""
 LIKELY_SIZE, MOST_AT_ONCE = 1 << 14, 1 << 20
-"""Bytes that are read where the size of a record is not known, and before its header tells that it is larger."""
+"""Bytes that are read where the size of a record is not known, and until its header says that it is larger."""
 
 
 def pack(index: int, label: float | Sequence[float], payload: bytes) -> bytes:
@@ -305,7 +305,7 @@ class RecordWriter:
         self._offset += FRAME.size + len(data) + padding
 
     def flush(self) -> None:
-        """Hand to the system what is still in memory: where the disk is full, it is said now."""
+        """Hand to the system what is still in memory: a full disk is reported now."""
         self._rec.flush()
         self._idx.flush()
 
