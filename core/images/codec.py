@@ -214,7 +214,9 @@ def read_image(path: Path, stamp: np.ndarray | None = None) -> np.ndarray:
     except OSError as error:
         raise UserError(f"image not readable: {path}: {explain(error)}") from error
     if stamp is not None and (found.st_size, found.st_mtime_ns) != tuple(stamp.tolist()):
-        raise UserError(f"{path} has changed since the program looked it up: repeat the command when nobody writes to the data")
+        raise UserError(
+            f"{path} has changed since the program looked it up: repeat the command when nobody writes to the data"
+        )
     try:
         return decode_image(data)
     except ValueError as error:

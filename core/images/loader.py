@@ -101,7 +101,7 @@ def load_batches(
         try:
             batch = next(batches, None)
         except Exception as error:
-            if isinstance(error, EOFError | OSError):  # of a connection to a worker, whose death the system reports later
+            if isinstance(error, EOFError | OSError):  # of a connection to a worker, reported dead only later
                 time.sleep(1)
             alive = {process.pid for process in multiprocessing.active_children()}
             killed = [began for process, began in at_work.tolist() if process not in (-1, *alive)]
