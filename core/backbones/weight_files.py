@@ -89,7 +89,9 @@ def _check_records(path: Path) -> Counter[int]:
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+    if any(
+        record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size for record in records
+    ):
         raise ValueError("its records are compressed, which torch.save does not do")
     if sum(record.file_size for record in records) > path.stat().st_size:
         raise ValueError("its records are larger than the file")
@@ -157,8 +159,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        content = load_file(path)
+        tensors_in(content)
+        return content
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"cannot read weights from {path}: it is damaged ({error}); {AGAIN}") from error
 
 

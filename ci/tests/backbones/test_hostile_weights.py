@@ -7,6 +7,7 @@ import zipfile
 from collections import OrderedDict
 
 import pytest
+import safetensors.torch
 import torch
 from limited_child import line_of
 
@@ -93,6 +94,21 @@ def test_a_record_that_lies_in_others_is_refused(tmp_path, saved):
     (tmp_path / "w.pt").write_bytes(data)
     with pytest.raises(UserError, match="w.pt: it is damaged .ValueError: its records are larger than the file"):
         read_state_dict(tmp_path / "w.pt")
+
+
+def test_a_record_of_two_sizes_takes_no_memory(tmp_path, saved):
+    data = bytearray(rezipped(saved, tmp_path / "w.pt").read_bytes())
+    for place in [i for i in range(len(data)) if data.startswith(b"PK\x01\x02", i)]:
+        data[place + 20 : place + 24] = (1 << 31).to_bytes(4, "little")  # the size in the archive alone
+    (tmp_path / "w.pt").write_bytes(data)
+    said = line_of(lambda: read_state_dict(tmp_path / "w.pt"), extra=1 << 28)
+    assert "its records are compressed, which torch.save does not do" in said
+
+
+def test_endless_names_in_safetensors_are_a_line(tmp_path):
+    safetensors.torch.save_file({"w" * 2000: torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="w.safetensors: it is damaged .*a name of more than 1000 letters"):
+        read_state_dict(tmp_path / "w.safetensors")
 
 
 def shared(levels=6, width=60):
