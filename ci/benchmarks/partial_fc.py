@@ -18,11 +18,13 @@ import time
 import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
+from core.engine.row_optimizers import RowSGD
 from core.errors import run_program
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 
 MIB = 2**20
+SAMPLE_RATE = 0.1
 
 
 def plain(head: PartialFC, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -36,11 +38,11 @@ def full(head: PartialFC, embeddings: torch.Tensor, labels: torch.Tensor) -> tor
 
 
 def sampled(head: PartialFC, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    head.sample_rate = 0.1
+    head.sample_rate = SAMPLE_RATE
     return head(embeddings, labels)
 
 
-WAYS = {"plain autograd": plain, "PartialFC": full, "PartialFC, sample_rate 0.1": sampled}
+WAYS = {"plain autograd": plain, "PartialFC": full, f"PartialFC, sample_rate {SAMPLE_RATE}": sampled}
 
 
 def measure(way: str, size: tuple[int, int, int], num_steps: int, results) -> None:
@@ -49,7 +51,7 @@ def measure(way: str, size: tuple[int, int, int], num_steps: int, results) -> No
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     head = PartialFC(ArcFace(), embedding_size, num_classes).to(device)
-    optimizer = torch.optim.SGD([head.weight], lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
+    optimizer = RowSGD([head.weight], lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
     optimizer.state[head.weight]["momentum_buffer"] = torch.zeros_like(head.weight)
     embeddings = torch.randn(batch_size, embedding_size, device=device, requires_grad=True)
     labels = torch.randint(num_classes, (batch_size,), device=device)
