@@ -288,8 +288,9 @@ class PartialFC(nn.Module):
         """The class weights `(B, D)` of this rank's `labels` `(B,)`, whichever rank holds them; 0 for a label of -1.
 
         B may differ between ranks. The gradient of `weight` is that of the mean of the ranks' losses, and sparse where
-        that of `forward` is. Forward 2 gathers (batch sizes, labels) and 1 all-reduce of the rows of all ranks, backward 1
-        all-reduce.
+        that of `forward` is.
+
+        Forward 2 gathers (batch sizes, labels) and 1 all-reduce of the rows of all ranks, backward 1 all-reduce.
         """
         counts = row_counts(len(labels), labels.device, self.group)
         columns = all_gather_rows(labels, self.group, counts=counts) - self.class_start
