@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from private_memory import private_memory
 
-from core.embeddings.class_radii import class_radii, largest_without_outliers
-from core.embeddings.statistics import class_means, credible_mask, per_class_rank
+from core.embeddings.class_radii import largest_without_outliers
+from core.embeddings.class_values import distance_to_mean, means_and_values
+from core.embeddings.credible_rows import credible_mask, per_class_rank
+from core.embeddings.statistics import class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.errors import run_program
 
@@ -115,8 +117,8 @@ def plain_mask(store: EmbeddingStore) -> np.ndarray:
 
 
 def radii(store: EmbeddingStore) -> np.ndarray:
-    means, _ = class_means(store)
-    return class_radii(store, means, "distance")
+    means, distances = means_and_values(store, distance_to_mean)
+    return largest_without_outliers(distances, np.asarray(store.labels()), len(means))
 
 
 def plain_radii(store: EmbeddingStore) -> np.ndarray:
