@@ -1,6 +1,6 @@
 """Write the tables of RESULTS.md from the results of tools/benchmark.py.
 
-    python ci/results_page.py work_dirs/benchmark     keeps its results and pictures in ci/benchmarks/results first
+    python ci/results_page.py work_dirs/benchmark     keeps its results in ci/benchmarks/results first, with pictures
     python ci/results_page.py                         from those that are kept there
 
 The tables of a data set and scenario stand between two comments, which the page has already:
@@ -11,7 +11,6 @@ The tables of a data set and scenario stand between two comments, which the page
 
 import argparse
 import re
-import shutil
 from pathlib import Path
 
 from core.errors import UserError, run_program
@@ -37,15 +36,24 @@ def main() -> None:
 
 
 def keep(benchmark: Path, folder: Path) -> list[str]:
-    """Copy the results and the picture of each data set and scenario below `benchmark`; returns their names."""
+    """Keep the results of each data set and scenario below `benchmark`, and their pictures; returns their names.
+
+    Methods that the benchmark did not run stay as they were kept.
+    """
     found = sorted(benchmark.glob("*/*/results.csv"))
     if not found:
         raise UserError(f"{benchmark} has no <data set>/<scenario>/results.csv: name the folder of tools/benchmark.py")
     names = []
     for path in found:
         names.append(f"{path.parts[-3]}_{path.parts[-2]}".replace("-", "_"))
-        shutil.copyfile(path, folder / f"{names[-1]}.csv")
-        shutil.copyfile(path.with_name("compatibility.png"), folder / f"{names[-1]}.png")
+        kept, comparison = folder / f"{names[-1]}.csv", read_csv(path)
+        if kept.exists():
+            try:
+                comparison = comparison.completed_by(read_csv(kept))
+            except ValueError as error:
+                raise UserError(f"{path} cannot be joined with {kept}: {error}; remove the latter") from error
+        comparison.write_csv(kept)
+        comparison.plot(kept.with_suffix(".png"))
     return names
 
 

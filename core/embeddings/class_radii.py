@@ -24,6 +24,7 @@ from core.embeddings.statistics import (
     write_once,
 )
 from core.embeddings.store import EmbeddingStore
+from core.outputs import require_replaceable
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
 from core.room import require_room
@@ -75,6 +76,7 @@ def prepare_class_radii(store: EmbeddingStore, measure: Measure, ranks: Ranks) -
     """
     path = store.path / f"class_radii_{measure}.npy"
     if ranks.is_first and not path.exists() and not class_means_path(store).exists():  # both in one pass over the file
+        require_replaceable(path)
         require_room(path, means_size(store) + 4 * num_classes_of(store))
         means, values = means_and_values(store, VALUES[measure], dtype=np.float32)
         radii = largest_without_outliers(values, np.asarray(store.labels()), len(means))

@@ -2,7 +2,7 @@
 
 Record files of faces are sorted by class, and so are their stores. The file of another store, or of one with a class
 too large to be held, is read twice. Either way gives the same bits. Embeddings are L2-normalised first. Memory: the
-(C, D) table, a few values a row, and two buffers for each thread.
+(C, D) table, a few values a row, and for each thread some chunks of rows.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ __all__ = ["ValueOf", "distance_to_mean", "means_and_values", "order_within_clas
 ValueOf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Normalised rows float64 (n, D) and the means (n, D) of their classes, both of which it may overwrite, to (n,)."""
 CHUNK_ROWS = 128
-"""Rows that are worked on together, and the rest of the last one's class."""
+"""Rows whose float64 copies stay in a core's cache; a chunk goes on to the end of its last class."""
 SORTED_ROWS = 1024
-"""Rows that are sorted together."""
+"""Rows that are sorted together, and the rest of their last class."""
 MOST_ROWS = 8192
-"""In a chunk, that is, in a class, that is held whole."""
+"""In a chunk; with a larger class the file is read twice."""
 
 
 def distance_to_mean(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def order_within_classes(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _chunk_bounds(labels: np.ndarray, rows: int) -> np.ndarray | None:
-    """Where chunks of about so many rows begin, each with a class, and the last one ends; None if nothing is sorted."""
+    """First rows of chunks of about `rows` rows, each of whole classes, and the end; None if labels are not sorted."""
     steps = np.diff(labels, prepend=-1)
     if (steps < 0).any():
         return None

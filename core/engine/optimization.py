@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.optim import Optimizer
 
@@ -17,28 +17,24 @@ __all__ = ["LossScaler", "build_optimizer", "cosine", "learning_rate"]
 def build_optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """SGD with momentum or AdamW over all `parameters`, with fused kernels and with its state allocated, as zeros.
 
-    A sparse gradient, as a sampled partial FC has it, moves only the rows that it names (`core.engine.row_optimizers`).
-
     So a checkpoint can be read into that state, and fp16 may overflow in the first step: that step is skipped, and
-    PyTorch's fused SGD would leave the momentum that it has just allocated uninitialised.
+    PyTorch's fused SGD would leave the momentum that it has just allocated uninitialised. A sparse gradient, as a
+    sampled partial FC has it, moves only the rows that it names (`core.engine.row_optimizers`).
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if settings.optimizer == "sgd":
         optimizer: Optimizer = RowSGD(
-            trained, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+            trained, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
+        moments = ["momentum_buffer"] if settings.momentum else []
     else:
-        optimizer = RowAdamW(trained, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+        optimizer = RowAdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        moments = ["exp_avg", "exp_avg_sq"]
     for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                value.zero_()
-    for group in optimizer.param_groups:
-        group["lr"] = settings.lr
+        state = optimizer.state[parameter]
+        if settings.optimizer == "adamw":
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state |= {name: torch.zeros_like(parameter) for name in moments}
     return optimizer
 
 

@@ -5,7 +5,8 @@ are updated by the usual formulas, and all other rows stay as they are: neither 
 that takes no part in a step, as in arcface_torch's PartialFC V2. With dense zeros in their place both would. A step
 costs what its rows cost, whatever C is. Parameters with dense gradients are updated by PyTorch's own optimiser.
 
-Memory beside weights, gradient and state: a few blocks of rows.
+Memory beside weights, gradient and state: a few blocks of rows. Where several micro-batches have added up (COO, not
+coalesced), the rows are sorted and summed first, for which the host waits on CUDA.
 """
 
 from abc import abstractmethod

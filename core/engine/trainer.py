@@ -29,6 +29,7 @@ from core.errors import UserError
 from core.files import resolve
 from core.heads import PartialFC
 from core.heads.build import build_margin
+from core.heads.partial_fc import require_filter
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.models.map_run import is_map_run, model_chain
@@ -112,7 +113,8 @@ class Trainer:
     def _check_settings(self) -> None:
         """`UserError` for settings that exclude each other, or a network that cannot be built: no images are read."""
         settings = self.settings
-        build_margin(settings.loss, settings.margin_scale, settings.margin)
+        margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
+        require_filter(margin, settings.interclass_filtering_threshold or None)
         if settings.old_model is not None and settings.run_folder in model_chain(resolve(settings.old_model)):
             raise UserError(f"output {settings.run_folder} is the old model's own run folder: name another one")
         if "image_size" in settings.network_options:

@@ -93,6 +93,10 @@ class Comparison:
     def _seeds(self, method: str, road: str) -> list[int]:
         return [seed for seed in self.seeds if (method, road, seed) in self._by_key]
 
+    def _is_on_all_seeds(self, method: str, road: str = DIRECT) -> bool:
+        """Whether its means can be compared with others: seeds differ more than methods."""
+        return self._seeds(method, road) == self.seeds
+
     def values(self, method: str, test: str, road: str = DIRECT) -> dict[str, np.ndarray]:
         """COLUMNS of a method on a test, each with one value a seed that the method was trained with."""
         rows = [self._row(method, road, seed, test) for seed in self._seeds(method, road)]
@@ -142,8 +146,8 @@ class Comparison:
         return f"{compatible} of {len(values['old/old'])}"
 
     def _best(self, test: str, rows: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-        """The method and road of `rows` that finds most in the old gallery, mean over the seeds; None without one."""
-        means = {row: self._found(test, *row) for row in rows}
+        """The method and road of `rows` that finds most in the old gallery, of those on all seeds; None without one."""
+        means = {row: self._found(test, *row) for row in rows if self._is_on_all_seeds(*row)}
         known = {row: mean for row, mean in means.items() if not np.isnan(mean)}
         return max(known, key=lambda row: known[row]) if known else None
 
@@ -171,7 +175,25 @@ class Comparison:
 
     def summary(self) -> str:
         """Which road wins where, and where a map harms: a Markdown list with an item a test."""
-        return "\n".join(f"- **{test}**: {self._summary(test)}" for test in self.tests)
+        items = [f"- **{test}**: {self._summary(test)}" for test in self.tests]
+        fewer = [method for method in self.methods if not self._is_on_all_seeds(method)]
+        if fewer:
+            items.append(f"- In the tables alone, as they were not run on all seeds: {', '.join(fewer)}.")
+        return "\n".join(items)
+
+    def completed_by(self, other: "Comparison") -> "Comparison":
+        """With the methods of `other` that are missing here; `ValueError` unless both have the same baselines.
+
+        That is, the scores of the old and independent models of the seeds that both have, to 4 digits.
+        """
+        entries = {(entry.method, entry.seed): entry for entry in self.entries if entry.road == DIRECT}
+        for entry in other.entries:
+            mine = entries.get((entry.method, entry.seed))
+            if entry.method in BASELINES and entry.road == DIRECT and mine is not None:
+                if any(abs(mine.self_test[test] - score) > 1e-4 for test, score in entry.self_test.items()):
+                    raise ValueError(f"the {entry.method} model of seed {entry.seed} has other scores")
+        added = [entry for entry in other.entries if entry.method not in (*BASELINES, *self.methods)]
+        return Comparison([*self.entries, *(entry for entry in added if entry.seed in self.seeds)])
 
     def _summary(self, test: str) -> str:
         candidates = {"Best": self.roads}
@@ -207,11 +229,14 @@ class Comparison:
                     writer.writerow([entry.method, entry.road, entry.seed, test, *values, 0])
 
     def plot(self, path: Path) -> Figure:
-        """Compatibility (new/old) against discrimination (new/new), directly: a panel a test, a mark a method."""
+        """Compatibility (new/old) against discrimination (new/new), directly: a panel a test, a mark a method.
+
+        Of methods on all seeds: the lines of old/old and independent/independent are means over these.
+        """
         panels = {}
         for test in self.tests:
             points = {}
-            for method in self.methods:
+            for method in filter(self._is_on_all_seeds, self.methods):
                 values = self.values(method, test)
                 points[method] = (values["new/new"], values["new/old"])
             baselines = self.values("independent", test)

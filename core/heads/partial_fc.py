@@ -27,7 +27,7 @@ from core.parallel.collectives import (
     world_size,
 )
 
-__all__ = ["PartialFC"]
+__all__ = ["PartialFC", "require_filter"]
 
 INIT_STD = 0.01
 """Standard deviation of the initial class weights of margins on cosines, as in arcface_torch."""
@@ -161,6 +161,12 @@ def _value_and_slope(function, points: torch.Tensor, needs_slope: bool) -> tuple
     return values.detach(), slopes
 
 
+def require_filter(margin: Margin, threshold: float | None) -> None:
+    """`UserError` for an `interclass_filtering_threshold` beside a margin that does not work on cosines."""
+    if threshold is not None and not margin.normalized:
+        raise UserError("interclass_filtering_threshold is one of cosines, but the loss is softmax: leave it out")
+
+
 class PartialFC(nn.Module):
     """The classifier and its loss: embeddings `(B, D)` and labels `(B,)` of this rank to the global mean loss `()`.
 
@@ -177,7 +183,7 @@ class PartialFC(nn.Module):
 
     Memory: one `(B, C)` buffer, B counting all ranks, for logits and gradient, and the gradient of the weights, of the
     rows that take part. With all classes that gradient is dense, with a sample of them sparse (COO, coalesced): step,
-    gradient and update then cost what the sample costs (`core.engine.optimization` has the optimisers).
+    gradient and update then cost what the sample costs (the optimisers are in `core.engine.row_optimizers`).
 
     Gradients: those of `weight` and `bias` are the exact derivatives of the global mean and must not be averaged over
     ranks (keep the module out of DistributedDataParallel). That of the embeddings is W times the derivative, so that
@@ -230,8 +236,7 @@ class PartialFC(nn.Module):
             raise UserError(f"sample_rate is {sample_rate}; it must be above 0 and at most 1")
         if bias and margin.normalized:
             raise UserError(f"{margin} works on cosines, which take no bias: leave the bias out")
-        if interclass_filtering_threshold is not None and not margin.normalized:
-            raise UserError("interclass_filtering_threshold is one of cosines, but the loss is softmax: leave it out")
+        require_filter(margin, interclass_filtering_threshold)
         self.margin = margin
         self.embedding_size = embedding_size
         self.num_classes = num_classes

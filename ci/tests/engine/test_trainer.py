@@ -19,6 +19,7 @@ from core.data.samplers import TrainSampler
 from core.engine import checkpoint
 from core.engine.trainer import Trainer
 from core.engine.window import StepWindow
+from core.errors import UserError
 from core.evaluation.validation import Validation
 from core.evaluation.verification import verification_accuracy
 from core.files import ROOT
@@ -105,6 +106,11 @@ def plain_loop(images, labels, backbone, head, epochs, clip, lr=0.02, decay=5e-4
             norms.append(norm.item())
             step += 1
     return losses, norms, weight, bias, head
+
+
+def test_filter_of_classes_beside_a_softmax_is_refused_before_the_images_are_looked_for(build):
+    with pytest.raises(UserError, match="interclass_filtering_threshold is one of cosines, but the loss is softmax"):
+        build("run", "loss=softmax", "interclass_filtering_threshold=0.4", "rec=nowhere")
 
 
 def test_classes_are_sampled_in_the_first_epochs_alone_and_a_resumed_run_knows_which(build, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from launching import load_program
 
 from core.errors import UserError
-from core.evaluation.comparison import Comparison, Entry
+from core.evaluation.comparison import Comparison, Entry, read_csv
 from core.files import ROOT
 
 PLACE = "<!-- tables: {} -->\n{}\n<!-- end -->"
@@ -25,7 +25,6 @@ def benchmark(tmp_path):
     folder = tmp_path / "benchmark" / "glyphs-retrieval" / "exdata"
     folder.mkdir(parents=True)
     Comparison(entries).write_csv(folder / "results.csv")
-    (folder / "compatibility.png").write_bytes(b"picture")
     return tmp_path / "benchmark"
 
 
@@ -52,6 +51,33 @@ def test_new_results_are_kept_and_replace_the_tables_in_their_place_alone(page, 
     assert PLACE.format("glyphs_opclass", "Not measured yet.") in text
     assert text.startswith("# Results\n\n<!--") and "-->\n\nin words\n\n<!--" in text and text.endswith("the end")
     assert page.filled(text, kept) == text
+
+
+def kept_by(page, benchmark, folder, *entries) -> Comparison:
+    """What is kept once the benchmark's results meet those that were kept before."""
+    folder.mkdir()
+    Comparison(entries).write_csv(folder / "glyphs_retrieval_exdata.csv")
+    page.keep(benchmark, folder)
+    assert (folder / "glyphs_retrieval_exdata.png").read_bytes().startswith(b"\x89PNG")
+    return read_csv(folder / "glyphs_retrieval_exdata.csv")
+
+
+def test_methods_that_were_not_run_again_stay_and_are_not_compared_over_other_seeds(page, benchmark, tmp_path):
+    before = [("old", 40, 40), ("independent", 80, 1), ("bct", 82, 59), ("l2", 50, 70)]
+    entries = [Entry(method, 3, {"A": own}, {"A": cross}) for method, own, cross in before]
+    found = kept_by(page, benchmark, tmp_path / "kept", *entries)
+    assert found.methods == ["bct", "l2"] and found.seeds == [0, 3]
+    assert found.values("bct", "A")["new/old"].tolist() == [60, 60] and found.values("l2", "A")["new/old"] == [70]
+    assert "Best: bct 60.0 ± 0.0" in found.summary() and found.summary().endswith(
+        "In the tables alone, as they were not run on all seeds: l2."
+    )
+
+
+@pytest.mark.parametrize("changed", ["old", "independent"])
+def test_results_of_other_baselines_are_not_joined(page, benchmark, tmp_path, changed):
+    entries = [Entry(m, 3, {"A": own + (m == changed)}, {"A": own}) for m, own in (("old", 40), ("independent", 80))]
+    with pytest.raises(UserError, match=f"cannot be joined .* the {changed} model of seed 3 has other scores"):
+        kept_by(page, benchmark, tmp_path / "kept", *entries)
 
 
 def test_results_without_a_place_and_folders_without_results_are_errors(page, benchmark, tmp_path):
