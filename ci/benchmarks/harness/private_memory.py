@@ -24,6 +24,8 @@ def private_memory() -> Iterator[list[float]]:
 
     thread = threading.Thread(target=sample)
     thread.start()
-    yield peak
-    done.set()
-    thread.join()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
