@@ -5,13 +5,13 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
 import ci.benchmarks
-from ci.benchmarks.harness.bench import Bench, SetUpMissing
+from ci.benchmarks.harness.bench import Bench, SetUpError
 from ci.benchmarks.harness.machine import busy, in_words, machine, versions
 from core.errors import run_program
 from core.files import ROOT
@@ -32,13 +32,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name is None:
         print("\n".join(f"{each:<{max(map(len, known))}}  {line}" for each, line in known.items()))
         return
-    names = known if name == "all" else [name]
     if name == "all":
         add_common(new_parser("all", ci.benchmarks)).parse_args(words[1:])
-    for each in names:
+    where, made_of = machine(), versions()
+    print(in_words(where, made_of))
+    for each in known if name == "all" else [name]:
+        print(f"\n{each}: {known[each]}", flush=True)
         try:
-            run(each, words[1:])
-        except SetUpMissing as missing:
+            run(each, words[1:], {"machine": where | {"busy": busy(where)}, "versions": made_of})
+        except SetUpError as missing:
             if name != "all":
                 raise
             print(f"skipped: {missing}")
@@ -76,11 +78,12 @@ def parse(name: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true")
         elif isinstance(default, tuple):
-            parser.add_argument(flag, nargs="+", default=default, metavar="X")
+            kind = type(default[0]) if default else str
+            parser.add_argument(flag, nargs="+", type=kind, default=default, metavar="X")
         else:
             parser.add_argument(flag, type=type(default), default=default, metavar="X", help=f"({default})")
     if "--quick" in words:
-        parser.set_defaults(repeats=2, **module.QUICK)
+        parser.set_defaults(repeats=2, **getattr(module, "QUICK", {}))
     args = parser.parse_args(words)
     args.repeats = 5 if args.repeats is None else args.repeats
     if args.repeats < 1:
@@ -88,32 +91,22 @@ def parse(name: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
     return args
 
 
-def run(name: str, words: Sequence[str]) -> None:
+def run(name: str, words: Sequence[str], made_on: Mapping[str, object]) -> None:
     """Run a benchmark and keep what came of it."""
     module = importlib.import_module(f"ci.benchmarks.{name}")
     args = parse(name, module, words)
     options = {key: value for key, value in vars(args).items() if key not in COMMON}
-    started, where, made_of = datetime.now(timezone.utc), machine(), versions()
-    print(f"\n{name}: {first_lines()[name]}\n{in_words(where, made_of)}", flush=True)
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         bench = Bench(args.repeats, Path(folder))
         module.run(bench, **options)
-    kept = {
-        "benchmark": name,
-        "started": started.isoformat(timespec="seconds"),
-        "quick": args.quick,
-        "repeats": args.repeats,
-        "options": options,
-        "machine": where | {"busy": busy(where)},
-        "versions": made_of,
-        "works": bench.works,
-        "tables": bench.tables,
-        "notes": bench.notes,
-    }
+    kept = {"benchmark": name, "started": started, "quick": args.quick, "repeats": args.repeats, "options": options}
+    kept |= {**made_on, "works": bench.works, "tables": bench.tables, "notes": bench.notes}
     make_folder(args.out)
-    with replaced_atomically(args.out / f"{name}{'.quick' if args.quick else ''}.json") as path:
+    file = args.out / f"{name}{'.quick' if args.quick else ''}.json"
+    with replaced_atomically(file) as path:
         path.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"\nkept in {args.out}")
+    print(f"\nkept in {file}")
 
 
 if __name__ == "__main__":

@@ -98,9 +98,7 @@ def write_store(path: Path, images: int, classes: int, size: int, shuffled: bool
     return EmbeddingStore.open(path)
 
 
-def run(
-    bench: Bench, *, images: int = 517_951, classes: int = 9_343, size: int = 512, shuffled: bool = False
-) -> None:
+def run(bench: Bench, *, images: int = 517_951, classes: int = 9_343, size: int = 512, shuffled: bool = False) -> None:
     store = write_store(bench.folder / "store", images, classes, size, shuffled)
     bench.note(f"{images:,} x {size} ({store.features.nbytes / 2**30:.2f} GiB) of {classes:,} classes")
     for name, (ours, plain) in WORKS.items():

@@ -1,7 +1,7 @@
 """FCT's training on one core, beside the bare matrix products of its network.
 
-    python -m ci.benchmarks forward_map                   released widths, D = 128 and 512
-    python -m ci.benchmarks forward_map --hidden 256
+python -m ci.benchmarks forward_map                   released widths, D = 128 and 512
+python -m ci.benchmarks forward_map --hidden 256
 """
 
 import torch

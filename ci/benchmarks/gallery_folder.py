@@ -60,7 +60,9 @@ def run(
     (_, rows), hits = found["plain search"], found["FolderStore.search"]
     best = np.array([[name for _, name in sorted(zip(-line, names), key=lambda hit: hit[0])[:k]]
                      for line, names in zip(*hits)])  # fmt: skip
-    bench.note(f"the same ids: {(best == np.array(ids)[rows]).mean():.4%} (the new vectors are the old ones; ties differ)")
+    bench.note(
+        f"the same ids: {(best == np.array(ids)[rows]).mean():.4%} (the new vectors are the old ones; ties differ)"
+    )
 
 
 def create(folder: Path) -> None:

@@ -1,26 +1,26 @@
-"""Time of an IJB-C test's steps after the embedding, at IJB-C's size, beside plain loops on a part of the same data.
+"""An IJB-C test after the embedding, its pair file included, at IJB-C's size, beside plain loops and scikit-learn.
 
-python ci/benchmarks/ijb_pairs.py            469,375 images x 512, 23,124 templates, 15,658,489 pairs; 3 GB of disk
-python ci/benchmarks/ijb_pairs.py --quick    a twentieth of it
+    python -m ci.benchmarks ijb_scoring                469,375 images x 512, 23,124 templates, 15,658,489 pairs
+    python -m ci.benchmarks ijb_scoring --shrink 20    a twentieth of it
+
+The loops and NumPy's reader do a part of the same data; 3 GB of disk.
 """
 
-import argparse
-import resource
-import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
+from sklearn.metrics import roc_curve
 
+from ci.benchmarks.harness.bench import Bench
 from core.evaluation.identification import evaluate_1_n
 from core.evaluation.ijb import pair_scores, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
-from core.evaluation.ijb_meta import IdentificationLists, Subjects, read_images, read_pairs
+from core.evaluation.ijb_meta import IdentificationLists, Pairs, Subjects, read_images, read_pairs
 from core.evaluation.roc import receiver_operating_characteristic
 
+QUICK = {"shrink": 2000}
 NUM_IMAGES, NUM_TEMPLATES, NUM_PAIRS, NUM_SUBJECTS, DIM = 469_375, 23_124, 15_658_489, 3_531, 512
 LOOP_TEMPLATES, LOOP_PAIRS = 200, 20_000
 
@@ -52,15 +52,6 @@ def write_meta(root: Path, shrink: int) -> None:
         pl.DataFrame(table).write_csv(root / "meta" / f"ijbc_{name}.txt", separator=" ", include_header=False)
 
 
-def timed(what: str, step: Callable, *arguments: object) -> tuple[object, float]:
-    """Run a step, print its time, return what it gave and the seconds."""
-    started = time.perf_counter()
-    result = step(*arguments)
-    seconds = time.perf_counter() - started
-    print(f"{what:<58}{seconds:9.2f} s", flush=True)
-    return result, seconds
-
-
 def loop_over_templates(features: np.ndarray, images, media: np.ndarray, count: int) -> np.ndarray:
     """The plain way: find the images of a template, then those of each media, one template after another."""
     result = []
@@ -74,73 +65,74 @@ def loop_over_templates(features: np.ndarray, images, media: np.ndarray, count: 
     return np.array(result)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a twentieth of IJB-C")
-    shrink = 20 if parser.parse_args().quick else 1
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "IJBC"
-        timed("(writing synthetic meta files)", write_meta, root, shrink)
-        images, _ = timed("reading images and templates", read_images, root, "IJBC")
-        pairs, _ = timed(f"reading {NUM_PAIRS // shrink:,} pairs", read_pairs, images)
-
-        rng = np.random.default_rng(0)
-        arrays = []
-        for name in ("plain", "mirrored"):
-            array = np.lib.format.open_memmap(
-                Path(folder) / f"{name}.npy", mode="w+", dtype=np.float32, shape=(len(images.names), DIM)
-            )
-            for start in range(0, len(array), 10_000):
-                array[start : start + 10_000] = rng.standard_normal(
-                    array[start : start + 10_000].shape, dtype=np.float32
-                )
-            arrays.append(array)
-        embeddings = ImageEmbeddings(*arrays)
-        templates, fast = timed(f"templates of {len(images.names):,} images", template_features, embeddings, images)
-        media = (
-            pl.read_csv(root / "meta" / "ijbc_face_tid_mid.txt", separator=" ", has_header=False, columns=[2])
-            .to_series()
-            .to_numpy()
-        )
-        last = images.member_image[images.member_template < LOOP_TEMPLATES].max() + 1
-        weighted = (arrays[0][:last] + arrays[1][:last]) * images.detector_scores[:last, None]
-        looped, slow = timed(
-            f"  loop over {LOOP_TEMPLATES} templates", loop_over_templates, weighted, images, media, LOOP_TEMPLATES
-        )
-        np.testing.assert_allclose(templates[:LOOP_TEMPLATES], looped, atol=1e-5)
-        print(
-            f"  the loop for all templates would take {slow * images.num_templates / LOOP_TEMPLATES:.0f} s: "
-            f"{slow * images.num_templates / LOOP_TEMPLATES / fast:.0f} times as long"
-        )
-
-        scores, fast = timed("scores of all pairs", pair_scores, templates, templates, pairs)
-        part = slice(0, LOOP_PAIRS)
-        looped, slow = timed(
-            f"  loop over {LOOP_PAIRS:,} pairs",
-            lambda: [templates[a] @ templates[b] for a, b in zip(pairs.first[part], pairs.second[part])],
-        )
-        np.testing.assert_allclose(scores[part], looped, atol=1e-5)
-        print(
-            f"  the loop for all pairs would take {slow * len(scores) / LOOP_PAIRS:.0f} s: "
-            f"{slow * len(scores) / LOOP_PAIRS / fast:.0f} times as long"
-        )
-        timed("rates and curve", lambda: receiver_operating_characteristic(scores[pairs.same], scores[~pairs.same]))
-
-        num_subjects = NUM_SUBJECTS // shrink
-        chosen = rng.permutation(images.num_templates)
-        subjects = np.arange(images.num_templates) % num_subjects
-        half = num_subjects // 2
-        lists = IdentificationLists(
-            {name: Subjects(chosen[p], subjects[p]) for name, p in
-             (("g1", slice(0, half)), ("g2", slice(half, num_subjects)))},
-            Subjects(chosen[num_subjects:], subjects[num_subjects:]),
-        )  # fmt: skip
-        timed(
-            f"1:N, {len(lists.probes.templates):,} probes in three galleries", evaluate_1_n, templates, templates, lists
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak resident memory {peak:.1f} GiB (memory-mapped embeddings included), {torch.get_num_threads()} threads")
+def loop_over_pairs(templates: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """The first pairs, one after another."""
+    return np.array([templates[a] @ templates[b] for a, b in zip(pairs.first[:LOOP_PAIRS], pairs.second[:LOOP_PAIRS])])
 
 
-if __name__ == "__main__":
-    main()
+def write_embeddings(folder: Path, count: int) -> ImageEmbeddings:
+    """Random ones, plain and mirrored, memory-mapped float32 (count, DIM)."""
+    arrays, rng = [], np.random.default_rng(1)
+    for name in ("plain", "mirrored"):
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=(count, DIM))
+        for start in range(0, count, 10_000):
+            rng.standard_normal(dtype=np.float32, out=array[start : start + 10_000])
+        arrays.append(array)
+    return ImageEmbeddings(*arrays)
+
+
+def make_lists(num_templates: int, num_subjects: int) -> IdentificationLists:
+    """Two galleries of a template a subject, and probes."""
+    chosen = np.random.default_rng(2).permutation(num_templates)
+    subjects, half = np.arange(num_templates) % num_subjects, num_subjects // 2
+    parts = {"g1": slice(0, half), "g2": slice(half, num_subjects), "probes": slice(num_subjects, None)}
+    made = {name: Subjects(chosen[part], subjects[part]) for name, part in parts.items()}
+    return IdentificationLists({name: made[name] for name in ("g1", "g2")}, made["probes"])
+
+
+def run(bench: Bench, *, shrink: int = 1) -> None:
+    root = bench.folder / "IJBC"
+    write_meta(root, shrink)
+    images = bench.compare("meta files", {"read_images": partial(read_images, root, "IJBC")})["read_images"]
+    file = root / "meta" / "ijbc_template_pair_label.txt"
+    num_pairs = NUM_PAIRS // shrink
+    part = min(LOOP_PAIRS, num_pairs)
+    ways = {"read_pairs": partial(read_pairs, images), "numpy.loadtxt": partial(np.loadtxt, file, int, max_rows=part)}
+    pairs, lines = bench.compare("pair file", ways, {"read_pairs": num_pairs, "numpy.loadtxt": part}, "lines").values()
+    np.testing.assert_array_equal(pairs.same[:part], lines[:, 2] == 1)
+
+    embeddings = write_embeddings(bench.folder, len(images.names))
+    media = pl.read_csv(root / "meta" / "ijbc_face_tid_mid.txt", separator=" ", has_header=False)["column_3"].to_numpy()
+    count = min(LOOP_TEMPLATES, images.num_templates)
+    last = images.member_image[images.member_template < count].max() + 1
+    weighted = (embeddings.plain[:last] + embeddings.mirrored[:last]) * images.detector_scores[:last, None]
+    ways = {
+        "template_features": partial(template_features, embeddings, images),
+        "loop": partial(loop_over_templates, weighted, images, media, count),
+    }
+    items = {"template_features": images.num_templates, "loop": count}
+    templates, looped = bench.compare("template features", ways, items, "templates").values()
+    np.testing.assert_allclose(templates[:count], looped, atol=1e-5)
+
+    ways = {
+        "pair_scores": partial(pair_scores, templates, templates, pairs),
+        "loop": partial(loop_over_pairs, templates, pairs),
+    }
+    scores, looped = bench.compare("scores", ways, {"pair_scores": num_pairs, "loop": part}, "pairs").values()
+    np.testing.assert_allclose(scores[:part], looped, atol=1e-5)
+
+    ways = {
+        "core": lambda: receiver_operating_characteristic(scores[pairs.same], scores[~pairs.same]),
+        "scikit-learn": lambda: roc_curve(pairs.same, scores),
+    }
+    bench.compare("rates and curve", ways, num_pairs, "pairs")
+
+    def all_of_it() -> None:
+        read, made = read_pairs(images), template_features(embeddings, images)
+        found = pair_scores(made, made, read)
+        receiver_operating_characteristic(found[read.same], found[~read.same])
+
+    bench.compare("pair file, features, scores, rates", {"core": all_of_it})
+    lists = make_lists(images.num_templates, max(NUM_SUBJECTS // shrink, 2))
+    ways = {"evaluate_1_n": partial(evaluate_1_n, templates, templates, lists)}
+    bench.compare("1:N in three galleries", ways, len(lists.probes.templates), "probes")

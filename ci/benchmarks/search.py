@@ -1,7 +1,7 @@
 """The exact search beside plain NumPy, on random unit vectors; the results are compared.
 
-    python -m ci.benchmarks search                     1,000 queries, a gallery of 1,000,000 x 256, the 100 best
-    python -m ci.benchmarks search --gallery 50000     a smaller gallery
+python -m ci.benchmarks search                     1,000 queries, a gallery of 1,000,000 x 256, the 100 best
+python -m ci.benchmarks search --gallery 50000     a smaller gallery
 """
 
 import numpy as np

@@ -8,6 +8,7 @@ the benchmark needs no 20 GB, and reading costs what it costs from memory. Linea
 inverse is taken of 200 classes.
 """
 
+import runpy
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +19,6 @@ import torch
 from ci.benchmarks.harness.bench import Bench
 from core.embeddings.refinement import refined_prototypes
 from core.files import ROOT
-from core.program import load_method
 
 QUICK = {"classes": 200, "size": 32}
 POOL = 65_536
@@ -57,3 +57,34 @@ def exact(new: np.ndarray, old: np.ndarray) -> np.ndarray:
     edges /= edges.sum(axis=1, keepdims=True)
     a = (1 - PROPAGATION) * np.linalg.inv(np.eye(len(new)) - PROPAGATION * edges)
     return (a @ old).mean(axis=0)
+
+
+def run(bench: Bench, *, classes: int = 93_431, size: int = 512) -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.clip(rng.lognormal(np.log(55.4) - 0.5 * 0.7**2, 0.7, classes), 1, None).astype(np.int64)
+    labels = np.repeat(np.arange(classes), sizes)
+    new, old = (PooledFeatures(labels, size, seed) for seed in (1, 2))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench.note(f"{classes:,} classes, {len(labels):,} images, up to {sizes.max()} a class, D {size}, {device}")
+    weights = partial(
+        runpy.run_path(str(ROOT / "methods" / "unibct" / "train.py"))["structural_weights"],
+        propagation=PROPAGATION,
+        temperature=TEMPERATURE,
+        edge_softmax="rows",
+    )
+    first = np.cumsum(sizes) - sizes
+    chosen = rng.choice(classes, min(200, classes), replace=False)
+
+    def one_by_one() -> np.ndarray:
+        members = (first[label] + np.arange(sizes[label]) for label in chosen)
+        return np.array([exact(new[rows].astype(np.float64), old[rows].astype(np.float64)) for rows in members])
+
+    ways = {
+        "refined_prototypes": lambda: refined_prototypes(new, old, np.arange(classes), weights, device).cpu().numpy(),
+        "inverses, float64": one_by_one,
+    }
+    items = {"refined_prototypes": classes, "inverses, float64": len(chosen)}
+    ours, expected = bench.compare("prototypes", ways, items, "classes").values()
+    errors = np.linalg.norm(ours[chosen] - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    reading = (new.seconds + old.seconds) / bench.repeats
+    bench.note(f"largest relative error {errors.max():.1e}; reading takes {reading:.1f} s of a run")

@@ -16,10 +16,10 @@ from ci.benchmarks.harness.private_memory import private_memory
 from core.errors import UserError
 from core.evaluation.tables import format_table
 
-__all__ = ["Bench", "Sample", "SetUpMissing", "measure", "one_thread"]
+__all__ = ["Bench", "Sample", "SetUpError", "measure", "one_thread"]
 
 
-class SetUpMissing(UserError):
+class SetUpError(UserError):
     """A benchmark wants what `all` does not give it: a server, trained models."""
 
 

@@ -14,7 +14,7 @@ __all__ = ["busy", "in_words", "machine", "versions"]
 
 
 def machine() -> dict[str, object]:
-    """Processor, the cores that this process may use, PyTorch's threads, memory, GPU, and the load of the last minute."""
+    """Processor, cores that this process may use, PyTorch's threads, memory, GPU, and the load of the last minute."""
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -52,8 +52,8 @@ def busy(machine: dict[str, object]) -> bool:
 def in_words(machine: dict[str, object], versions: dict[str, str]) -> str:
     """Two lines, and a third one if the machine is busy."""
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, PyTorch's threads {machine['threads']}, {machine['memory_gib']} GiB, "
-        f"{machine['gpu'] or 'no GPU'}, load {machine['load']}",
+        f"{machine['cpu']}, {machine['cores']} cores, PyTorch's threads {machine['threads']}, "
+        f"{machine['memory_gib']} GiB, {machine['gpu'] or 'no GPU'}, load {machine['load']}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     if busy(machine):
