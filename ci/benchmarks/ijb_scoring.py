@@ -102,13 +102,13 @@ def run(bench: Bench, *, shrink: int = 1) -> None:
     np.testing.assert_array_equal(pairs.same[:part], lines[:, 2] == 1)
 
     embeddings = write_embeddings(bench.folder, len(images.names))
-    media = pl.read_csv(root / "meta" / "ijbc_face_tid_mid.txt", separator=" ", has_header=False)["column_3"].to_numpy()
+    media = pl.read_csv(root / "meta" / "ijbc_face_tid_mid.txt", separator=" ", has_header=False, columns=[2])
     count = min(LOOP_TEMPLATES, images.num_templates)
     last = images.member_image[images.member_template < count].max() + 1
     weighted = (embeddings.plain[:last] + embeddings.mirrored[:last]) * images.detector_scores[:last, None]
     ways = {
         "template_features": partial(template_features, embeddings, images),
-        "loop": partial(loop_over_templates, weighted, images, media, count),
+        "loop": partial(loop_over_templates, weighted, images, media.to_series().to_numpy(), count),
     }
     items = {"template_features": images.num_templates, "loop": count}
     templates, looped = bench.compare("template features", ways, items, "templates").values()

@@ -3,7 +3,7 @@
     python -m ci.benchmarks maps                                 518,000 pairs, 1,000,000 vectors; 6 GB of disk
     python -m ci.benchmarks maps --pairs 50000 --vectors 100000  a tenth of it
     python -m ci.benchmarks maps --stores features/A features/B  accuracy on these stores, not on made-up spaces
-    python -m ci.benchmarks maps --pairs 0 ...                   accuracy alone
+    python -m ci.benchmarks maps --pairs 0                       accuracy alone
 
 The accuracy is that of a gallery of people who are not in the pairs, one image each, searched by their other images:
 the share of probes whose nearest entry is of the same person, with ours - theirs in brackets, and its deviation by the

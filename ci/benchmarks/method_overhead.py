@@ -117,9 +117,9 @@ def run(
         for name, method in loaded.items():
             if not isinstance(method, Method):  # fits a map
                 continue
-            steps = {name: prepared(method), "head alone": alone}
+            steps = {"method": prepared(method), "head alone": alone}
             bench.compare(
-                "after the embedding", {way: partial(step, embedding, *inputs) for way, step in steps.items()}
+                f"{name}, after the embedding", {way: partial(step, embedding, *inputs) for way, step in steps.items()}
             )
             with_method, with_head = (way["seconds"] for way in bench.works[-1]["ways"])
             extra = median(ours - theirs for ours, theirs in zip(with_method, with_head))

@@ -26,6 +26,7 @@ def private_memory() -> Iterator[list[float]]:
     thread.start()
     try:
         yield peak
+        peak[0] = max(peak[0], used() - before)
     finally:
         done.set()
         thread.join()
