@@ -6,7 +6,8 @@ python tools/denoise_features.py features/glyphs_old_train_part_70_class_1f0c2a3
 import numpy as np
 from command_line import ArgumentParser
 
-from core.embeddings.statistics import credible_mask, credible_mask_path, load_statistic, write_once
+from core.embeddings.credible_rows import credible_mask, credible_mask_path
+from core.embeddings.statistics import load_statistic, write_once
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError, run_program
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ci.benchmarks.harness.bench import Bench
-from core.embeddings.class_radii import class_radii, largest_without_outliers
-from core.embeddings.statistics import class_means, credible_mask, per_class_rank
+from core.embeddings.class_radii import largest_without_outliers
+from core.embeddings.class_values import distance_to_mean, means_and_values
+from core.embeddings.credible_rows import credible_mask, per_class_rank
+from core.embeddings.statistics import class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
 
 QUICK = {"images": 2_000, "classes": 40, "size": 32}
@@ -67,8 +69,8 @@ def plain_mask(store: EmbeddingStore) -> np.ndarray:
 
 
 def radii(store: EmbeddingStore) -> np.ndarray:
-    means, _ = class_means(store)
-    return class_radii(store, means, "distance")
+    means, distances = means_and_values(store, distance_to_mean)
+    return largest_without_outliers(distances, np.asarray(store.labels()), len(means))
 
 
 def plain_radii(store: EmbeddingStore) -> np.ndarray:

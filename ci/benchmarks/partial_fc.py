@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from ci.benchmarks.harness.bench import Bench
+from core.engine.row_optimizers import RowSGD
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 
@@ -29,7 +30,7 @@ def run(bench: Bench, *, batch: int = 128, classes: int = 93_431, size: int = 51
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     head = PartialFC(ArcFace(), size, classes).to(device)
-    optimizer = torch.optim.SGD([head.weight], lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
+    optimizer = RowSGD([head.weight], lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
     optimizer.state[head.weight]["momentum_buffer"] = torch.zeros_like(head.weight)
     embeddings = torch.randn(batch, size, device=device, requires_grad=True)
     labels = torch.randint(classes, (batch,), device=device)

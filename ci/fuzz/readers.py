@@ -22,7 +22,8 @@ from core.data.lists import ListDataset
 from core.data.record_index import write_index
 from core.data.recordio import RecordReader
 from core.data.records import RecordDataset
-from core.embeddings.statistics import class_means, prepare_class_means, prepare_credible_mask
+from core.embeddings.credible_rows import prepare_credible_mask
+from core.embeddings.statistics import class_means, prepare_class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.checkpoint import Position, read_position
 from core.engine.run_classifier import read_run_classifier

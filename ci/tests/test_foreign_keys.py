@@ -56,7 +56,7 @@ def test_config_of_arcface_torch_is_taken_as_it_is_and_the_log_says_how(tmp_path
     assert (settings.precision, settings.optimizer, settings.warmup_epoch) == ("fp16", "sgd", 0)
     assert (settings.num_classes, settings.num_image, settings.sample_rate) == (3000, 10000, 0.1)
     assert settings.val_targets == ("lfw", "cfp_fp", "agedb_30") and settings.output == "work_dirs/faces_r50"
-    unused = "interclass_filtering_threshold, dali, using_wandb, wandb_key, save_all_states"
+    unused = "dali, using_wandb, wandb_key, save_all_states"
     assert caplog.messages == [
         f"taken from {path}: margin_list as loss='cosface', margin=0.4; fp16 as precision='fp16'",
         f"without effect in {path}: {unused}",
@@ -117,7 +117,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_and_no_value_of_a_secret(tmp_pa
         ("schedule_epochs=5,10", {"schedule_epochs": (5, 10)}),
         ("dali=False", {}),
         ("save_all_states=True", {}),
-        ("interclass_filtering_threshold=0", {}),
+        ("interclass_filtering_threshold=0", {"interclass_filtering_threshold": 0.0}),
     ],
 )
 def test_override_that_can_mean_one_thing_alone_is_taken_as_that(config, text, expected):
@@ -142,7 +142,6 @@ def test_override_that_can_mean_one_thing_alone_is_taken_as_that(config, text, e
         ),
         ("margin_list=0.5", "'margin_list' in the command line: set loss, and margin for its m"),
         ("dali=True", "'dali' .*: images are read by num_workers processes, without DALI: leave it out"),
-        ("interclass_filtering_threshold=0.4", "there is no filter of conflicting classes here: leave it out"),
         ("using_wandb=1", "metrics are in metrics.jsonl and tensorboard/ of the run folder: leave it out"),
         ("decay_epoch=[20,26]", r"for steps of lr set schedule=step and schedule_epochs=\(10,20\)"),
         ("data_path=/faces", "name the training images with rec"),

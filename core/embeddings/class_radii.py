@@ -5,18 +5,28 @@ d_0 <= ... <= d_(k-1) that is not an outlier. For k >= 4 an outlier is farther t
 being q_1 = d_(floor(k / 4)) and q_3 = d_(floor(3 k / 4)). A class of fewer than two rows has no boundary.
 
 Embeddings are L2-normalised; the mean is not normalised again for distances, and its length does not affect angles.
-Memory: one block of rows and a few values a row.
+Memory: as in `core.embeddings.class_values`.
 """
 
 from typing import Literal
 
 import numpy as np
 
+from core.embeddings.class_values import ValueOf, distance_to_mean, means_and_values, order_within_classes
 from core.embeddings.row_blocks import row_values
-from core.embeddings.statistics import lengths, load_statistic, prepare_class_means, write_once
+from core.embeddings.statistics import (
+    class_means_path,
+    lengths,
+    load_statistic,
+    means_size,
+    num_classes_of,
+    prepare_class_means,
+    write_once,
+)
 from core.embeddings.store import EmbeddingStore
 from core.parallel.collectives import barrier
 from core.parallel.ranks import Ranks
+from core.room import require_room
 
 __all__ = ["NO_RADIUS", "Measure", "class_radii", "prepare_class_radii"]
 
@@ -30,22 +40,23 @@ def class_radii(store: EmbeddingStore, means: np.ndarray, measure: Measure) -> n
 
     `measure`: "distance", Euclidean, or "angle", in radians between an embedding and its class mean.
     """
-
-    def distances(block: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return lengths(block - means[labels])
-
-    def angles(block: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        own = means[labels].astype(np.float64)
-        own /= np.maximum(lengths(own), 1e-12)[:, None]
-        return np.arccos(np.clip(np.einsum("nd,nd->n", block, own), -1, 1))
-
-    values = row_values(store, distances if measure == "distance" else angles)
+    values = row_values(store, lambda rows, labels: VALUES[measure](rows, means[labels]))
     return largest_without_outliers(values, np.asarray(store.labels()), len(means))
+
+
+def angle_to_mean(rows: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Angles (n,), radians, between normalised rows float64 (n, D) and means (n, D). A `ValueOf`."""
+    own = means.astype(np.float64)
+    own /= np.maximum(lengths(own), 1e-12)[:, None]
+    return np.arccos(np.clip(np.einsum("nd,nd->n", rows, own), -1, 1))
+
+
+VALUES: dict[Measure, ValueOf] = {"distance": distance_to_mean, "angle": angle_to_mean}
 
 
 def largest_without_outliers(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Largest value of each class that is not an outlier, (C,), of values (N,); -1 for classes of fewer than two."""
-    order = np.lexsort((values, labels))
+    order = order_within_classes(values, labels)
     values, labels = values[order], labels[order]
     first = np.flatnonzero(np.diff(labels, prepend=-1))
     sizes = np.diff(first, append=len(labels))
@@ -62,8 +73,14 @@ def prepare_class_radii(store: EmbeddingStore, measure: Measure, ranks: Ranks) -
 
     Both are kept beside the store, the radii as `class_radii_<measure>.npy`; the first rank computes what is missing.
     """
-    means = prepare_class_means(store, ranks)
     path = store.path / f"class_radii_{measure}.npy"
+    if ranks.is_first and not path.exists() and not class_means_path(store).exists():  # both in one pass over the file
+        require_room(path, means_size(store) + 4 * num_classes_of(store))
+        means, values = means_and_values(store, VALUES[measure], dtype=np.float32)
+        radii = largest_without_outliers(values, np.asarray(store.labels()), len(means))
+        write_once(class_means_path(store), means.nbytes, lambda: means)
+        write_once(path, radii.nbytes, lambda: radii.astype(np.float32))
+    means = prepare_class_means(store, ranks)
     if ranks.is_first:
         write_once(path, 4 * len(means), lambda: class_radii(store, means, measure).astype(np.float32))
     barrier()

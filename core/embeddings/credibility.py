@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.embeddings.row_blocks import row_values
-from core.embeddings.statistics import class_means, lengths, load_statistic, write_once
+from core.embeddings.class_values import distance_to_mean, means_and_values
+from core.embeddings.statistics import load_statistic, write_once
 from core.embeddings.store import EmbeddingStore
 from core.parallel.collectives import all_gather_rows, broadcast_object
 from core.parallel.ranks import Ranks
@@ -25,10 +25,9 @@ BLOCK_ELEMENTS = 2**24
 
 def own_class_distances(store: EmbeddingStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Class centres float64 (C, D), distance of every row to its own centre (N,), and its variance by class (C,)."""
-    centres, counts = class_means(store)
+    centres, own = means_and_values(store, distance_to_mean)
     labels = np.asarray(store.labels())
-    own = row_values(store, lambda block, labels: lengths(block - centres[labels]))
-    counts = np.maximum(counts, 1)
+    counts = np.maximum(np.bincount(labels, minlength=len(centres)), 1)
     means = np.bincount(labels, own, len(centres)) / counts
     return centres, own, np.bincount(labels, (own - means[labels]) ** 2, len(centres)) / counts
 

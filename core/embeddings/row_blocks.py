@@ -10,7 +10,7 @@ import torch
 
 from core.embeddings.store import EmbeddingStore
 
-__all__ = ["normalized_blocks", "row_values"]
+__all__ = ["CHUNKS", "float64_rows", "in_order", "normalized_blocks", "row_values", "slices"]
 
 Result = TypeVar("Result")
 BLOCK_ROWS = 512
@@ -29,9 +29,9 @@ def normalized_blocks(store: EmbeddingStore, normalized: bool = True) -> Iterato
     labels = store.labels()
 
     def read(rows: slice) -> tuple[slice, np.ndarray, np.ndarray]:
-        return rows, _float64(store.features[rows], normalized), np.array(labels[rows])
+        return rows, float64_rows(store.features[rows], normalized), np.array(labels[rows])
 
-    return _in_order(read, _slices(0, store.info.num_images, BLOCK_ROWS), torch.get_num_threads())
+    return in_order(read, slices(0, store.info.num_images, BLOCK_ROWS), torch.get_num_threads())
 
 
 def row_values(store: EmbeddingStore, compute: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
@@ -42,28 +42,30 @@ def row_values(store: EmbeddingStore, compute: Callable[[np.ndarray, np.ndarray]
     def fill(rows: slice) -> None:
         features = store.features[rows]
         of_rows = np.asarray(labels[rows])
-        for chunk in _slices(0, len(features), CHUNK_ROWS):
-            values[rows][chunk] = compute(_float64(features[chunk], normalized=True), of_rows[chunk])
+        for chunk in slices(0, len(features), CHUNK_ROWS):
+            values[rows][chunk] = compute(float64_rows(features[chunk]), of_rows[chunk])
 
-    for _ in _in_order(fill, _slices(0, count, CHUNKS * CHUNK_ROWS), torch.get_num_threads()):
+    for _ in in_order(fill, slices(0, count, CHUNKS * CHUNK_ROWS), torch.get_num_threads()):
         pass
     return values
 
 
-def _float64(rows: np.ndarray, normalized: bool) -> np.ndarray:
-    """The rows (n, D), which become a copy; of unit length if they are `normalized`, those of zeros as they are."""
-    block = rows.astype(np.float64)
+def float64_rows(rows: np.ndarray, normalized: bool = True, out: np.ndarray | None = None) -> np.ndarray:
+    """A copy of the rows (n, D), in `out` if given; of unit length if `normalized`, those of zeros as they are."""
+    block = np.empty(rows.shape) if out is None else out
+    block[...] = rows
     if normalized:
         block /= np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), 1e-12)[:, None]
     return block
 
 
-def _slices(start: int, end: int, step: int) -> Iterator[slice]:
+def slices(start: int, end: int, step: int) -> Iterator[slice]:
+    """The numbers from `start` to `end`, `step` at a time."""
     for first in range(start, end, step):
         yield slice(first, min(first + step, end))
 
 
-def _in_order(work: Callable[[slice], Result], slices: Iterator[slice], num_threads: int) -> Iterator[Result]:
+def in_order(work: Callable[[slice], Result], slices: Iterator[slice], num_threads: int) -> Iterator[Result]:
     """The results of `work` in the order of the slices; no more than two a thread are there at once."""
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_threads) as threads:

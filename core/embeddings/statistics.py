@@ -1,7 +1,7 @@
-"""Class statistics of an embedding store, computed block by block: class means and MixBCT's credible rows.
+"""Class means of an embedding store, computed block by block, and files that keep statistics beside it.
 
-Embeddings are L2-normalised first, unless a function says otherwise. Memory: a (C, D) float64 table, a few values a row
-and a few blocks of rows. The rows need not be sorted by class.
+Embeddings are L2-normalised first, unless a function says otherwise. Memory: a (C, D) float64 table and a few blocks of
+rows. The rows need not be sorted by class.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from core.arrays import open_array, read_array
-from core.embeddings.row_blocks import normalized_blocks, row_values
+from core.embeddings.row_blocks import normalized_blocks
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
 from core.memory import require_memory
@@ -23,14 +23,13 @@ from core.room import require_room
 
 __all__ = [
     "class_means",
-    "credible_mask",
-    "credible_mask_path",
+    "class_means_path",
+    "empty_means",
     "lengths",
     "load_statistic",
     "means_size",
     "num_classes_of",
     "prepare_class_means",
-    "prepare_credible_mask",
     "write_once",
 ]
 
@@ -50,14 +49,8 @@ def class_means(
     C is the largest label + 1; a class without images has a zero mean. The means are not normalised again. `scale` (D,)
     multiplies each dimension before the mean. `normalized=False` takes the embeddings as they are stored.
     """
-    num_classes = num_classes_of(store)
-    require_memory(
-        32 * num_classes * store.info.embedding_size,
-        f"the table of the means of {num_classes} classes, one more than the largest label of the store,",
-        "correct the labels, extract the embeddings again",
-    )
-    sums = np.zeros((num_classes, store.info.embedding_size))
-    counts = np.bincount(store.labels(), minlength=num_classes)
+    sums = empty_means(store)
+    counts = np.bincount(store.labels(), minlength=len(sums))
     table, blocks = torch.from_numpy(sums), normalized_blocks(store, normalized)
     with one_thread():
         for _, block, labels in blocks:
@@ -65,6 +58,17 @@ def class_means(
     if scale is not None:
         sums *= scale
     return sums / np.maximum(counts, 1)[:, None], counts
+
+
+def empty_means(store: EmbeddingStore, dtype: type = np.float64) -> np.ndarray:
+    """Zeros (C, D); `UserError` if `class_means` have no room in the memory."""
+    num_classes = num_classes_of(store)
+    require_memory(
+        32 * num_classes * store.info.embedding_size,
+        f"the table of the means of {num_classes} classes, one more than the largest label of the store,",
+        "correct the labels, extract the embeddings again",
+    )
+    return np.zeros((num_classes, store.info.embedding_size), dtype)
 
 
 def means_size(store: EmbeddingStore) -> int:
@@ -77,61 +81,21 @@ def prepare_class_means(store: EmbeddingStore, ranks: Ranks, normalized: bool = 
 
     Kept as `class_means.npy`, or `class_means_raw.npy` for embeddings as they are stored, in the store.
     """
-    path = store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
+    path = class_means_path(store, normalized)
     if ranks.is_first:
         write_once(path, means_size(store), lambda: class_means(store, normalized=normalized)[0].astype(np.float32))
     barrier()
     return load_statistic(path, np.float32, (num_classes_of(store), store.info.embedding_size), mapped=True)
 
 
-def dimension_scale(store: EmbeddingStore) -> np.ndarray:
-    """One over the L2 norm of each dimension of the normalised embeddings over all rows, float64 (D,)."""
-    squares = sum((block**2).sum(axis=0) for _, block, _ in normalized_blocks(store))
-    return 1 / np.sqrt(np.maximum(squares, 1e-24))
+def class_means_path(store: EmbeddingStore, normalized: bool = True) -> Path:
+    """Where `prepare_class_means` keeps the means."""
+    return store.path / ("class_means.npy" if normalized else "class_means_raw.npy")
 
 
 def lengths(vectors: np.ndarray) -> np.ndarray:
     """L2 norms (n,) of vectors (n, D)."""
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-
-
-def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank of each value within its class, ascending from 0, int64 (N,); ties in row order."""
-    order = np.lexsort((values, labels))
-    first_of_class = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    sizes = np.diff(first_of_class, append=len(labels))
-    ranks = np.empty(len(labels), dtype=np.int64)
-    ranks[order] = np.arange(len(labels)) - np.repeat(first_of_class, sizes)
-    return ranks
-
-
-def credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
-    """MixBCT's denoising (arXiv 2308.06948): True for the ceil(keep * k) rows of a class of k nearest its mean. (N,).
-
-    `scale_dimensions` first divides each dimension by its norm over the whole data set, as the released tool does.
-    """
-    scale = dimension_scale(store) if scale_dimensions else None
-    means, counts = class_means(store, scale)
-    distances = row_values(
-        store, lambda block, labels: lengths((block if scale is None else block * scale) - means[labels])
-    )
-    labels = np.asarray(store.labels())
-    kept = np.ceil(np.round(keep * counts, 9)).astype(np.int64)  # rounded first: 0.7 * 10 is not quite 7
-    return per_class_rank(distances, labels) < kept[labels]
-
-
-def prepare_credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:
-    """`credible_mask`, kept in the store: computed by the first rank if it is missing. Collective."""
-    path = credible_mask_path(store, keep, scale_dimensions)
-    if ranks.is_first:
-        write_once(path, store.info.num_images, lambda: credible_mask(store, keep, scale_dimensions))
-    barrier()
-    return load_statistic(path, np.bool_, (store.info.num_images,))
-
-
-def credible_mask_path(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> Path:
-    """Path of the mask, bool (N,): `credible_<keep>.npy` or `credible_<keep>_scaled.npy` in the store."""
-    return store.path / f"credible_{keep}{'_scaled' if scale_dimensions else ''}.npy"
 
 
 def load_statistic(path: Path, dtype: type, shape: tuple[int, ...], mapped: bool = False) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.optim import Optimizer
 
+from core.engine.row_optimizers import RowAdamW, RowSGD
 from core.settings import Settings
 
 __all__ = ["LossScaler", "build_optimizer", "cosine", "learning_rate"]
@@ -16,16 +17,18 @@ __all__ = ["LossScaler", "build_optimizer", "cosine", "learning_rate"]
 def build_optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """SGD with momentum or AdamW over all `parameters`, with fused kernels and with its state allocated, as zeros.
 
+    A sparse gradient, as a sampled partial FC has it, moves only the rows that it names (`core.engine.row_optimizers`).
+
     So a checkpoint can be read into that state, and fp16 may overflow in the first step: that step is skipped, and
     PyTorch's fused SGD would leave the momentum that it has just allocated uninitialised.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if settings.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
+        optimizer: Optimizer = RowSGD(
             trained, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
         )
     else:
-        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=settings.weight_decay, fused=True)
+        optimizer = RowAdamW(trained, lr=0.0, weight_decay=settings.weight_decay, fused=True)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -27,6 +27,7 @@ from core.engine.run_folder import LINE, MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
 from core.files import resolve
+from core.heads import PartialFC
 from core.heads.build import build_margin
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
@@ -179,6 +180,7 @@ class Trainer:
         self.scaler = LossScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
         self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
         shards = self.method.sharded_parameters()
+        self.sampled_heads = [m for m in self.method.modules() if isinstance(m, PartialFC) and m.sample_rate < 1.0]
         self.averaged = [p for p in self.method.parameters() if p.requires_grad and p not in shards]
         torch.manual_seed(settings.seed + 1 + ranks.rank)  # from here on every rank draws its own numbers
         self.step, self.epoch, self.images_in_epoch = 0, 0, 0
@@ -354,6 +356,9 @@ class Trainer:
         self.rate = learning_rate(settings, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
+        for head in self.sampled_heads:
+            sampled = settings.sampled_epochs is None or self.epoch < settings.sampled_epochs
+            head.sample_rate = settings.sample_rate if sampled else 1.0
         finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
         logged: dict[str, Tensor] = {}
         for number, loaded in enumerate(micro_batches, 1):

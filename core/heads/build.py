@@ -1,5 +1,6 @@
 """The classifier that the settings ask for: the same keys in every training program."""
 
+import math
 import os
 
 import torch
@@ -38,13 +39,23 @@ def build_head(settings: Settings, num_classes: int) -> PartialFC:
     margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
     _require_memory(settings, num_classes)
     bias = settings.classifier_bias and not margin.normalized
-    return PartialFC(margin, settings.embedding_size, num_classes, settings.sample_rate, bias)
+    threshold = settings.interclass_filtering_threshold or None
+    return PartialFC(
+        margin,
+        settings.embedding_size,
+        num_classes,
+        settings.sample_rate,
+        bias,
+        interclass_filtering_threshold=threshold,
+    )
 
 
 def _require_memory(settings: Settings, num_classes: int) -> None:
     """`UserError` unless the ranks of this machine have the memory for their shares of the head."""
-    copies = 4 if settings.optimizer == "adamw" else 3 if settings.momentum else 2
-    share = -(-num_classes // world_size()) * settings.embedding_size * 4 * copies
+    copies = 3 if settings.optimizer == "adamw" else 2 if settings.momentum else 1
+    rows = -(-num_classes // world_size())
+    rows_of_gradient = math.ceil(rows * (settings.sample_rate if settings.sampled_epochs is None else 1.0))
+    share = (rows * copies + rows_of_gradient) * settings.embedding_size * 4
     if settings.device != "cpu" and torch.cuda.is_available():
         room, place = torch.cuda.mem_get_info()[0], "the GPU"
     else:

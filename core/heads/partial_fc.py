@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding, normalize
 
 from core.errors import UserError
 from core.heads.margins import Margin
@@ -43,34 +43,39 @@ MIN_NORM = 1e-12
 class _ShardedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of `margin(embeddings @ weight.T + bias)`, this rank holding C of the softmax's classes.
 
-    `targets` `(B,)` is the column of a sample's class, -1 if this rank does not hold it; samples outside `valid` `(B,)`
-    are ignored; `with_gradient` says whether a backward pass may follow. For a margin on cosines the
-    embeddings come normalised and the weights as they are: their norms scale the columns of the logits, so that no
-    normalised copy of the weights is made.
+    `classes` `(C,)` are the rows of `weight` and `bias` that take part, in order, or None for all; with them the
+    gradients of the two are sparse, of these rows alone. `targets` `(B,)` is the column of a sample's class, -1 if this
+    rank does not hold it; samples outside `valid` `(B,)` are ignored; `with_gradient` says whether a backward pass may
+    follow. For a margin on cosines the embeddings come normalised and the weights as they are: their norms scale the
+    columns of the logits, so that no normalised copy of the weights is made. Cosines of other classes above `limit`, if
+    there is one, are left out of the softmax.
 
     The one `(B, C)` buffer holds the logits, then the probabilities, then the gradient. The backward pass uses it up;
     autograd's version check refuses a second one. The gradient of the embeddings is this rank's share, times W.
     """
 
     @staticmethod
-    def forward(ctx, embeddings, weight, bias, targets, valid, margin, group, with_gradient):
-        logits = weight.new_empty(len(embeddings), len(weight))
-        inverse_norms = weight.new_empty(len(weight)) if margin.normalized else None
-        for block in _blocks(weight):
-            part, rows = logits[:, block], weight[block]
+    def forward(ctx, embeddings, weight, bias, classes, targets, valid, margin, limit, group, with_gradient):
+        logits = weight.new_empty(len(embeddings), len(weight) if classes is None else len(classes))
+        inverse_norms = weight.new_empty(logits.shape[1]) if margin.normalized else None
+        for block in _blocks(logits):
+            part, rows = logits[:, block], _rows(weight, classes, block)
             if bias is None:
                 torch.mm(embeddings, rows.T, out=part)
             else:
-                torch.addmm(bias[block], embeddings, rows.T, out=part)
+                torch.addmm(_rows(bias, classes, block), embeddings, rows.T, out=part)
             if inverse_norms is not None:
                 torch.linalg.vector_norm(rows, dim=1, out=inverse_norms[block]).clamp_(min=MIN_NORM).reciprocal_()
                 part *= margin.s * inverse_norms[block]
 
         held, columns, slopes = targets >= 0, targets.clamp(min=0).unsqueeze(1), None
-        if weight.shape[0] > 0:
+        if logits.shape[1] > 0:
             own = logits.gather(1, columns).squeeze(1)
             with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, with_gradient)
             own = torch.where(held, with_margin, own)
+            if limit is not None:
+                for block in _blocks(logits):
+                    logits[:, block].masked_fill_(logits[:, block] > limit * margin.s, -math.inf)
             logits.scatter_(1, columns, own.unsqueeze(1))
             maxima = logits.amax(1)
         else:
@@ -78,7 +83,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
             maxima = torch.full_like(own, -math.inf)
         all_reduce_(maxima, "max", group)
         sums = torch.zeros_like(own)
-        for block in _blocks(weight):
+        for block in _blocks(logits):
             sums += logits[:, block].sub_(maxima.unsqueeze(1)).exp_().sum(1)
         own = torch.where(held, own - maxima, 0.0)
         sums, own = all_reduce_(torch.stack([sums, own]), "sum", group)
@@ -91,7 +96,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
                 own = logits.gather(1, columns).squeeze(1)
                 own = torch.where(held, (own - 1.0 / num_valid) * slopes / margin.s, own)
                 logits.scatter_(1, columns, own.unsqueeze(1))
-            ctx.save_for_backward(logits, embeddings, weight, inverse_norms)
+            ctx.save_for_backward(logits, embeddings, weight, classes, inverse_norms)
             ctx.margin_scale, ctx.num_ranks = margin.s, world_size(group)
         return loss
 
@@ -99,16 +104,16 @@ class _ShardedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients):  # pyrefly: ignore[bad-override]  (once_differentiable hides the signature)
         (loss_gradient,) = gradients
-        gradient, embeddings, weight, inverse_norms = ctx.saved_tensors
+        gradient, embeddings, weight, classes, inverse_norms = ctx.saved_tensors
         of_embeddings = of_weight = of_bias = None
         with torch.autocast(loss_gradient.device.type, enabled=False):
             gradient *= loss_gradient if inverse_norms is None else loss_gradient * ctx.margin_scale * inverse_norms
             if ctx.needs_input_grad[0]:
                 of_embeddings = torch.zeros_like(embeddings)
             if ctx.needs_input_grad[1]:
-                of_weight = torch.empty_like(weight)
-            for block in _blocks(weight):
-                part, rows = gradient[:, block], weight[block]
+                of_weight = weight.new_empty(gradient.shape[1], weight.shape[1])
+            for block in _blocks(gradient):
+                part, rows = gradient[:, block], _rows(weight, classes, block)
                 if of_embeddings is not None:
                     of_embeddings.addmm_(part, rows)
                 if of_weight is not None:
@@ -120,14 +125,29 @@ class _ShardedCrossEntropy(torch.autograd.Function):
                 of_embeddings *= ctx.num_ranks
             if ctx.needs_input_grad[2]:
                 of_bias = gradient.sum(0)
-        return of_embeddings, of_weight, of_bias, None, None, None, None, None
+        if classes is not None:
+            of_weight, of_bias = (_sparse(rows, classes, len(weight)) for rows in (of_weight, of_bias))
+        return of_embeddings, of_weight, of_bias, *[None] * 7
 
 
-def _blocks(weight: torch.Tensor) -> Iterator[slice]:
-    """Slices of the class weights `(C, D)`."""
-    step = BLOCK_CLASSES[weight.device.type]
-    for start in range(0, len(weight), step):
-        yield slice(start, min(start + step, len(weight)))
+def _blocks(logits: torch.Tensor) -> Iterator[slice]:
+    """Slices of the columns of the logits `(B, C)`."""
+    num_classes, step = logits.shape[1], BLOCK_CLASSES[logits.device.type]
+    for start in range(0, num_classes, step):
+        yield slice(start, min(start + step, num_classes))
+
+
+def _rows(tensor: torch.Tensor, classes: torch.Tensor | None, block: slice) -> torch.Tensor:
+    """The rows of a block of the classes that take part."""
+    return tensor[block] if classes is None else tensor.index_select(0, classes[block])
+
+
+def _sparse(rows: torch.Tensor | None, classes: torch.Tensor, num_classes: int) -> torch.Tensor | None:
+    """The sparse tensor of `num_classes` rows whose rows `classes`, rising, are `rows`, which are not copied."""
+    if rows is None:
+        return None
+    shape = (num_classes, *rows.shape[1:])
+    return torch.sparse_coo_tensor(classes.unsqueeze(0), rows, shape, is_coalesced=True, check_invariants=False)
 
 
 def _value_and_slope(function, points: torch.Tensor, needs_slope: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -155,7 +175,9 @@ class PartialFC(nn.Module):
     Collectives, with more than one rank: forward 3 gathers (batch sizes, embeddings, labels) and 2 all-reduces (`(B,)`
     and `(2, B)`), backward 1 reduce-scatter (gradient of the embeddings), constructor 1 broadcast of a seed.
 
-    Memory: one `(B, C)` buffer, B counting all ranks, for logits and gradient, and the gradient of the weights.
+    Memory: one `(B, C)` buffer, B counting all ranks, for logits and gradient, and the gradient of the weights, of the
+    rows that take part. With all classes that gradient is dense, with a sample of them sparse (COO, coalesced): step,
+    gradient and update then cost what the sample costs (`core.engine.optimization` has the optimisers).
 
     Gradients: those of `weight` and `bias` are the exact derivatives of the global mean and must not be averaged over
     ranks (keep the module out of DistributedDataParallel). That of the embeddings is W times the derivative, so that
@@ -180,8 +202,10 @@ class PartialFC(nn.Module):
         num_classes: classes of all ranks together.
         sample_rate: below 1, a step uses the classes of the batch that this rank holds and, up to
             `int(sample_rate * num_local)` together, others drawn at random from the device's default generator. The
-            weights of classes that are not used get a gradient of 0.
+            classes that are not used have no part in the gradient. May be changed between steps.
         bias: a bias for every class; plain softmax only.
+        interclass_filtering_threshold: cosines with other classes above it are taken for mistakes of the labels (two
+            classes of one person) and left out of a sample's softmax, where arcface_torch sets them to 0; None: none.
         group: process group of the ranks; None: the default one, or a single process if none is initialised.
 
     Raises:
@@ -197,6 +221,7 @@ class PartialFC(nn.Module):
         sample_rate: float = 1.0,
         bias: bool = False,
         group: dist.ProcessGroup | None = None,
+        interclass_filtering_threshold: float | None = None,
     ):
         super().__init__()
         if num_classes < 1:
@@ -205,10 +230,13 @@ class PartialFC(nn.Module):
             raise UserError(f"sample_rate is {sample_rate}; it must be above 0 and at most 1")
         if bias and margin.normalized:
             raise UserError(f"{margin} works on cosines, which take no bias: leave the bias out")
+        if interclass_filtering_threshold is not None and not margin.normalized:
+            raise UserError("interclass_filtering_threshold is one of cosines, but the loss is softmax: leave it out")
         self.margin = margin
         self.embedding_size = embedding_size
         self.num_classes = num_classes
         self.sample_rate = sample_rate
+        self.interclass_filtering_threshold = interclass_filtering_threshold
         self.group = group
         rows_per_rank = math.ceil(num_classes / world_size(group))
         self.class_start = min(rank(group) * rows_per_rank, num_classes)
@@ -240,19 +268,28 @@ class PartialFC(nn.Module):
 
             targets = labels - self.class_start
             targets = torch.where((targets >= 0) & (targets < self.num_local), targets, -1)
-            weight, bias = self.weight, self.bias
+            classes = None
             if self.sample_rate < 1.0:
                 classes, targets = self._sample(targets)
-                weight = weight.index_select(0, classes)
-                bias = None if bias is None else bias.index_select(0, classes)
             return _ShardedCrossEntropy.apply(
-                embeddings, weight, bias, targets, labels >= 0, self.margin, self.group, torch.is_grad_enabled()
+                embeddings,
+                self.weight,
+                self.bias,
+                classes,
+                targets,
+                labels >= 0,
+                self.margin,
+                self.interclass_filtering_threshold,
+                self.group,
+                torch.is_grad_enabled(),
             )
 
     def weights_of(self, labels: torch.Tensor) -> torch.Tensor:
         """The class weights `(B, D)` of this rank's `labels` `(B,)`, whichever rank holds them; 0 for a label of -1.
 
-        B may differ between ranks. The gradient of `weight` is that of the mean of the ranks' losses, as in `forward`.
+        B may differ between ranks. The gradient of `weight` is that of the mean of the ranks' losses, and sparse where
+        that of `forward` is.
+
         Forward 2 gathers (batch sizes, labels) and 1 all-reduce of the rows of all ranks, backward 1 all-reduce.
         """
         counts = row_counts(len(labels), labels.device, self.group)
@@ -260,7 +297,8 @@ class PartialFC(nn.Module):
         held = (columns >= 0) & (columns < self.num_local)
         # An empty shard gets a row, so that its rank takes part in the backward pass too.
         weight = self.weight if self.num_local else nn.functional.pad(self.weight, (0, 0, 0, 1))
-        rows = torch.where(held[:, None], weight[torch.where(held, columns, 0)], 0)
+        rows = embedding(torch.where(held, columns, 0), weight, sparse=self.sample_rate < 1.0 and self.num_local > 0)
+        rows = torch.where(held[:, None], rows, 0)
         return sum_over_ranks(rows, self.group).split(counts)[rank(self.group)]
 
     def extra_repr(self) -> str:

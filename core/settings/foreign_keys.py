@@ -62,7 +62,6 @@ RENAMED = {
 ABSENT = {
     "dali": "images are read by num_workers processes, without DALI",
     "dali_aug": "there is no DALI here: set augment",
-    "interclass_filtering_threshold": "there is no filter of conflicting classes here",
     "using_wandb": "there is no Weights & Biases here: metrics are in metrics.jsonl and tensorboard/ of the run folder",
 }
 """What is not here: without effect where it is switched off, an error where it is wanted."""

@@ -64,6 +64,12 @@ class Settings:
     sample_rate: float = key(
         1.0, "share of the class weights that take part in a step (Partial FC)", above=0, maximum=1
     )
+    sampled_epochs: int | None = key(
+        None, "epochs from the first on that sample by sample_rate, all classes taking part later; None: all", minimum=0
+    )
+    interclass_filtering_threshold: float = key(
+        0.0, "cosines with other classes above it are left out of the softmax as mistakes of the labels; 0: none"
+    )
     loss: Literal["arcface", "cosface", "softmax"] = key(
         "arcface",
         "of the head; softmax: a linear classifier on the plain embedding",

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.embeddings.statistics import prepare_credible_mask
+from core.embeddings.credible_rows import prepare_credible_mask
 from core.engine.method import Batch, Method, Run
 from core.errors import run_program
 from core.heads import build_head

@@ -6,8 +6,9 @@ import torch
 
 import core.embeddings.row_blocks as row_blocks
 from core.embeddings.class_radii import class_radii
+from core.embeddings.credible_rows import credible_mask
 from core.embeddings.row_blocks import normalized_blocks, row_values
-from core.embeddings.statistics import class_means, credible_mask
+from core.embeddings.statistics import class_means
 
 COUNT, SIZE, CLASSES = 5000, 16, 37
 

@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 from launching import load_program
 
+import core.embeddings.credible_rows as credible_rows
 import core.embeddings.row_blocks as row_blocks
-import core.embeddings.statistics as statistics
 from core.embeddings.class_radii import prepare_class_radii
 from core.embeddings.credibility import prepare_mask_by_distances
-from core.embeddings.statistics import (
-    class_means,
+from core.embeddings.credible_rows import (
     credible_mask,
     credible_mask_path,
     dimension_scale,
     per_class_rank,
-    prepare_class_means,
     prepare_credible_mask,
 )
+from core.embeddings.statistics import class_means, prepare_class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.errors import UserError
 from core.files import ROOT
@@ -135,7 +134,7 @@ def test_mask_is_kept_beside_the_store_by_fraction_and_scaling_and_not_computed_
     assert sorted(path.name for path in store.path.glob("credible*")) == [
         "credible_0.5.npy", "credible_0.9.npy", "credible_0.9_scaled.npy"
     ]  # fmt: skip
-    monkeypatch.setattr(statistics, "credible_mask", None)
+    monkeypatch.setattr(credible_rows, "credible_mask", None)
     for (keep, scaled), mask in masks.items():
         assert np.array_equal(prepare_credible_mask(store, keep, scaled, ranks), mask)
         assert np.array_equal(np.load(credible_mask_path(store, keep, scaled)), mask)

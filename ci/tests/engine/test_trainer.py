@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from core.engine.window import StepWindow
 from core.evaluation.validation import Validation
 from core.evaluation.verification import verification_accuracy
 from core.files import ROOT
+from core.heads import PartialFC
 from core.models.encoder import load_encoder
 from core.settings import load_settings
 
@@ -103,6 +105,23 @@ def plain_loop(images, labels, backbone, head, epochs, clip, lr=0.02, decay=5e-4
             norms.append(norm.item())
             step += 1
     return losses, norms, weight, bias, head
+
+
+def test_classes_are_sampled_in_the_first_epochs_alone_and_a_resumed_run_knows_which(build, tmp_path, monkeypatch):
+    rates = []
+    forward = PartialFC.forward
+    monkeypatch.setattr(
+        PartialFC, "forward", lambda head, *given: rates.append(head.sample_rate) or forward(head, *given)
+    )
+    sampled = ("sample_rate=0.5", "sampled_epochs=1", "num_epoch=3", "checkpoint_steps=3")
+    build("run", *sampled).train()
+    assert rates == [0.5] * 4 + [1.0] * 8
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_12")
+    (tmp_path / "run" / "model.pt").unlink()
+    rates.clear()
+    resumed = build("run", *sampled)
+    resumed.train()
+    assert resumed.checkpoint.name == "step_9" and rates == [1.0] * 3
 
 
 def test_training_gives_the_losses_and_weights_of_a_plain_loop(build, linear, tiny_records, tmp_path):

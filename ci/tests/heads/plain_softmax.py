@@ -27,8 +27,8 @@ def run_step(head, embeddings, labels):
     return {
         "loss": loss.detach(),
         "embeddings": embeddings.grad,
-        "weight": head.weight.grad.clone(),
-        "bias": None if head.bias is None else head.bias.grad.clone(),
+        "weight": head.weight.grad.to_dense().clone(),
+        "bias": None if head.bias is None else head.bias.grad.to_dense().clone(),
         "labels kept": torch.equal(labels, given),
     }
 

@@ -26,6 +26,11 @@ def test_head_has_the_margin_the_scale_and_the_bias_of_the_settings(loss, margin
     assert (head.bias is not None) == (loss == "softmax" and bias)
 
 
+def test_conflicting_classes_are_filtered_where_the_settings_say_so():
+    assert build_head(settings(interclass_filtering_threshold=0.4), 7).interclass_filtering_threshold == 0.4
+    assert build_head(settings(), 7).interclass_filtering_threshold is None
+
+
 def test_default_is_arcface_as_released_for_faces():
     assert build_head(Settings(), 7).margin == ArcFace(64.0, 0.5)
 
@@ -46,18 +51,26 @@ def test_frozen_classifier_is_the_head_that_it_was_taken_from():
 
 
 @pytest.mark.parametrize(
-    ("changed", "copies"), [({}, 3), ({"momentum": 0.0}, 2), ({"optimizer": "adamw"}, 4), ({"loss": "softmax"}, 3)]
+    ("changed", "copies"),
+    [
+        ({}, 3),
+        ({"momentum": 0.0}, 2),
+        ({"optimizer": "adamw"}, 4),
+        ({"loss": "softmax"}, 3),
+        ({"sample_rate": 0.5}, 2.5),
+        ({"sample_rate": 0.5, "sampled_epochs": 1}, 3),
+    ],
 )
 def test_head_beyond_the_memory_is_refused_with_its_bytes_before_it_is_allocated(monkeypatch, changed, copies):
-    needed = 10_000_000 * 512 * 4 * copies
+    needed = int(10_000_000 * 512 * 4 * copies)
     monkeypatch.setattr("core.heads.build.machine_memory", lambda: needed - 1)
     with (
         limited(500),
         pytest.raises(UserError, match=f"10,000,000 classes .* takes {needed:,} bytes .* {needed - 1:,}"),
     ):
         build_head(settings(embedding_size=512, device="cpu", **changed), 10_000_000)
-    monkeypatch.setattr("core.heads.build.machine_memory", lambda: 7 * D * 4 * copies)
-    assert build_head(settings(device="cpu", **changed), 7).num_classes == 7
+    monkeypatch.setattr("core.heads.build.machine_memory", lambda: 8 * D * 4 * copies)
+    assert build_head(settings(device="cpu", **changed), 8).num_classes == 8
 
 
 def test_head_of_a_billion_classes_has_no_room_on_this_machine():

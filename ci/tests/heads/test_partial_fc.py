@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import core.heads.partial_fc as partial_fc
 from core.errors import UserError
 from core.heads import PartialFC
-from core.heads.margins import ArcFace, CosFace
+from core.heads.margins import ArcFace, CosFace, Softmax
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -81,7 +81,7 @@ class Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple) else (result,):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_sparse:
                 storage = tensor.untyped_storage()
                 self.made[storage.data_ptr()] = max(storage.nbytes(), self.made.get(storage.data_ptr(), 0))
         return result
@@ -97,6 +97,67 @@ def test_beside_gradient_and_logits_no_tensor_is_larger_than_a_block(monkeypatch
     of_step = {pointer: size for pointer, size in sizes.made.items() if pointer != head.weight.data_ptr()}
     large = sorted((size for size in of_step.values() if size > block), reverse=True)
     assert large == [weights, logits]
+
+
+def test_with_a_sample_of_the_classes_nothing_is_as_large_as_all_weights(monkeypatch):
+    monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 64)
+    head = PartialFC(ArcFace(), 256, 8192, sample_rate=0.125)
+    embeddings, labels = torch.randn(4, 256, requires_grad=True), torch.arange(4)
+    with Sizes() as sizes:
+        head(embeddings, labels).backward()
+    of_sample, logits, block, draws = 4 * 256 * 1024, 4 * 4 * 1024, 4 * 256 * 64, 8 * 8193
+    of_step = {pointer: size for pointer, size in sizes.made.items() if pointer != head.weight.data_ptr()}
+    assert sorted(of_step.values())[-1] == of_sample
+    assert all(size <= max(logits, block, draws) for size in sorted(of_step.values())[:-1])
+    gradient = head.weight.grad
+    assert gradient.is_sparse and gradient.is_coalesced() and gradient.values().shape == (1024, 256)
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_class_weights_looked_up_beside_a_sample_have_sparse_gradients_of_the_same_rows(name):
+    dense, sampled = make_head(name, 40, torch.float64), make_head(name, 40, torch.float64, rate=0.5)
+    labels = torch.tensor([3, 3, 39, -1])
+    for head in (dense, sampled):
+        (head.weights_of(labels).square().sum(1) * torch.arange(4)).sum().backward()
+    looked_up = sampled.weight.grad
+    assert looked_up.is_sparse
+    assert torch.equal(looked_up.to_dense(), dense.weight.grad)
+    state = torch.get_rng_state()
+    alone = run_step(sampled, torch.ones(4, D), labels)["weight"]
+    torch.set_rng_state(state)
+    sampled.zero_grad()
+    terms = sampled(torch.ones(4, D), labels), (sampled.weights_of(labels).square().sum(1) * torch.arange(4)).sum()
+    sum(terms).backward()
+    assert sampled.weight.grad.is_sparse
+    torch.testing.assert_close(sampled.weight.grad.to_dense(), alone + dense.weight.grad)
+
+
+@pytest.mark.parametrize("name", ["arcface", "cosface"])
+def test_classes_that_look_like_the_samples_own_are_left_out_of_its_softmax(name, monkeypatch):
+    monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 7)
+    head = make_head(name, 23, torch.float64)
+    head.interclass_filtering_threshold = 0.3
+    embeddings, labels = batch(0, 23)
+    embeddings[0] = head.weight.detach()[labels[0]]  # on its own class, which is never left out
+    weights = head.weight.detach()
+    step = run_step(head, embeddings, labels)
+    leaves = [tensor.clone().requires_grad_() for tensor in (embeddings, weights)]
+    losses, left_out = [], 0
+    for embedding, label in zip(leaves[0], labels.tolist()):
+        if label < 0:
+            continue
+        cosines = torch.cosine_similarity(embedding[None], leaves[1])
+        kept = cosines <= 0.3
+        kept[label] = True
+        left_out += int((~kept).sum())
+        logits = head.margin(cosines[None], torch.tensor([label]))[0]
+        losses.append(torch.logsumexp(logits[kept], 0) - logits[label])
+    expected = torch.stack(losses).mean()
+    of_embeddings, of_weights = torch.autograd.grad(expected, leaves)
+    assert left_out > 5
+    torch.testing.assert_close(step["loss"], expected.detach(), atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(step["embeddings"], of_embeddings, atol=1e-10, rtol=1e-9)
+    torch.testing.assert_close(step["weight"], of_weights, atol=1e-10, rtol=1e-9)
 
 
 def test_a_second_backward_pass_is_refused():
@@ -115,6 +176,8 @@ def test_what_makes_no_sense_is_refused():
         PartialFC(ArcFace(), D, 0)
     with pytest.raises(UserError, match="no bias"):
         PartialFC(CosFace(), D, 10, bias=True)
+    with pytest.raises(UserError, match="the loss is softmax"):
+        PartialFC(Softmax(), D, 10, interclass_filtering_threshold=0.4)
     with pytest.raises(ValueError, match=r"expected \(B, 6\)"):
         PartialFC(ArcFace(), D, 10)(torch.randn(3, D), torch.tensor([[0], [1], [2]]))
     with pytest.raises(UserError, match="label -2"):

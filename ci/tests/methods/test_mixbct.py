@@ -15,7 +15,7 @@ from tiny import write_run_folder
 from torch.nn import functional
 
 import core.embeddings.extraction as extraction
-from core.embeddings.statistics import credible_mask
+from core.embeddings.credible_rows import credible_mask
 from core.embeddings.store import EmbeddingStore
 from core.engine.method import Batch
 from core.engine.trainer import Trainer
