@@ -26,7 +26,7 @@ from core.gallery.planning.sample_calibration import PAIRS, impostor_pairs
 from core.gallery.planning.trials import Draws, search_draws
 from core.gallery.store import Version
 
-QUICK = {"cases": 1, "population": 120}
+QUICK = {"cases": 1, "population": 60}
 LATENT = 48
 """Numbers that describe an image."""
 IMAGES = 4

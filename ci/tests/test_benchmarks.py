@@ -3,14 +3,15 @@
 import importlib
 import inspect
 import json
+import os
 import re
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from ci.benchmarks import __main__ as program
+from ci.benchmarks.harness import private_memory
 from ci.benchmarks.harness.bench import Bench, Sample, SetUpError, digits, measure, summarise
 from ci.benchmarks.harness.machine import busy
 from core.files import ROOT
@@ -128,19 +129,26 @@ def test_ratios_are_of_the_same_round_and_for_one_item():
     assert loop["cpu_times_ours"] == pytest.approx(30) and loop["peak_gib"] == 2.0 and loop["gpu_peak_gib"] is None
 
 
-def test_memory_is_what_is_taken_meanwhile_without_mapped_files(tmp_path):
-    np.save(tmp_path / "file.npy", np.ones(1 << 24, np.uint8))
+def test_memory_is_the_most_beyond_the_start_without_mapped_files(tmp_path, monkeypatch):
+    statm, page = tmp_path / "statm", os.sysconf("SC_PAGE_SIZE") / 2**30
+    monkeypatch.setattr(private_memory, "STATM", statm)
 
-    def work():
-        taken = np.ones(1 << 26, np.uint8)
-        mapped = int(np.load(tmp_path / "file.npy", mmap_mode="r").sum())
-        time.sleep(0.2)
-        return int(taken[0]) + mapped
+    def hold(resident: int, shared: int) -> None:
+        (tmp_path / "new").write_text(f"9000 {resident} {shared} 1 0 1 0")
+        (tmp_path / "new").replace(statm)
 
+    def work() -> str:
+        hold(5000, 1500)
+        time.sleep(10 * private_memory.EVERY)
+        hold(2000, 200)
+        return "done"
+
+    hold(1000, 200)
     result, sample = measure(work)
-    assert result == 1 + (1 << 24) and sample.gpu_peak_gib is None
-    assert 1 / 16 <= sample.peak_gib + 1e-3 < 1 / 16 + 1 / 128
+    assert result == "done" and sample.peak_gib == pytest.approx((3500 - 800) * page) and sample.gpu_peak_gib is None
     assert sample.seconds >= 0.2 > sample.cpu_seconds
+    hold(1000, 200)
+    assert measure(lambda: hold(1600, 200))[1].peak_gib == pytest.approx(600 * page), "however short the work is"
 
 
 @pytest.mark.parametrize(
