@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import ci.benchmarks
-from ci.benchmarks.harness.bench import Bench, SetUpError
+from ci.benchmarks.harness.bench import Bench, SetUpError, threads_restored
 from ci.benchmarks.harness.machine import busy, in_words, machine, versions
 from core.errors import run_program
 from core.files import ROOT
@@ -97,7 +97,7 @@ def run(name: str, words: Sequence[str], made_on: Mapping[str, object]) -> None:
     args = parse(name, module, words)
     options = {key: value for key, value in vars(args).items() if key not in COMMON}
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, threads_restored():
         bench = Bench(args.repeats, Path(folder))
         module.run(bench, **options)
     kept = {"benchmark": name, "started": started, "quick": args.quick, "repeats": args.repeats, "options": options}

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from ci.benchmarks.harness.bench import Bench, one_thread
+from ci.benchmarks.harness.bench import Bench
 from core.models.maps.forward import ForwardNetwork
 
 QUICK = {"hidden": 32, "pairs": 64}
 
 
 def run(bench: Bench, *, hidden: int = 2048, pairs: int = 1024) -> None:
-    with one_thread():
-        for size in (128, 512):
-            for half in (False, True):
-                compare(bench, size, hidden, pairs, half)
+    torch.set_num_threads(1)
+    for size in (128, 512):
+        for half in (False, True):
+            compare(bench, size, hidden, pairs, half)
 
 
 def compare(bench: Bench, size: int, hidden: int, pairs: int, half: bool) -> None:

@@ -9,10 +9,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ci.benchmarks import __main__ as program
 from ci.benchmarks.harness import private_memory
-from ci.benchmarks.harness.bench import Bench, Sample, SetUpError, digits, measure, summarise
+from ci.benchmarks.harness.bench import Bench, Sample, SetUpError, digits, measure, summarise, threads_restored
 from ci.benchmarks.harness.machine import busy
 from core.files import ROOT
 
@@ -108,6 +109,14 @@ def test_commands_in_a_docstring_are_those_of_the_benchmark(name):
     for _, options in commands:
         program.parse(name, module, options.split())
     assert set(getattr(module, "QUICK", {})) < set(inspect.signature(module.run).parameters)
+
+
+def test_threads_that_a_benchmark_sets_are_its_own():
+    before = torch.get_num_threads()
+    with threads_restored():
+        torch.set_num_threads(before + 1)
+        assert torch.get_num_threads() != before
+    assert torch.get_num_threads() == before
 
 
 def test_ways_take_turns_and_give_their_last_results(tmp_path, capsys):

@@ -16,7 +16,7 @@ from ci.benchmarks.harness.private_memory import private_memory
 from core.errors import UserError
 from core.evaluation.tables import format_table
 
-__all__ = ["Bench", "Sample", "SetUpError", "measure", "one_thread"]
+__all__ = ["Bench", "Sample", "SetUpError", "measure", "threads_restored"]
 
 
 class SetUpError(UserError):
@@ -147,11 +147,9 @@ def digits(number: float) -> str:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Meanwhile PyTorch and OpenCV compute in one thread."""
+def threads_restored() -> Iterator[None]:
+    """A benchmark may set the threads of PyTorch and OpenCV: the next one finds them as they were."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     try:
         yield
     finally:
