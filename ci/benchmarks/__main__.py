@@ -15,7 +15,7 @@ from ci.benchmarks.harness.bench import Bench, SetUpError, threads_restored
 from ci.benchmarks.harness.machine import busy, in_words, machine, versions
 from core.errors import run_program
 from core.files import ROOT
-from core.outputs import make_folder, replaced_atomically
+from core.outputs import make_folder, replaced_atomically, require_writable
 
 OUT = ROOT / "work_dirs" / "benchmarks"
 COMMON = ("quick", "repeats", "folder", "out")
@@ -96,13 +96,14 @@ def run(name: str, words: Sequence[str], made_on: Mapping[str, object]) -> None:
     module = importlib.import_module(f"ci.benchmarks.{name}")
     args = parse(name, module, words)
     options = {key: value for key, value in vars(args).items() if key not in COMMON}
+    make_folder(args.out)
+    require_writable(args.out)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, threads_restored():
         bench = Bench(args.repeats, Path(folder))
         module.run(bench, **options)
     kept = {"benchmark": name, "started": started, "quick": args.quick, "repeats": args.repeats, "options": options}
     kept |= {**made_on, "works": bench.works, "tables": bench.tables, "notes": bench.notes}
-    make_folder(args.out)
     file = args.out / f"{name}{'.quick' if args.quick else ''}.json"
     with replaced_atomically(file) as path:
         path.write_text(json.dumps(kept, indent=1) + "\n")

@@ -85,6 +85,13 @@ def test_mistakes_on_the_command_line_end_with_status_2(words, capsys):
     assert ended.value.code == 2 and "error: " in capsys.readouterr().err
 
 
+def test_results_have_a_place_before_the_work_begins(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        program.main(["search", "--quick", "--out", str(tmp_path / "file")])
+    assert "seconds" not in capsys.readouterr().out
+
+
 def test_options_are_the_keywords_of_run_and_win_over_quick():
     def run(
         bench, *, rows: int = 10, rate: float = 0.5, whole_file: bool = False, sizes: tuple = (1, 2), path: str = ""
