@@ -89,7 +89,7 @@ def test_results_have_a_place_before_the_work_begins(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         program.main(["search", "--quick", "--out", str(tmp_path / "file")])
-    assert "seconds" not in capsys.readouterr().out
+    assert "times ours" not in capsys.readouterr().out
 
 
 def test_options_are_the_keywords_of_run_and_win_over_quick():
