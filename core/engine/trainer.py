@@ -29,6 +29,7 @@ from core.errors import UserError
 from core.files import resolve
 from core.heads import PartialFC
 from core.heads.build import build_margin
+from core.images.device_decoding import DeviceDecoder, EncodedReader
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.models.map_run import is_map_run, model_chain
@@ -348,7 +349,10 @@ class Trainer:
 
         columns = {"old_embedding": self.old_model.features} if self.old_model else {}
         on_gpu = self.ranks.device.type == "cuda"
-        return load_batches(self.data, rows(), self.settings.num_workers, columns, pin_memory=on_gpu, prefetch=4)
+        decodes = self.settings.decode_on == "device"
+        reader = EncodedReader(self.data) if decodes else self.data
+        batches = load_batches(reader, rows(), self.settings.num_workers, columns, pin_memory=on_gpu, prefetch=4)
+        return map(DeviceDecoder(self.data, self.ranks.device), batches) if decodes else batches
 
     def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
         settings = self.settings

@@ -16,7 +16,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -75,12 +75,15 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None, min_si
     return image
 
 
-def is_plain_jpeg(data: bytes, size: int) -> bool:
-    """True for a JPEG of `size` x `size` pixels in colour without EXIF: its bytes can be used as they are."""
+def is_plain_jpeg(data: bytes, size: int, in_colours: Sequence[str] = ("YCbCr", "RGB")) -> bool:
+    """True for a JPEG of `size` x `size` pixels in colour without EXIF: its bytes can be used as they are.
+
+    `in_colours`: the JPEG colour spaces that are meant. `ValueError` for a damaged header.
+    """
     if data[:2] != b"\xff\xd8":
         return False
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return (height, width) == (size, size) and colours in ("YCbCr", "RGB") and not _jpeg_exif(data)
+    return (height, width) == (size, size) and colours in in_colours and not _jpeg_exif(data)
 
 
 def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int | None) -> np.ndarray:
