@@ -30,9 +30,13 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], chann
     `channel_order` is that of the result, and of `mean` and `std`: RGB or BGR.
     """
     images = images.flip(3) if channel_order == "BGR" else images
-    mean_3 = torch.tensor(mean, dtype=torch.float32, device=images.device)
-    std_3 = torch.tensor(std, dtype=torch.float32, device=images.device)
+    mean_3, std_3 = (_on_device(numbers, images.device) for numbers in (mean, std))
     return images.float().sub_(mean_3).div_(std_3).permute(0, 3, 1, 2)
+
+
+def _on_device(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """float32 (n,). `torch.tensor` would copy them from the host, which then waits for a GPU in every step."""
+    return torch.cat([torch.full((1,), number, dtype=torch.float32, device=device) for number in numbers])
 
 
 def flip(images: Tensor) -> Tensor:
