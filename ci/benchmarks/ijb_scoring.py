@@ -15,6 +15,7 @@ import polars as pl
 from sklearn.metrics import roc_curve
 
 from ci.benchmarks.harness.bench import Bench
+from core.arrays import open_array
 from core.evaluation.identification import evaluate_1_n
 from core.evaluation.ijb import pair_scores, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
@@ -75,13 +76,12 @@ def scores_by_batch(templates: np.ndarray, pairs: Pairs) -> np.ndarray:
 
 def write_embeddings(folder: Path, count: int) -> ImageEmbeddings:
     """Random ones, plain and mirrored, memory-mapped float32 (count, DIM)."""
-    arrays, rng = [], np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for name in ("plain", "mirrored"):
         array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=(count, DIM))
         for start in range(0, count, 10_000):
             rng.standard_normal(dtype=np.float32, out=array[start : start + 10_000])
-        arrays.append(array)
-    return ImageEmbeddings(*arrays)
+    return ImageEmbeddings(*(open_array(folder / f"{name}.npy") for name in ("plain", "mirrored")))
 
 
 def make_lists(num_templates: int, num_subjects: int) -> IdentificationLists:
@@ -91,6 +91,28 @@ def make_lists(num_templates: int, num_subjects: int) -> IdentificationLists:
     parts = {"g1": slice(0, half), "g2": slice(half, num_subjects), "probes": slice(num_subjects, None)}
     made = {name: Subjects(chosen[part], subjects[part]) for name, part in parts.items()}
     return IdentificationLists({name: made[name] for name in ("g1", "g2")}, made["probes"])
+
+
+def search(templates: np.ndarray, gallery: Subjects, probes: Subjects) -> np.ndarray:
+    """The plain way of 1:N: all scores at once, a probe's mate ranked in a loop. Ranks from 1, 0 without a mate."""
+    scores = templates[probes.templates].astype(np.float64) @ templates[gallery.templates].astype(np.float64).T
+    ranks = np.zeros(len(scores), np.int64)
+    for probe, (row, subject) in enumerate(zip(scores.astype(np.float32), probes.subjects)):
+        own = np.flatnonzero(gallery.subjects == subject)
+        if len(own):
+            ranks[probe] = (row >= row[own[0]]).sum()
+    return ranks
+
+
+def plain_1_n(templates: np.ndarray, lists: IdentificationLists) -> dict[str, float]:
+    """Share of the mated probes that are found first, in each gallery and in both together."""
+    galleries = [*lists.galleries.values()]
+    both = Subjects(*(np.concatenate([getattr(g, part) for g in galleries]) for part in ("templates", "subjects")))
+    found = {}
+    for name, gallery in {**lists.galleries, "mixed": both}.items():
+        ranks = search(templates, gallery, lists.probes)
+        found[name] = float((ranks[ranks > 0] == 1).mean())
+    return found
 
 
 def run(bench: Bench, *, shrink: int = 1) -> None:
@@ -125,15 +147,27 @@ def run(bench: Bench, *, shrink: int = 1) -> None:
     }
     bench.compare("rates and curve", ways, len(pairs.first), "pairs")
 
+    lists = make_lists(images.num_templates, max(NUM_SUBJECTS // shrink, 2))
+    ways = {
+        "evaluate_1_n": partial(evaluate_1_n, templates, templates, lists),
+        "NumPy": partial(plain_1_n, templates, lists),
+    }
+    found, plain = bench.compare("1:N in three galleries", ways, len(lists.probes.templates), "probes").values()
+    for name, top1 in plain.items():
+        np.testing.assert_allclose(found.metrics[name]["top1"], top1)
+
     def all_of_ours() -> None:
-        made = template_features(embeddings, images)
-        found = pair_scores(made, made, pairs)
-        receiver_operating_characteristic(found[pairs.same], found[~pairs.same])
+        listed = read_images(root, "IJBC")
+        compared = read_pairs(listed)
+        made = template_features(embeddings, listed)
+        found = pair_scores(made, made, compared)
+        receiver_operating_characteristic(found[compared.same], found[~compared.same])
+        evaluate_1_n(made, made, lists)
 
     def all_of_plain() -> None:
-        roc_curve(pairs.same, scores_by_batch(loop_over_templates(embeddings, images, media), pairs))
+        made = loop_over_templates(embeddings, images, media)
+        roc_curve(pairs.same, scores_by_batch(made, pairs))
+        plain_1_n(made, lists)
 
-    bench.compare("features, scores and curve", {"core": all_of_ours, "NumPy, scikit-learn": all_of_plain})
-    lists = make_lists(images.num_templates, max(NUM_SUBJECTS // shrink, 2))
-    ways = {"evaluate_1_n": partial(evaluate_1_n, templates, templates, lists)}
-    bench.compare("1:N in three galleries", ways, len(lists.probes.templates), "probes")
+    ways = {"core, files read": all_of_ours, "NumPy, scikit-learn, files not read": all_of_plain}
+    bench.compare("features, scores, curve and 1:N", ways)

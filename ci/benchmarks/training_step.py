@@ -12,8 +12,8 @@ ours" is the share of the processor's product rate that the step reaches.
 from collections.abc import Callable
 
 import torch
-from ci.benchmarks.harness.bench import Bench
 
+from ci.benchmarks.harness.bench import Bench
 from ci.gpu.rates import forward_operations
 from ci.gpu.steps import Cell, Sizes, make_step
 from core.backbones import build_backbone
