@@ -7,11 +7,11 @@ objects, text, complex numbers and structures are refused.
 
 import logging
 import math
+import mmap
 import os
 import re
 import stat
 import struct
-from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -46,9 +46,18 @@ class MappedArray(np.memmap):
         self.require_whole()
         return super().__getitem__(items)
 
+    def release(self) -> None:
+        """Let the system have the memory of what was read: it counts as the process's own until then.
+
+        What is asked for again is read again.
+        """
+        mapping: mmap.mmap | None = self._mmap  # pyrefly: ignore[missing-attribute]  # in the stub
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on all systems
+            mapping.madvise(mmap.MADV_DONTNEED)
+
     def require_whole(self) -> None:
         """`UserError` if the file is shorter than it was when it was opened."""
-        mapping: mmap | None = self._mmap  # pyrefly: ignore[missing-attribute]  # in the stub
+        mapping: mmap.mmap | None = self._mmap  # pyrefly: ignore[missing-attribute]  # in the stub
         if mapping is not None and (left := mapping.size()) < len(mapping):
             raise UserError(
                 f"{self.filename} has changed while it was used: {left} bytes are left of {len(mapping)}; restore it "

@@ -13,7 +13,7 @@ from pathlib import Path
 from command_line import ArgumentParser
 
 from core.data.image_export import export_images
-from core.data.open_dataset import open_dataset
+from core.data.open_dataset import is_list, open_dataset
 from core.data.records import RecordDataset
 from core.errors import UserError, run_program
 from core.logs import set_up_logging
@@ -32,7 +32,12 @@ def main() -> None:
     require_writable(args.out)
     data = open_dataset(args.rec)
     if not isinstance(data, RecordDataset):
-        raise UserError(f"--rec {args.rec} is an image list, whose images are files already; name records")
+        are = (
+            "is an image list, whose images are files already"
+            if is_list(args.rec)
+            else "are shards: unpack them by tar -x"
+        )
+        raise UserError(f"--rec {args.rec} {are}; name records")
     images = export_images(data, args.out)
     logger.info("%s: %d images of %d classes", images, data.num_images, data.num_classes)
 

@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("-m", "--model", required=True, help="run folder, .pt state dict or .onnx file")
     parser.add_argument("-net", "--network", help="network of a .pt state dict")
     add_preprocessing_arguments(parser)
-    parser.add_argument("--rec", required=True, help="records (prefix, .rec file or its folder), or an image list")
+    parser.add_argument(
+        "--rec", required=True, help="records (prefix, .rec file or its folder), an image list, or shards"
+    )
     parser.add_argument("--image-root", help="folder that the paths of a list start from; without it the list's own")
     parser.add_argument(
         "--bad-images", choices=BAD_IMAGES, default="error", help="missing or undecodable files of a list"

@@ -12,13 +12,12 @@
                 --query-map $O/query --data-path $B/data/eval --repeats 20 --out $O/curve
         done
     done
-    python ci/benchmarks/backfill_curves.py work_dirs/curves/*/curve
+    python -m ci.benchmarks backfill_curves --curves work_dirs/curves/*/curve
 
 The new models are those of `tools/benchmark.py`. Models of the same name are taken as several seeds of one: means, and
 the standard deviation of what an order gains. Areas and rates are of rank-1, in per cent.
 """
 
-import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from core.evaluation.tables import format_markdown
+from ci.benchmarks.harness.bench import Bench, SetUpError
 
 FALL = 0.5
 """Points; steps that fall by more are listed."""
@@ -35,13 +34,11 @@ Curves = dict[str, dict[str, Any]]
 """Of the orders, as `results.json` has them."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="where tools/backfill_curve.py wrote results.json")
-    parser.add_argument("--metric", default="top1")
-    args = parser.parse_args()
+def run(bench: Bench, *, curves: tuple = (), metric: str = "top1") -> None:
+    if not curves:
+        raise SetUpError("backfill_curves needs --curves, folders of tools/backfill_curve.py with its results.json")
     runs: dict[tuple[str, str, str], list[tuple[Path, Curves]]] = defaultdict(list)
-    for folder in args.folders:
+    for folder in map(Path, curves):
         results = json.loads((folder / "results.json").read_text())
         for road, scales in results["roads"].items():
             for scale, orders in scales.items():
@@ -50,19 +47,17 @@ def main() -> None:
     gains = [order for order in orders if order != "random"]
     header = ["new model", "road", "scores", "seeds", "from", "to", "random", *gains, "largest fall", "worst NFR"]
     rows = [
-        [*key, str(len(found)), *summarise([each for _, each in found], gains, args.metric)]
-        for key, found in runs.items()
+        [*key, str(len(found)), *summarise([each for _, each in found], gains, metric)] for key, found in runs.items()
     ]
-    print(format_markdown(header, rows))
-    print(f"\nSteps that fall by more than {FALL} points:\n")
+    bench.table("Backfills", header, rows)
     for (model, road, scale), found in runs.items():
         for folder, each in found:
             for order, curve in each.items():
-                steps = 100 * np.diff(curve[args.metric])
+                steps = 100 * np.diff(curve[metric])
                 if steps.min() < -FALL:
                     step = int(steps.argmin())
-                    print(f"  {model}, {road}, {scale}, {order}: {steps[step]:.2f} in step {step + 1} of {len(steps)} "
-                          f"({folder})")  # fmt: skip
+                    bench.note(f"{model}, {road}, {scale}, {order}: a fall of {-steps[step]:.2f} in step {step + 1} of "
+                               f"{len(steps)} ({folder})")  # fmt: skip
 
 
 def summarise(found: list[Curves], orders: list[str], metric: str) -> list[str]:
@@ -79,7 +74,3 @@ def summarise(found: list[Curves], orders: list[str], metric: str) -> list[str]:
     curves = [curve for each in found for curve in each.values()]
     fall = max(0.0, *(-100 * np.diff(curve[metric]).min() for curve in curves))
     return [*cells, f"{fall:.2f}", f"{100 * max(max(curve['nfr']) for curve in curves):.1f}"]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,78 +1,30 @@
-"""Time and memory of class means, MixBCT's credible rows, and AdvBCT's centres and radii.
+"""Class means, MixBCT's credible rows, and AdvBCT's centres and radii, beside NumPy and one read of the file.
 
-    python ci/benchmarks/class_statistics.py                     # 517,951 embeddings of 9,343 classes, D 512
-    python ci/benchmarks/class_statistics.py --images 5179510    # from disk: 10.6 GB in --folder
-    python ci/benchmarks/class_statistics.py --quick
+    python -m ci.benchmarks class_statistics                     517,951 embeddings of 9,343 classes, D 512
+    python -m ci.benchmarks class_statistics --images 5179510    from disk: 10.6 GB in --folder
 
-Each is measured in turn with the plain way: NumPy in float64 by blocks of 16,384 rows, sums by `reduceat` over the rows
-sorted by class. The medians of some repeats are printed, beside one plain read of the file, and the largest memory
-of ours. Classes come sorted, as in record files of faces, or --shuffled.
+The plain way: NumPy in float64 by blocks of 16,384 rows, sums by `reduceat` over the rows sorted by class. Classes come
+sorted, as in record files of faces, or --shuffled.
 """
 
-import argparse
 import json
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
-import torch
-from private_memory import private_memory
 
+from ci.benchmarks.harness.bench import Bench
 from core.embeddings.class_radii import largest_without_outliers
 from core.embeddings.class_values import distance_to_mean, means_and_values
 from core.embeddings.credible_rows import credible_mask, per_class_rank
 from core.embeddings.statistics import class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
-from core.errors import run_program
 
+QUICK = {"images": 2_000, "classes": 40, "size": 32}
 BLOCK_ROWS = 16384
 KEEP = 0.9
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=517_951)
-    parser.add_argument("--classes", type=int, default=9_343)
-    parser.add_argument("--size", type=int, default=512, help="of an embedding")
-    parser.add_argument("--shuffled", action="store_true", help="images of all classes in any order")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="for the embeddings; without it a temporary one")
-    parser.add_argument("--quick", action="store_true", help="20,000 images of 400 classes")
-    args = parser.parse_args()
-    images, classes = (20_000, 400) if args.quick else (args.images, args.classes)
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        store = write_store(Path(folder) / "store", images, classes, args.size, args.shuffled)
-        gib = store.features.nbytes / 2**30
-        order = f"{'shuffled' if args.shuffled else 'sorted'}; {torch.get_num_threads()} threads"
-        print(f"{images:,} x {args.size} ({gib:.2f} GiB) of {classes:,} classes, {order}")
-        for name, (ours, plain) in WORKS.items():
-            measure(name, store, ours, plain, args.repeats)
-
-
-def measure(
-    name: str, store: EmbeddingStore, ours: Callable[..., np.ndarray], plain: Callable[..., np.ndarray], repeats: int
-) -> None:
-    """Print the medians of ours, of the plain way and of one read of the file, and how far the results are apart."""
-    seconds: dict[Callable[..., np.ndarray], list[float]] = {ours: [], plain: [], read: []}
-    results, most = {}, 0.0
-    for _ in range(repeats):
-        for work, took in seconds.items():
-            with private_memory() as peak:
-                started = time.perf_counter()
-                results[work] = work(store)
-                took.append(time.perf_counter() - started)
-            most = max(most, peak[0]) if work is ours else most
-    apart = np.abs(results[ours].astype(np.float64) - results[plain]).max()
-    mine, other, once = (median(seconds[work]) for work in (ours, plain, read))
-    print(
-        f"  {name:<18}{mine:7.2f} s, plain {other:7.2f} s: {other / mine:4.1f} times as fast; one read {once:5.2f} s; "
-        f"memory {most:.2f} GiB; largest difference {apart:.1e}",
-        flush=True,
-    )
 
 
 def read(store: EmbeddingStore) -> np.ndarray:
@@ -148,5 +100,11 @@ def write_store(path: Path, images: int, classes: int, size: int, shuffled: bool
     return EmbeddingStore.open(path)
 
 
-if __name__ == "__main__":
-    run_program(main)
+def run(bench: Bench, *, images: int = 517_951, classes: int = 9_343, size: int = 512, shuffled: bool = False) -> None:
+    store = write_store(bench.folder / "store", images, classes, size, shuffled)
+    bench.note(f"{images:,} x {size} ({store.features.nbytes / 2**30:.2f} GiB) of {classes:,} classes")
+    for name, (ours, plain) in WORKS.items():
+        ways = {"core": ours, "NumPy, float64": plain, "one read of the file": read}
+        found = bench.compare(name, {way: partial(work, store) for way, work in ways.items()}, images, "rows")
+        apart = np.abs(found["core"].astype(np.float64) - found["NumPy, float64"]).max()
+        bench.note(f"largest difference {apart:.1e}")

@@ -1,7 +1,7 @@
 """Plans of made-up upgrades beside the truth: is the road that a plan takes the best one, and do its thresholds hold?
 
-    python ci/benchmarks/gallery_plan.py                20 cases, some minutes
-    python ci/benchmarks/gallery_plan.py --cases 6 --population 500
+    python -m ci.benchmarks gallery_plan                20 cases, some minutes
+    python -m ci.benchmarks gallery_plan --cases 6 --population 500
 
 Two models see images of people through views that have more or less in common, with more or less noise, with vectors
 of equal sizes or not, made compatible or not. A plan is made on a sample of some people; the truth is measured on
@@ -9,13 +9,13 @@ others, with the maps and the thresholds that the plan hands on: rank-1 of all r
 the sample has and in one of the whole population, and the false accept rate of all its impostor pairs.
 """
 
-import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ci.benchmarks.harness.bench import Bench
+from ci.benchmarks.harness.vectors import unit
 from core.gallery.planning.cost import Holdings
 from core.gallery.planning.make_plan import make_plan
 from core.gallery.planning.pair_scores import Plain
@@ -26,6 +26,7 @@ from core.gallery.planning.sample_calibration import PAIRS, impostor_pairs
 from core.gallery.planning.trials import Draws, search_draws
 from core.gallery.store import Version
 
+QUICK = {"cases": 1, "population": 60}
 LATENT = 48
 """Numbers that describe an image."""
 IMAGES = 4
@@ -105,10 +106,6 @@ def noise(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     return rng.standard_normal((count, size))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 def plan_for(vectors: Vectors, identities: np.ndarray, seed: int) -> Plan:
     sample = Sample.of(vectors["old"], vectors["new"], list(map(str, identities)))
     versions = [Version(name, name, vectors[name].shape[1]) for name in ("old", "new")]
@@ -167,7 +164,7 @@ class Outcome:
         return max(truth[road] for road in FREE if road in truth) - truth[self.plan.recommendation]
 
 
-def run(case: Case, population: int, seed: int) -> Outcome:
+def measure(case: Case, population: int, seed: int) -> Outcome:
     draw = views(case, seed)
     sample, of_sample = draw(case.people)
     plan = plan_for(sample, of_sample, seed)
@@ -188,68 +185,57 @@ def run(case: Case, population: int, seed: int) -> Outcome:
     return Outcome(plan, *truths, ratios)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=20)
-    parser.add_argument("--population", type=int, default=1200, help="people that the truth is measured on")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    print("rank-1 in per cent, of the plan ± its deviation / true, in galleries of the sample's size")
-    outcomes = []
-    for number, case in enumerate(make_cases(args.cases)):
-        started = time.perf_counter()
-        outcome = run(case, args.population, args.seed + number)
+def run(bench: Bench, *, cases: int = 20, population: int = 1200, seed: int = 0) -> None:
+    outcomes, rows = [], []
+    for number, case in enumerate(make_cases(cases)):
+        outcome = measure(case, population, seed + number)
         outcomes.append(outcome)
-        show(number, case, outcome, time.perf_counter() - started)
-    summarise(outcomes)
+        rows += [[str(number), *row] for row in described(case, outcome)]
+    header = ["case", "shared", "noise", "compatible", "sizes", "people", "order", "road", "plan", "deviation", "true",
+              "taken"]  # fmt: skip
+    bench.table("Rank-1 in per cent by the plan and true, in galleries of the sample's size", header, rows)
+    for line in summary(outcomes):
+        bench.note(line)
 
 
-def show(number: int, case: Case, outcome: Outcome, seconds: float) -> None:
+def described(case: Case, outcome: Outcome) -> list[list[str]]:
+    """A row for each road that was measured."""
     plan, facts = outcome.plan, outcome.plan.sample
-    print(
-        f"{number:2}  shared {case.shared:.2f}, noise {case.old_noise:.1f} and {case.new_noise:.1f}, compatible "
-        f"{case.compatible:.1f}, sizes {case.sizes}, {case.people} people"
-    )
-    for name, road in plan.roads.items():
-        if road is not None and name != "side_by_side":
-            print(
-                f"    {name:<14}{100 * road.top1:6.1f} ±{100 * road.top1_std:4.1f} /"
-                f"{100 * outcome.sample_size[name]:5.1f}"
-                f"{'  <-' if name == plan.recommendation else ''}"
-            )
-    small = "" if facts.enough else f"sample too small, {facts.needed_identities} identities needed; "
-    losses = " and ".join(f"{100 * outcome.loss(truth):.1f}" for truth in (outcome.sample_size, outcome.large))
-    print(
-        f"    {small}the best road is {losses} points better, in the two sizes; order {plan.order}; {seconds:.1f} s",
-        flush=True,
-    )
+    people = f"{case.people}" if facts.enough else f"{case.people} of {facts.needed_identities} needed"
+    noise = f"{case.old_noise:.1f} {case.new_noise:.1f}"
+    how = [f"{case.shared:.2f}", noise, f"{case.compatible:.1f}", "{} {}".format(*case.sizes), people, plan.order]
+    return [
+        [*how, name, *(f"{100 * rate:.1f}" for rate in (road.top1, road.top1_std, outcome.sample_size[name])),
+         "taken" * (name == plan.recommendation)]
+        for name, road in plan.roads.items()
+        if road is not None and name != "side_by_side"
+    ]  # fmt: skip
 
 
-def summarise(outcomes: list[Outcome]) -> None:
+def summary(outcomes: list[Outcome]) -> Iterator[str]:
     count = len(outcomes)
     for what, losses in (
         ("of the sample's size", [outcome.loss(outcome.sample_size) for outcome in outcomes]),
         ("of the population", [outcome.loss(outcome.large) for outcome in outcomes]),
     ):
         fair = sum(loss <= FAIR for loss in losses)
-        print(f"in galleries {what}: within {100 * FAIR:.0f} points of the best road in {fair} of {count} cases")
+        yield (
+            f"in galleries {what}: within {100 * FAIR:.0f} points of the best road in {fair} of {count} cases, at most "
+            f"{100 * max(losses):.1f} below it"
+        )
     for what, roads in (
         ("without maps", ("stay", "direct", "full_backfill")),
         ("with maps", ("query_map", "gallery_map")),
     ):
         errors = np.array([error for outcome in outcomes for error in outcome.errors(roads)])
-        print(
+        yield (
             f"errors of top1 {what}, in deviations of the plan: root mean square {np.sqrt((errors**2).mean()):.2f}, "
             f"mean {errors.mean():.2f}"
         )
     ratios = np.concatenate([outcome.ratios for outcome in outcomes])
     within = (np.maximum(ratios, 1 / ratios.clip(min=1e-9)) <= RATIO).sum()
-    print(
+    yield (
         f"FAR on other people within a factor of {RATIO} of the wanted one: {within} of {len(ratios)}; from "
         f"{ratios.min():.2f} to {ratios.max():.2f} times"
     )
-    print(f"sample too small in {sum(not outcome.plan.sample.enough for outcome in outcomes)} of {count} cases")
-
-
-if __name__ == "__main__":
-    main()
+    yield f"sample too small in {sum(not outcome.plan.sample.enough for outcome in outcomes)} of {count} cases"

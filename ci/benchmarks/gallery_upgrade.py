@@ -1,6 +1,6 @@
 """Upgrades of a gallery, step by step: what is found at each step, and what becomes of the false accept rate.
 
-    python ci/benchmarks/gallery_upgrade.py work_dirs/benchmark/glyphs/seed_0 work_dirs/benchmark/glyphs/seed_1
+    python -m ci.benchmarks gallery_upgrade --seeds work_dirs/benchmark/glyphs/seed_*
 
 Each folder is a seed's of tools/benchmark.py --dataset glyphs, scenario opclass, with the models independent, mixbct
 and bct. The gallery has the enrolled images of the test, one vector each; the upgrade is planned on the images of half
@@ -9,20 +9,20 @@ order and searched by `Gallery.search` at each step. The FAR is that of pairs of
 not in the sample, at the threshold max_far=1e-3: the calibration has seen neither.
 """
 
-import argparse
-import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ci.benchmarks.harness.bench import Bench, SetUpError
+from ci.benchmarks.harness.vectors import unit
 from core.builtin.ijb_gallery import IjbGallery, write_ijb_gallery
 from core.evaluation.ijb_embeddings import embed_images
 from core.evaluation.ijb_meta import read_images, require_meta
 from core.gallery import Gallery
 from core.gallery.backfill import BackfillOptions
+from core.gallery.planning.plan import Plan
 from core.gallery.planning.plan_upgrade import plan_from_pairs
 from core.models.encoder import load_encoder
 
@@ -45,20 +45,16 @@ class Step:
     """Impostor pairs at or below it, of which the rate was counted."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seeds", type=Path, nargs="+", metavar="FOLDER", help="of a seed, with its trained models")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    args = parser.parse_args()
-    results = {}
-    for folder in args.seeds:
-        with tempfile.TemporaryDirectory() as work:
-            results[folder.name] = measure_seed(folder, Path(work))
-    if args.json is not None:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+def run(bench: Bench, *, seeds: tuple = ()) -> None:
+    if not seeds:
+        raise SetUpError("gallery_upgrade needs --seeds, folders of tools/benchmark.py with their trained models")
+    for folder in map(Path, seeds):
+        work = bench.folder / folder.name
+        work.mkdir()
+        measure_seed(bench, folder, work)
 
 
-def measure_seed(folder: Path, work: Path) -> dict[str, object]:
+def measure_seed(bench: Bench, folder: Path, work: Path) -> None:
     """All upgrades of a seed, printed as they are measured."""
     images = read_images(require_meta(folder / "data" / "eval", "IJBC", one_to_n=True), "IJBC")
     places = {"old": folder / "old_class"} | {name: folder / "opclass" / name for name, _ in RUNS}
@@ -72,9 +68,9 @@ def measure_seed(folder: Path, work: Path) -> dict[str, object]:
     np.save(work / "old.npy", embeddings["old"][made.entries])
     np.save(work / "sample_old.npy", embeddings["old"][made.sample])
     (work / "identities.txt").write_text("".join(f"{subjects[row]}\n" for row in made.sample))
-    found: dict[str, object] = {}
-    print(f"\n{folder.name}: {len(made.entries)} entries, a sample of {len(made.sample)} images, "
-          f"{len(made.queries)} queries")  # fmt: skip
+    bench.note(
+        f"{folder.name}: {len(made.entries)} entries, {len(made.sample)} images sampled, {len(made.queries)} queries"
+    )
     for name, road in RUNS:
         own = rank_1_of(embeddings[name], embeddings[name], made)
         before = rank_1_of(embeddings["old"], embeddings["old"], made)
@@ -89,9 +85,7 @@ def measure_seed(folder: Path, work: Path) -> dict[str, object]:
             for share in SHARES:
                 gallery.backfill(work / "plan", float(share), OPTIONS, road=road)
                 steps.append(search(gallery, places[name], embeddings, name, made))
-        report(name, road, plan.recommendation, plan.order, before, own, steps)
-        found[f"{name} {road}"] = {"old/old": before, "new/new": own, "steps": [vars(step) for step in steps]}
-    return found
+        report(bench, f"{folder.name}, {name}, {road}", plan, before, own, steps)
 
 
 def search(gallery: Gallery, model: Path, embeddings: dict[str, np.ndarray], name: str, made: IjbGallery) -> Step:
@@ -111,32 +105,30 @@ def search(gallery: Gallery, model: Path, embeddings: dict[str, np.ndarray], nam
 
 def rank_1_of(queries: np.ndarray, gallery: np.ndarray, made: IjbGallery) -> float:
     """By all cosines at once: the plain way, of a gallery of one version."""
-    entries, asked = (unit(vectors[rows]) for vectors, rows in ((gallery, made.entries), (queries, made.queries)))
+    entries, asked = (
+        unit(vectors[rows].astype(np.float64)) for vectors, rows in ((gallery, made.entries), (queries, made.queries))
+    )
     nearest = made.entries[(asked @ entries.T).argmax(axis=1)]
     return float((made.subjects[nearest] == made.subjects[made.queries])[made.enrolled].mean())
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = vectors.astype(np.float64)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def report(name: str, road: str, advised: str, order: str, before: float, own: float, steps: list[Step]) -> None:
-    """A block of lines for an upgrade."""
+def report(bench: Bench, title: str, plan: Plan, before: float, own: float, steps: list[Step]) -> None:
+    """The table of an upgrade, and what it should show."""
     rates = np.array([step.rank_1 for step in steps])
     fars = np.array([step.far for step in steps]) / FAR
-    falls = np.maximum(-np.diff(rates), 0)
-    print(f"{name}, {road} (advised: {advised}; order: {order}): old/old {100 * before:.2f}, new/new {100 * own:.2f}")
-    print("  rank-1 " + " ".join(f"{100 * rate:6.2f}" for rate in rates))
-    print("  FAR    " + " ".join(f"{far:6.2f}" for far in fars) + f"   x {FAR:g}")
+    rows = [
+        [f"{share:.0%}", f"{100 * step.rank_1:.2f}", f"{far:.2f}", str(step.accepted)]
+        for share, step, far in zip(SHARES, steps, fars)
+    ]
+    bench.table(title, ["backfilled", "rank-1", f"FAR / {FAR:g}", "impostors accepted"], rows)
     verdicts = {
         "ends at new/new": abs(rates[-1] - own) < 1e-9,
         "above old/old throughout": bool((rates > before).all()),
         "FAR within a factor of 1.5": bool((np.abs(np.log(fars)) < np.log(1.5)).all()),
     }
     told = "; ".join(f"{what}: {'yes' if holds else 'no'}" for what, holds in verdicts.items())
-    print(f"  largest fall {100 * falls.max():.2f}; {told}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    fall = 100 * np.maximum(-np.diff(rates), 0).max()
+    bench.note(
+        f"advised: {plan.recommendation}; order: {plan.order}; old/old {100 * before:.2f}, new/new {100 * own:.2f}; "
+        f"largest fall {fall:.2f}; {told}"
+    )

@@ -1,100 +1,69 @@
 """Maps: time and memory beside bare matrix products, accuracy and time beside scikit-learn and isotrieve.
 
-    python ci/benchmarks/maps.py                                 518,000 pairs, 1,000,000 vectors; 6 GB of disk
-    python ci/benchmarks/maps.py --pairs 50000 --vectors 100000  a tenth of it
-    python ci/benchmarks/maps.py --stores features/A features/B  accuracy on these stores, not on made-up spaces
-    python ci/benchmarks/maps.py --pairs 0 ...                   accuracy alone
+    python -m ci.benchmarks maps                                 518,000 pairs, 1,000,000 vectors; 6 GB of disk
+    python -m ci.benchmarks maps --pairs 50000 --vectors 100000  a tenth of it
+    python -m ci.benchmarks maps --stores features/A features/B  accuracy on these stores, not on made-up spaces
+    python -m ci.benchmarks maps --pairs 0                       accuracy alone
 
 The accuracy is that of a gallery of people who are not in the pairs, one image each, searched by their other images:
-the share of probes whose nearest entry is of the same person. isotrieve is not among this project's packages:
+the share of probes whose nearest entry is of the same person, with ours - theirs in brackets, and its deviation by the
+probes that one of the two alone finds (McNemar). isotrieve is not among this project's packages:
 
     pip install --no-deps --target /tmp/isotrieve isotrieve==0.4.0
-    PYTHONPATH=/tmp/isotrieve python ci/benchmarks/maps.py
+    PYTHONPATH=/tmp/isotrieve python -m ci.benchmarks maps
 """
 
-import argparse
-import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import torch
-from private_memory import private_memory
 from sklearn.linear_model import RidgeCV
 
+from ci.benchmarks.harness.bench import Bench, digits, measure
+from ci.benchmarks.harness.vectors import unit, write_unit_vectors
 from core.embeddings.store import EmbeddingStore
 from core.models.maps import fit_map
 
+QUICK = {"pairs": 400, "vectors": 400, "dim": 8, "people": 40}
 BLOCK = 2048
 Transform = Callable[[np.ndarray], np.ndarray]
+Fit = Callable[[np.ndarray, np.ndarray], Transform]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("pairs", 518_000), ("vectors", 1_000_000), ("dim", 512)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--stores", type=Path, nargs=2, metavar=("OLD", "NEW"), help="of the same images, with labels")
-    args = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads")
-    if args.pairs:
-        with tempfile.TemporaryDirectory() as folder:
-            measure_speed(Path(folder), args.pairs, args.vectors, args.dim)
-    if args.stores is None:
-        compare_accuracy(made_up_spaces())
+def run(
+    bench: Bench,
+    *,
+    pairs: int = 518_000,
+    vectors: int = 1_000_000,
+    dim: int = 512,
+    people: int = 3_000,
+    stores: tuple = (),
+) -> None:
+    if pairs:
+        compare_speed(bench, pairs, vectors, dim)
+    if not stores:
+        compare_accuracy(bench, made_up_spaces(people))
     else:
-        old, new = (EmbeddingStore.open(path) for path in args.stores)
-        compare_accuracy(Spaces(np.array(old.features), np.array(new.features), np.array(old.labels())))
+        old, new = (EmbeddingStore.open(path) for path in stores)
+        compare_accuracy(bench, Spaces(np.array(old.features), np.array(new.features), np.array(old.labels())))
 
 
-def measure_speed(folder: Path, num_pairs: int, num_vectors: int, dim: int) -> None:
-    """Fitting and mapping, each after the products that it cannot do without, on memory-mapped files."""
-    source, target = (write_vectors(folder / f"{name}.npy", num_pairs, dim) for name in ("source", "target"))
-    print(f"fitting {num_pairs:,} pairs of {dim} numbers, each {source.nbytes / 2**30:.2f} GiB on disk")
-    ridge, bare = best(lambda: fit_map("ridge", source, target), lambda: products(source, target, with_gram=True))
-    report("ridge", ridge, bare)
-    rotation, bare = best(
-        lambda: fit_map("procrustes", source, target), lambda: products(source, target, with_gram=False)
-    )
-    report("procrustes", rotation, bare)
+def compare_speed(bench: Bench, num_pairs: int, num_vectors: int, dim: int) -> None:
+    """Fitting and mapping, each beside the products that it cannot do without, on memory-mapped files."""
+    source, target = (write_unit_vectors(bench.folder / f"{seed}.npy", num_pairs, dim, seed) for seed in (0, 1))
+    for kind in ("ridge", "procrustes"):
+        ways = {
+            f"fit_map {kind}": partial(fit_map, kind, source, target),
+            "bare products": partial(products, source, target, with_gram=kind == "ridge"),
+        }
+        bench.compare(f"fit {num_pairs:,} x {dim}", ways, num_pairs, "pairs")
     fitted = fit_map("ridge", source[:10_000], target[:10_000])
-    vectors = write_vectors(folder / "vectors.npy", num_vectors, dim)
+    vectors = write_unit_vectors(bench.folder / "vectors.npy", num_vectors, dim, 2)
     weight = np.ascontiguousarray(fitted.module.weight.numpy().T)
-    print(f"mapping {num_vectors:,} vectors, result {vectors.nbytes / 2**30:.2f} GiB")
-    mapped, bare = best(lambda: fitted(vectors), lambda: vectors @ weight)
-    report("map", mapped, bare)
-
-
-@dataclass
-class Measured:
-    """The shortest of some runs, and the most memory of any."""
-
-    seconds: float = float("inf")
-    gib: float = 0.0
-
-
-def best(*steps: Callable[[], object], rounds: int = 3) -> list[Measured]:
-    """Run the steps in turn, several times."""
-    measured = [Measured() for _ in steps]
-    for _ in range(rounds):
-        for step, result in zip(steps, measured):
-            with private_memory() as peak:
-                started = time.perf_counter()
-                step()
-                result.seconds = min(result.seconds, time.perf_counter() - started)
-            result.gib = max(result.gib, peak[0])
-    return measured
-
-
-def report(name: str, ours: Measured, bare: Measured) -> None:
-    ratio = ours.seconds / bare.seconds
-    print(
-        f"  {name:<12}{ours.seconds:8.2f} s, bare products {bare.seconds:6.2f} s: {ratio:.2f} times as long; "
-        f"memory {ours.gib:.2f} GiB, bare {bare.gib:.2f} GiB",
-        flush=True,
-    )
+    ways = {"map": lambda: fitted(vectors), "bare product": lambda: vectors @ weight}
+    bench.compare(f"map {num_vectors:,} x {dim}", ways, num_vectors, "vectors")
 
 
 def products(source: np.ndarray, target: np.ndarray, with_gram: bool) -> None:
@@ -107,17 +76,6 @@ def products(source: np.ndarray, target: np.ndarray, with_gram: bool) -> None:
             gram += v.T @ v
 
 
-def write_vectors(path: Path, count: int, dim: int) -> np.ndarray:
-    """Random vectors float32 (count, dim) in a file, memory-mapped."""
-    rng = np.random.default_rng(count)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, dim))
-    for start in range(0, count, BLOCK):
-        block = array[start : start + BLOCK]
-        block[:] = rng.standard_normal(block.shape, dtype=np.float32)
-    array.flush()
-    return np.load(path, mmap_mode="r")
-
-
 @dataclass
 class Spaces:
     """Vectors of the same images in two spaces, and the people on them."""
@@ -127,7 +85,7 @@ class Spaces:
     labels: np.ndarray
 
 
-def made_up_spaces(num_people: int = 3000, images: int = 8, size: int = 128) -> Spaces:
+def made_up_spaces(num_people: int, images: int = 8, size: int = 128) -> Spaces:
     """Two networks' views of people: what both see of an image, bent differently, with an error of each one's own."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(num_people), images)
@@ -141,7 +99,7 @@ def made_up_spaces(num_people: int = 3000, images: int = 8, size: int = 128) -> 
     return Spaces(embed(0.9), embed(0.3), labels)
 
 
-def compare_accuracy(spaces: Spaces) -> None:
+def compare_accuracy(bench: Bench, spaces: Spaces) -> None:
     """Fit on the pairs of half of the people, and test on the others."""
     people = np.random.default_rng(0).permutation(spaces.labels.max() + 1)
     fitted = np.isin(spaces.labels, people[: len(people) // 2])
@@ -156,36 +114,27 @@ def compare_accuracy(spaces: Spaces) -> None:
         return labels[gallery][scores.argmax(axis=1)] == labels[~gallery]
 
     old, new = spaces.old[tested], spaces.new[tested]
-    print(f"\n{fitted.sum():,} pairs; {gallery.sum():,} people, {(~gallery).sum():,} probes; rank-1 in per cent")
     ends = {"old/old": find(old, old), "new/new": find(new, new), "new/old": find(new, old)}
-    print("  " + ", ".join(f"{name} {100 * found.mean():.2f}" for name, found in ends.items()))
-    print("  in brackets ours - theirs, and its deviation by the probes that one of the two alone finds (McNemar)")
-    print(f"  {'':<34}{'gallery mapped':>18}{'queries mapped':>36}")
-    ours: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    bench.note(f"rank-1: {', '.join(f'{name} {100 * found.mean():.2f}' for name, found in ends.items())}")
+
+    def roads(fit: Fit, ours: tuple[np.ndarray, ...] = ()) -> tuple[tuple[np.ndarray, ...], list[str]]:
+        """Which probes find their person in the mapped gallery, and mapped; the cells of both roads."""
+        forward, forward_took = measure(partial(quietly, fit, spaces.old[fitted], spaces.new[fitted]))
+        backward, backward_took = measure(partial(quietly, fit, spaces.new[fitted], spaces.old[fitted]))
+        found, cells = (find(new, forward(old)), find(backward(new), old)), []
+        for number, took in enumerate((forward_took, backward_took)):
+            compared = f" {paired_difference(ours[number], found[number])}" if ours else ""
+            cells += [f"{100 * found[number].mean():.2f}{compared}", digits(took.seconds)]
+        return found, cells
+
+    ours, rows = {}, []
     for name, fit in our_maps(spaces.labels[fitted]):
-        ours[name] = report_roads(name, fit, spaces, fitted, lambda f, b: (find(new, f(old)), find(b(new), old)))
-    for name, counterpart, fit in (("scikit-learn RidgeCV", "ridge", fit_ridge_cv), *isotrieve_maps()):
-        report_roads(name, fit, spaces, fitted, lambda f, b: (find(new, f(old)), find(b(new), old)), ours[counterpart])
-
-
-def report_roads(
-    name: str,
-    fit: Callable[[np.ndarray, np.ndarray], Transform],
-    spaces: Spaces,
-    fitted: np.ndarray,
-    find: Callable[[Transform, Transform], tuple[np.ndarray, np.ndarray]],
-    ours: tuple[np.ndarray, np.ndarray] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fit both ways and print a line; returns which probes find their person in the mapped gallery, and mapped."""
-    forward, forward_seconds = timed(fit, spaces.old[fitted], spaces.new[fitted])
-    backward, backward_seconds = timed(fit, spaces.new[fitted], spaces.old[fitted])
-    found = find(forward, backward)
-    line = f"  {name:<34}"
-    for number, seconds in enumerate((forward_seconds, backward_seconds)):
-        compared = "" if ours is None else paired_difference(ours[number], found[number])
-        line += f"{100 * found[number].mean():6.2f} {compared:<17}{seconds:6.2f} s  "
-    print(line.rstrip(), flush=True)
-    return found
+        ours[name], cells = roads(fit)
+        rows.append([name, *cells])
+    for name, counterpart, fit in (("scikit-learn RidgeCV", "ridge", fit_ridge_cv), *isotrieve_maps(bench)):
+        rows.append([name, *roads(fit, ours[counterpart])[1]])
+    title = f"Rank-1: {fitted.sum():,} pairs, {gallery.sum():,} people, {(~gallery).sum():,} probes"
+    bench.table(title, ["map", "gallery mapped", "fit s", "queries mapped", "fit s back"], rows)
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
@@ -195,7 +144,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     return f"({scale * (only_ours - only_theirs):+.2f} ± {scale * (only_ours + only_theirs) ** 0.5:.2f})"
 
 
-def our_maps(labels: np.ndarray) -> list[tuple[str, Callable[[np.ndarray, np.ndarray], Transform]]]:
+def our_maps(labels: np.ndarray) -> list[tuple[str, Fit]]:
     kinds = ("procrustes", {}), ("procrustes", {"centred": True}), ("ridge", {}), ("low_rank", {}), ("mlp", {})
     return [
         (f"{kind} {options or ''}".rstrip(), lambda source, target, kind=kind, options=options: fit_map(
@@ -211,7 +160,7 @@ def fit_ridge_cv(source: np.ndarray, target: np.ndarray) -> Transform:
     return lambda vectors: model.predict(unit(vectors))
 
 
-def isotrieve_maps() -> list[tuple[str, str, Callable[[np.ndarray, np.ndarray], Transform]]]:
+def isotrieve_maps(bench: Bench) -> list[tuple[str, str, Fit]]:
     """isotrieve's maps of vectors without labels, if it is installed, each with the name of ours to compare it with.
 
     It normalises no input by itself.
@@ -224,10 +173,10 @@ def isotrieve_maps() -> list[tuple[str, str, Callable[[np.ndarray, np.ndarray], 
             RidgeMapping,
         )
     except ImportError:
-        print("  (isotrieve is not installed; --help says how to compare with it)")
+        bench.note("isotrieve is not installed; --help says how to compare with it")
         return []
 
-    def fitting(kind: type, **options: object) -> Callable[[np.ndarray, np.ndarray], Transform]:
+    def fitting(kind: type, **options: object) -> Fit:
         def fit(source: np.ndarray, target: np.ndarray) -> Transform:
             mapping = kind(**options).fit(unit(source), unit(target))
             return lambda vectors: mapping.transform(unit(vectors))
@@ -242,17 +191,8 @@ def isotrieve_maps() -> list[tuple[str, str, Callable[[np.ndarray, np.ndarray], 
     ]
 
 
-def timed(fit: Callable, *arguments: np.ndarray) -> tuple[Transform, float]:
-    """The fitted map and its seconds."""
-    started = time.perf_counter()
+def quietly(fit: Fit, source: np.ndarray, target: np.ndarray) -> Transform:
+    """The fitted map, without warnings of ill-conditioned grids."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fit(*arguments), time.perf_counter() - started
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-if __name__ == "__main__":
-    main()
+        return fit(source, target)

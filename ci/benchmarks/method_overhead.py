@@ -1,41 +1,39 @@
 """What each method's loss costs a training step, beside a step of backbone and head alone.
 
-    python ci/benchmarks/method_overhead.py            # r18, 112x112, B 128, C 93,431, D 512: faces
-    python ci/benchmarks/method_overhead.py --quick
-    python ci/benchmarks/method_overhead.py --methods nccl bct
+    python -m ci.benchmarks method_overhead            r18, 112x112, B 128, C 93,431, D 512: faces
+    python -m ci.benchmarks method_overhead --methods nccl bct
 
 A step is the forward and backward pass and the update of all parameters. What a method adds lies between the embedding
 and its gradient, and in the update of its own parameters: that part is timed with the method's loss and with the head
-alone, in turns, and their difference is set against the whole step with the head alone. One process, on CUDA if there
-is one; new and old embeddings are random. Methods are those with a folder below methods/.
+alone, in turn, and their difference is set against the whole step with the head alone. One process, on CUDA if there is
+one; new and old embeddings are random. Without --methods all that train are measured.
 """
 
-import argparse
 import json
-import statistics
-import tempfile
-import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ci.benchmarks.harness.bench import Bench
 from core.backbones import build_backbone
 from core.embeddings.store import EmbeddingStore, StoreInfo
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import OldModel
 from core.engine.optimization import build_optimizer
-from core.errors import run_program
 from core.files import ROOT
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
-from core.parallel.ranks import Ranks, process_group
+from core.parallel.ranks import process_group
 from core.program import load_method
 from core.settings import Settings, load_settings
 
+QUICK = {"batch": 8, "image": 32, "classes": 100, "size": 16}
 TARGETS = {"nccl": 15.0}
 """Most extra time a step, in per cent; of all others 5."""
 
@@ -75,17 +73,6 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def timed(device: torch.device, work, *arguments) -> float:
-    """Seconds."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work(*arguments)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def whole_step(backbone: nn.Module, optimizer, images: Tensor, step: Step, batch: tuple[Tensor, ...]) -> None:
     """As the training loop does it, mixed precision on CUDA included."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
@@ -96,60 +83,47 @@ def whole_step(backbone: nn.Module, optimizer, images: Tensor, step: Step, batch
     optimizer.zero_grad(set_to_none=True)
 
 
-def measure(names: list[str], quick: bool, repeats: int, ranks: Ranks, folder: Path) -> None:
-    """Print the table."""
-    device = ranks.device
-    batch_size, image_size, num_classes, embedding_size = (32, 32, 5_000, 128) if quick else (128, 112, 93_431, 512)
-    store = make_store(folder, num_classes, embedding_size)
-    old_model = OldModel(folder, "random", "random", "random", embedding_size, store)
-    data = SimpleNamespace(num_classes=num_classes, num_images=2 * num_classes)
-    overrides = [f"embedding_size={embedding_size}", f"batch_size={batch_size}"]
+def run(
+    bench: Bench, *, batch: int = 128, image: int = 112, classes: int = 93_431, size: int = 512, methods: tuple = ()
+) -> None:
+    programs = [ROOT / "methods" / name / "train.py" for name in methods] or sorted(ROOT.glob("methods/*/train.py"))
+    loaded = {program.parent.name: load_method(program) for program in programs}
+    store = make_store(bench.folder, classes, size)
+    old_model = OldModel(bench.folder, "random", "random", "random", size, store)
+    data = SimpleNamespace(num_classes=classes, num_images=2 * classes)
+    overrides = [f"embedding_size={size}", f"batch_size={batch}"]
+    with process_group() as ranks:
+        device = ranks.device
 
-    def prepared(method: Method) -> Step:
-        settings = load_settings(ROOT / "configs" / "base.py", overrides, method.settings_type)
-        return Step(method, Run(settings, data, ranks, old_model))
+        def prepared(method: Method) -> Step:
+            settings = load_settings(ROOT / "configs" / "base.py", overrides, method.settings_type)
+            return Step(method, Run(settings, data, ranks, old_model))
 
-    torch.manual_seed(0)
-    row = torch.randint(2 * num_classes, (batch_size,))
-    old = torch.from_numpy(store[row.numpy()]).to(device)
-    batch = row.to(device), (row // 2).to(device), old
-    embedding = torch.randn(batch_size, embedding_size, device=device, requires_grad=True)
-    alone = prepared(HeadAlone())
-    backbone = build_backbone("r18", embedding_size, image_size=image_size).to(
-        device, memory_format=torch.channels_last
-    )
-    optimizer = build_optimizer(alone.settings, backbone.parameters())
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
-    whole = [timed(device, whole_step, backbone, optimizer, images, alone, batch) for _ in range(repeats + 1)]
-    step_seconds = statistics.median(whole[1:])
-    del backbone, optimizer, images
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"r18, {image_size}x{image_size}, B {batch_size}, C {num_classes:,}, D {embedding_size}, {machine}")
-    print(f"step of backbone and head: {1000 * step_seconds:.0f} ms")
-    print(f"{'method':12} {'head alone':>10} {'method':>10} {'extra':>10} {'of a step':>10} {'target':>8}")
-    for name in names:
-        step = prepared(load_method(ROOT / "methods" / name / "train.py"))
-        for each in (step, alone):
-            each(embedding, *batch)
-        pairs = [[timed(device, each, embedding, *batch) for each in (alone, step)] for _ in range(3 * repeats)]
-        head, method = (1000 * statistics.median(column) for column in zip(*pairs))
-        extra = 1000 * statistics.median(second - first for first, second in pairs)
-        share, target = extra / (10 * step_seconds), TARGETS.get(name, 5.0)
-        print(f"{name:12} {head:7.1f} ms {method:7.1f} ms {extra:7.1f} ms {share:8.1f} % {target:6.0f} %", flush=True)
-
-
-def main() -> None:
-    known = sorted(path.parent.name for path in (ROOT / "methods").glob("*/train.py"))
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="32x32, B 32, C 5,000, D 128")
-    parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
-    parser.add_argument("--repeats", type=int, default=4, help="timed whole steps; of the losses three times as many")
-    args = parser.parse_args()
-    with process_group() as ranks, tempfile.TemporaryDirectory() as folder:
-        measure(args.methods, args.quick, args.repeats, ranks, Path(folder))
-
-
-if __name__ == "__main__":
-    run_program(main)
+        torch.manual_seed(0)
+        row = torch.randint(2 * classes, (batch,))
+        inputs = row.to(device), (row // 2).to(device), torch.from_numpy(store[row.numpy()]).to(device)
+        embedding = torch.randn(batch, size, device=device, requires_grad=True)
+        alone = prepared(HeadAlone())
+        backbone = build_backbone("r18", size, image_size=image).to(device, memory_format=torch.channels_last)
+        optimizer = build_optimizer(alone.settings, backbone.parameters())
+        images = torch.randn(batch, 3, image, image, device=device).to(memory_format=torch.channels_last)
+        whole = partial(whole_step, backbone, optimizer, images, alone, inputs)
+        bench.compare(
+            f"r18, {image}x{image}, B {batch}, C {classes:,}, D {size}", {"whole step": whole}, batch, "images"
+        )
+        step_seconds = bench.works[-1]["ways"][0]["median_seconds"]
+        del backbone, optimizer, images, whole
+        rows = []
+        for name, method in loaded.items():
+            if not isinstance(method, Method):  # fits a map
+                continue
+            steps = {"method": prepared(method), "head alone": alone}
+            bench.compare(
+                f"{name}, after the embedding", {way: partial(step, embedding, *inputs) for way, step in steps.items()}
+            )
+            with_method, with_head = (way["seconds"] for way in bench.works[-1]["ways"])
+            extra = median(ours - theirs for ours, theirs in zip(with_method, with_head))
+            rows.append(
+                [name, f"{1000 * extra:.1f}", f"{100 * extra / step_seconds:.1f}", f"{TARGETS.get(name, 5.0):.0f}"]
+            )
+        bench.table("What the losses add", ["method", "ms", "% of a step", "target %"], rows)

@@ -1,7 +1,9 @@
 """Every reader of files in the project: small honest files for it, and how the program reads them."""
 
+import io
 import json
 import pickle
+import tarfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from core.data.lists import ListDataset
 from core.data.record_index import write_index
 from core.data.recordio import RecordReader
 from core.data.records import RecordDataset
+from core.data.shard_index import write_shard_index
+from core.data.shards import ShardDataset
 from core.embeddings.credible_rows import prepare_credible_mask
 from core.embeddings.statistics import class_means, prepare_class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
@@ -232,6 +236,37 @@ def read_list(folder: Path) -> None:
     for skip_bad in (False, True):
         images = ListDataset(folder / "list.txt", skip_bad=skip_bad)
         images.labels()
+        images.batch(np.arange(min(4, images.num_images)))
+
+
+def write_shards(folder: Path) -> None:
+    """Shards as Python's tarfile writes them in its three formats, with both kinds of labels, and their index."""
+    for kind, name in ((tarfile.USTAR_FORMAT, "ustar"), (tarfile.GNU_FORMAT, "gnu"), (tarfile.PAX_FORMAT, "pax")):
+        case = _folder(folder / name)
+        with tarfile.open(case / "a.tar", "w", format=kind) as tar:
+            for number in range(3):
+                image = io.BytesIO()
+                _picture(number).save(image, "JPEG")
+                label = (f"{number}.json", b'{"label": 1}') if number else ("folder/" * 12 + "é" * 30 + ".cls", b"1")
+                for path, content in (label, (label[0].rpartition(".")[0] + ".jpg", image.getvalue())):
+                    member = tarfile.TarInfo(path)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        write_shard_index([case / "a.tar"], case / "shards.npz")
+
+
+def read_shards(folder: Path) -> None:
+    """By the index that is there, and by a new one."""
+    try:
+        read_shard_rows(folder / "shards.npz")
+    except UserError:
+        write_shard_index([folder / "a.tar"], folder / "again.npz")
+        read_shard_rows(folder / "again.npz")
+
+
+def read_shard_rows(index: Path) -> None:
+    for skip_bad in (False, True):
+        images = ShardDataset(index, 16, skip_bad)
         images.batch(np.arange(min(4, images.num_images)))
 
 
@@ -549,6 +584,7 @@ READERS = {
         Reader("record-index", write_record_file, lambda folder: write_index(folder / "train"), 12),
         Reader("image", write_image_files, read_image_file, 12),
         Reader("list", write_lists, read_list, 4),
+        Reader("shards", write_shards, read_shards, 4),
         Reader("sample-list", write_lists, read_sample_list, 4),
         Reader(
             "sample-pairs", write_sample_pairs, lambda f: pair_sample(f / "old.npy", f / "new.npy", f / "labels.txt")

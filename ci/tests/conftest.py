@@ -21,7 +21,7 @@ def tiny_settings() -> list[str]:
     """Overrides that make a training of seconds: a narrow one-block IResNet, two epochs of four steps."""
     return [
         "network=r18", "network_options.width=8", "network_options.depth=1", "embedding_size=8", "batch_size=16",
-        "num_epoch=2", "lr=0.02", "num_workers=0", "device=cpu", "frequent=2", "margin_scale=16",
+        "num_epoch=2", "lr=0.02", "num_workers=0", "device=cpu", "precision=fp32", "frequent=2", "margin_scale=16",
     ]  # fmt: skip
 
 

@@ -170,3 +170,18 @@ def test_vectors_of_users_are_told_where_they_are_rounded(tmp_path, caplog):
     for bad in (np.ones(3), np.ones((2, 2, 2)), np.ones((2, 0)), np.ones((2, 2), bool)):
         with pytest.raises(UserError, match=r"is no .npy file of vectors \(N, D\), one a row: it holds "):
             open_vector_array(saved(tmp_path / "v.npy", bad))
+
+
+def test_what_was_read_of_an_array_no_longer_counts_as_memory_once_it_is_released(tmp_path):
+    def resident():
+        """Of files that this process has mapped, in bytes."""
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssFile"))
+
+    array = np.random.default_rng(0).standard_normal((1 << 13, 512)).astype(np.float32)
+    mapped = open_array(saved(tmp_path / "a.npy", array))
+    assert mapped[:].sum() == array.sum()
+    before = resident()
+    mapped.release()
+    assert before - resident() > array.nbytes // 2
+    np.testing.assert_array_equal(mapped[:], array)

@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from core.engine.map_method import MapMethod
-from core.engine.trainer import PRECISIONS
+from core.engine.precision import PRECISIONS
 from core.heads.build import MARGINS
 from core.images.transforms import NORMALIZATIONS
 from core.program import load_method

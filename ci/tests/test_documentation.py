@@ -118,6 +118,9 @@ def problems(command: str) -> Iterator[str]:
     for program in re.findall(r"\b((?:tools|ci|methods|old_model)/[\w/]+\.py)\b", command):
         if not (ROOT / program).is_file() and not program.startswith(MADE_BY_A_READER):
             yield program
+    for name in re.findall(r"-m ci\.benchmarks (\w+)", command):
+        if name != "all" and not (ROOT / "ci" / "benchmarks" / f"{name}.py").is_file():
+            yield name
     for config in re.findall(r"train\.py\s+(configs/\w+\.py)", command):
         if not any(ROOT.glob(f"*/*/{config}")) and not any(ROOT.glob(f"*/{config}")):
             yield config

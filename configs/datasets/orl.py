@@ -17,6 +17,7 @@ config.network_options = edict(width=8, depth=2)
 config.embedding_size = 64
 config.augment = ("flip", "affine", "light", "noise", "occlusion")
 config.num_workers = 0
+config.precision = "fp32"  # whatever the processor: the figures that are published were measured so
 config.batch_size = 16
 config.num_epoch = 48
 config.lr = 0.05

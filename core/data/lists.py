@@ -10,20 +10,19 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from core.data.encoded_images import EncodedImages
 from core.data.foreign_lists import plain_text, read_foreign_list
 from core.data.labels import report_empty_classes, require_classes
 from core.errors import UserError
 from core.files import require_file
-from core.images.codec import decode_image, resize_image
 from core.progress import Progress
 
 __all__ = ["ImageList", "ListDataset", "file_sizes", "read_list"]
@@ -70,7 +69,7 @@ class ImageList:
         return ImageList(self.paths.gather(rows), self.labels[rows])
 
 
-class ListDataset:
+class ListDataset(EncodedImages):
     """The images of a list, in its order, with the interface of `RecordDataset`.
 
     All files are looked up when the list is opened. Missing ones are an error that names the first ten and gives their
@@ -102,7 +101,8 @@ class ListDataset:
         skip_bad: bool = False,
         images: ImageList | None = None,
     ):
-        self.prefix, self.skip_bad = str(path), skip_bad
+        super().__init__(image_size, skip_bad)
+        self.prefix = str(path)
         self.root = Path(path).parent if root is None else Path(root)
         self._list = read_list(path) if images is None else images
         self.num_classes = int(self._list.labels.max()) + 1
@@ -117,7 +117,6 @@ class ListDataset:
         self.fingerprint = self._fingerprint(
             Path(path).read_bytes() if images is None else images.text(), present, sizes
         )
-        self._size = image_size
 
     def __len__(self) -> int:
         return self.num_images
@@ -126,22 +125,6 @@ class ListDataset:
         """Labels of all rows, int64 (N,)."""
         return self._list.labels
 
-    @cached_property
-    def image_size(self) -> int:
-        """Side of the decoded images in pixels: the one given, or that of the first image."""
-        if self._size is not None:
-            return self._size
-        try:
-            height, width = decode_image(self._read(0)).shape[:2]
-        except (OSError, ValueError) as error:
-            raise self._undecodable(0, error) from None
-        if height != width:
-            raise UserError(
-                f"{self._name(0)} is an image of {width}x{height}, not a square; set the size that images are to be "
-                "resized to (image_size)"
-            )
-        return height
-
     @property
     def name(self) -> str:
         """`prefix`, under the name that all image sources share."""
@@ -149,29 +132,7 @@ class ListDataset:
 
     def image_name(self, row: int) -> str:
         """The file of a row, for messages."""
-        return self._name(row)
-
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`batch` as arrays by name: `image` and `label`."""
-        images, labels = self.batch(rows)
-        return {"image": images, "label": labels}
-
-    def batch(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decoded images uint8 (B, H, W, 3) RGB and labels int64 (B,) of the given rows."""
-        rows = np.asarray(rows, dtype=np.int64)
-        size = self.image_size
-        images = np.empty((len(rows), size, size, 3), np.uint8)
-        for row, image in zip(rows.tolist(), images):
-            try:
-                self._decode(row, image)
-            except UserError:
-                raise
-            except (OSError, ValueError) as error:
-                if not self.skip_bad:
-                    raise self._undecodable(row, error) from None
-                logger.warning("%s cannot be decoded (%s); another image of its class is used", self._name(row), error)
-                self._substitute(row, image)
-        return images, self._list.labels[rows]
+        return os.fsdecode(self._file(row))
 
     def _find_files(self) -> np.ndarray:
         """Sizes of the files, -1 where there is none; paths are read as Windows's where that finds more of them."""
@@ -192,50 +153,16 @@ class ListDataset:
     def _file(self, row: int) -> bytes:
         return os.path.join(os.fsencode(self.root), self._list.path(row))
 
-    def _name(self, row: int) -> str:
-        return os.fsdecode(self._file(row))
-
-    def _read(self, row: int) -> bytes:
+    def payload(self, row: int) -> bytes:
         """The encoded image of a row; `OSError`, or `UserError` if it has changed since the list was opened."""
         with open(self._file(row), "rb") as file:
             data = file.read()
         if len(data) != self._sizes[row]:
             raise UserError(
-                f"{self._name(row)} has changed since {self.prefix} was opened ({self._sizes[row]} bytes before, "
+                f"{self.image_name(row)} has changed since {self.prefix} was opened ({self._sizes[row]} bytes before, "
                 f"{len(data)} now): start again when nobody writes to the data"
             )
         return data
-
-    def _decode(self, row: int, out: np.ndarray) -> None:
-        """Fill `out` (size, size, 3) with the image of a row; `OSError` or `ValueError` if that is impossible."""
-        size = len(out)
-        image = decode_image(self._read(row), out, min_side=self._size)
-        if image.shape == out.shape:
-            return
-        if self._size is None:
-            height, width = image.shape[:2]
-            raise UserError(
-                f"{self._name(row)} is an image of {width}x{height}, the first one of {size}x{size}; set the size "
-                "that images are to be resized to (image_size)"
-            )
-        out[:] = resize_image(image, size)
-
-    def _substitute(self, row: int, out: np.ndarray) -> None:
-        """Fill `out` with the first image of the row's class that can be decoded; black if there is none."""
-        for candidate in np.flatnonzero(self._list.labels == self._list.labels[row]).tolist():
-            try:
-                return self._decode(candidate, out)
-            except UserError:
-                raise
-            except (OSError, ValueError):
-                continue
-        out[:] = 0
-
-    def _undecodable(self, row: int, error: Exception) -> UserError:
-        return UserError(
-            f"{self._name(row)} is not an image that can be decoded ({error}); replace it, or use another image of its "
-            "class (bad_images skip)"
-        )
 
     def _report_missing(self, rows: np.ndarray) -> None:
         names = ", ".join(os.fsdecode(self._list.path(row)) for row in rows[:MOST_NAMES].tolist())
@@ -251,10 +178,10 @@ class ListDataset:
             digest.update(array.astype("<i8").tobytes())
         for row in np.unique(np.linspace(0, len(sizes) - 1, FINGERPRINT_FILES).astype(np.int64)).tolist():
             try:
-                digest.update(self._read(row))
+                digest.update(self.payload(row))
             except OSError as error:
                 if not self.skip_bad:
-                    raise self._undecodable(row, error) from None
+                    raise self.undecodable(row, error) from None
         return digest.hexdigest()
 
 

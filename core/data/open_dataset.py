@@ -1,4 +1,4 @@
-"""Training images from an image list or a record file, whichever `rec` names."""
+"""Training images from an image list, a record file or shards, whichever `rec` names."""
 
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -6,33 +6,41 @@ from typing import Protocol, TypeAlias
 from core.data.lists import ListDataset
 from core.data.record_files import record_prefix
 from core.data.records import RecordDataset
+from core.data.shard_index import shard_index_of
+from core.data.shards import ShardDataset
 from core.errors import UserError
 from core.files import resolve
 from core.settings import Settings
 
 __all__ = ["BAD_IMAGES", "ImageDataset", "is_list", "open_dataset", "open_images", "open_training_data"]
 
-ImageDataset: TypeAlias = RecordDataset | ListDataset
+ImageDataset: TypeAlias = RecordDataset | ListDataset | ShardDataset
 BAD_IMAGES = ("error", "skip")
-"""What to do about missing and undecodable files of a list."""
+"""What to do about missing and undecodable files of a list, and undecodable images of shards."""
 LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
 
 
 def is_list(rec: str | Path) -> bool:
-    """True for an image list (by its suffix, or another file that is not a record file), False for records."""
+    """True for an image list (by its suffix, or another file that is no record file, shard or index), else False."""
     path = Path(rec)
-    return path.suffix.lower() in LIST_SUFFIXES or (path.is_file() and path.suffix not in (".rec", ".idx"))
+    others = (".rec", ".idx", ".tar", ".npz")
+    return path.suffix.lower() in LIST_SUFFIXES or (path.is_file() and path.suffix not in others)
 
 
 def open_dataset(
     rec: str | Path, image_size: int | None = None, root: str | Path | None = None, skip_bad: bool = False
 ) -> ImageDataset:
-    """The images that `rec` names: an image list, or records by their prefix, one of their files or their folder.
+    """The images that `rec` names: an image list, shards by their folder or index, or records by their prefix, one of
+    their files or their folder.
 
-    `root` and `skip_bad` are for lists. Raises `UserError` as `ListDataset`, `record_prefix` and `RecordDataset` do.
+    `root` is for lists, `skip_bad` for lists and shards. Raises `UserError` as `ListDataset`, `shard_index_of`,
+    `ShardDataset`, `record_prefix` and `RecordDataset` do.
     """
     if is_list(rec):
         return ListDataset(rec, root, image_size, skip_bad)
+    index = shard_index_of(rec)
+    if index is not None:
+        return ShardDataset(index, image_size, skip_bad)
     return RecordDataset(record_prefix(rec), image_size)
 
 

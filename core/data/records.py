@@ -9,16 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from core.data.labels import report_empty_classes, require_classes
-from core.data.recordio import (
-    HEADER,
-    LENGTH_BITS,
-    LENGTH_MASK,
-    MAGIC,
-    MOST_LABELS,
-    RecordFile,
-    RecordReader,
-    RecordWriter,
-)
+from core.data.recordio import FIRST_WORDS, Heads, RecordFile, RecordReader, RecordWriter
 from core.errors import UserError
 from core.images.codec import decode_image, resize_image
 
@@ -27,8 +18,6 @@ __all__ = ["RecordDataset", "write_image_records"]
 logger = logging.getLogger(__name__)
 LABEL_BLOCK = 1 << 18
 FINGERPRINT_RECORDS = 64
-FIRST_WORDS = 9
-"""Of 4 bytes: a record's frame, its header, and the first label behind that."""
 STRETCH = 1 << 20
 """Bytes of the file that are read at once where many records are looked at."""
 MOST_IMAGES = 1 << 31
@@ -187,14 +176,9 @@ class RecordDataset:
         reader, labels = self._reader, np.empty(len(records), np.float32)
         order = np.argsort(reader.offsets[records], kind="stable")
         offsets = reader.offsets[records[order]]
-        fields = _first_words(reader.file, offsets)
-        magic, lrec, flag, single = fields[:, :4].T
-        length = (lrec & LENGTH_MASK).astype(np.int64)
-        several = flag > 0
-        whole = (magic == MAGIC) & (lrec >> LENGTH_BITS == 0) & (offsets + 8 + length <= reader.file.size)
-        whole &= (flag <= MOST_LABELS) & (length >= HEADER.size + 4 * flag.astype(np.int64))
-        labels[order] = np.where(several, fields[:, 8], single).view("<f4")
-        for i in order[~whole].tolist():
+        heads = Heads(_first_words(reader.file, offsets), reader.file.size - offsets)
+        labels[order] = heads.labels
+        for i in order[~heads.whole].tolist():
             labels[i] = reader.view(int(records[i]))[0][0]
         return labels
 
@@ -236,13 +220,11 @@ class RecordDataset:
         records = self._records[np.asarray(rows, dtype=np.int64)]
         size = self.image_size
         images = np.empty((len(records), size, size, 3), np.uint8)
-        labels = np.empty(len(records), np.float32)
-        found = [self._reader.view(record) for record in records.tolist()]  # together: decoding between slows them
-        for i, (record, (values, payload)) in enumerate(zip(records.tolist(), found)):
-            labels[i] = values[0]
-            image = self._decode(record, payload, images[i])
-            if image.shape != images.shape[1:]:
-                images[i] = self._resized(record, image)
+        labels, payloads = self._reader.views(records)  # before the first is decoded: in between it would take longer
+        for record, payload, pixels in zip(records.tolist(), payloads, images):
+            image = self._decode(record, payload, pixels)
+            if image.shape != pixels.shape:
+                pixels[:] = self._resized(record, image)
         self._reader.file.require_unchanged()
         return images, self._checked(labels, records)
 

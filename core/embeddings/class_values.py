@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from core.embeddings.row_blocks import CHUNKS, float64_rows, in_order, row_values, slices
+from core.embeddings.row_blocks import CHUNKS, float64_rows, row_values, slices
 from core.embeddings.statistics import class_means, empty_means, lengths
 from core.embeddings.store import EmbeddingStore
-from core.parallel.threads import one_thread
+from core.parallel.threads import in_order, one_thread
 
 __all__ = ["ValueOf", "distance_to_mean", "means_and_values", "order_within_classes"]
 

@@ -1,18 +1,15 @@
 """Going over all rows of an embedding store on as many threads as torch uses; results come in the order of the rows."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from core.embeddings.store import EmbeddingStore
+from core.parallel.threads import in_order
 
-__all__ = ["CHUNKS", "float64_rows", "in_order", "normalized_blocks", "row_values", "slices"]
+__all__ = ["CHUNKS", "float64_rows", "normalized_blocks", "row_values", "slices"]
 
-Result = TypeVar("Result")
 BLOCK_ROWS = 512
 """Rows that are handed over together."""
 CHUNK_ROWS = 128
@@ -63,15 +60,3 @@ def slices(start: int, end: int, step: int) -> Iterator[slice]:
     """The numbers from `start` to `end`, `step` at a time."""
     for first in range(start, end, step):
         yield slice(first, min(first + step, end))
-
-
-def in_order(work: Callable[[slice], Result], slices: Iterator[slice], num_threads: int) -> Iterator[Result]:
-    """The results of `work` in the order of the slices; no more than two a thread are there at once."""
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(num_threads) as threads:
-        for rows in slices:
-            if len(pending) == 2 * num_threads:
-                yield pending.popleft().result()
-            pending.append(threads.submit(work, rows))
-        while pending:
-            yield pending.popleft().result()

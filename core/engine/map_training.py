@@ -192,14 +192,17 @@ class _Training:
         with ThreadPoolExecutor(1) as reader:
             following = reader.submit(self._read, parts[0])
             for part in [*parts[1:], None]:
-                arrays = following.result()
+                tensors = following.result()
                 if part is not None:
                     following = reader.submit(self._read, part)
-                yield PairBatch(*(torch.from_numpy(array).to(self.run.device) for array in arrays))
+                yield PairBatch(*(tensor.to(self.run.device, non_blocking=True) for tensor in tensors))
 
-    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        labels = self.run.old.features.labels()[rows]
-        return self.run.unit_sources(rows), self.run.new.unit_features(rows), np.asarray(labels)
+    def _read(self, rows: np.ndarray) -> list[Tensor]:
+        """A batch in host memory; for a GPU in pages that stay there, so that no step waits until it is copied."""
+        labels = np.asarray(self.run.old.features.labels()[rows])
+        arrays = self.run.unit_sources(rows), self.run.new.unit_features(rows), labels
+        tensors = [torch.from_numpy(array) for array in arrays]
+        return [tensor.pin_memory() for tensor in tensors] if self.run.device.type == "cuda" else tensors
 
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the checkpoint that it goes on from: all that decides its maps."""

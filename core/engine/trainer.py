@@ -23,6 +23,7 @@ from core.engine.initial_weights import INITIAL_WEIGHTS, load_initial_backbone, 
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import load_old_model, open_old_features
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
+from core.engine.precision import PRECISIONS, choose_precision
 from core.engine.run_folder import LINE, MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
@@ -30,6 +31,7 @@ from core.files import resolve
 from core.heads import PartialFC
 from core.heads.build import build_margin
 from core.heads.partial_fc import require_filter
+from core.images.device_decoding import DeviceDecoder, EncodedReader
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
 from core.models.map_run import is_map_run, model_chain
@@ -44,7 +46,6 @@ __all__ = ["Trainer"]
 logger = logging.getLogger(__name__)
 USUAL_SIZE = 112
 """Side in pixels of the input that a network is tried with before the images are known."""
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Validation(Protocol):
@@ -80,7 +81,6 @@ class Trainer:
         settings = replace(settings, network=require_backbone(settings.network))
         self.settings, self.method, self.method_name, self.ranks = settings, method, method_name, ranks
         self.transform = TrainTransform(settings.normalization, settings.augment)
-        self.autocast_type = _autocast_type(settings.precision, ranks.device)
         self._check_settings()
         self.folder = RunFolder(settings.run_folder)
         self.checkpoint = self._find_checkpoint()
@@ -102,6 +102,7 @@ class Trainer:
             settings.seed,
         )
         self._build_backbone()
+        self.precision = self._choose_precision()
         self.initial_classes = None
         if settings.head_weights is not None and self.checkpoint is None:
             self.initial_classes = open_initial_classes(settings, self.data.num_classes)
@@ -172,6 +173,14 @@ class Trainer:
         if self.ranks.device.type == "cpu":
             avoid_unsafe_kernels(self.backbone)
 
+    def _choose_precision(self) -> str:
+        """A name of `PRECISIONS`. A run that is resumed with precision=auto keeps its own; it was fp32 on CPUs once."""
+        before = None
+        if self.checkpoint is not None:
+            once = "fp32" if self.ranks.device.type == "cpu" else None
+            before = self.folder.read_config().get("precision_used", once)
+        return choose_precision(self.settings.precision, self.backbone, self.data.image_size, self.ranks, before)
+
     def _build(self, run: Run) -> None:
         settings, ranks = self.settings, self.ranks
         self.method.setup(run)
@@ -179,7 +188,7 @@ class Trainer:
         if self.initial_classes is not None:
             self.initial_classes.load_into(self.method.classifier)
         self.optimizer = build_optimizer(settings, [*self.backbone.parameters(), *self.method.parameters()])
-        self.scaler = LossScaler(ranks.device.type, enabled=self.autocast_type is torch.float16)
+        self.scaler = LossScaler(ranks.device.type, enabled=self.precision == "fp16")
         self.state = TrainingState(self.backbone, self.method, self.optimizer, ranks)
         shards = self.method.sharded_parameters()
         self.sampled_heads = [m for m in self.method.modules() if isinstance(m, PartialFC) and m.sample_rate < 1.0]
@@ -313,6 +322,7 @@ class Trainer:
         derived = {
             "method": self.method_name,
             "image_size": self.data.image_size,
+            "precision_used": self.precision,
             "num_images": self.data.num_images,
             "num_classes": self.data.num_classes,
             "data_fingerprint": self.data.fingerprint,
@@ -350,7 +360,10 @@ class Trainer:
 
         columns = {"old_embedding": self.old_model.features} if self.old_model else {}
         on_gpu = self.ranks.device.type == "cuda"
-        return load_batches(self.data, rows(), self.settings.num_workers, columns, pin_memory=on_gpu, prefetch=4)
+        decodes = self.settings.decode_on == "device"
+        reader = EncodedReader(self.data) if decodes else self.data
+        batches = load_batches(reader, rows(), self.settings.num_workers, columns, pin_memory=on_gpu, prefetch=4)
+        return map(DeviceDecoder(self.data, self.ranks.device), batches) if decodes else batches
 
     def _train_step(self, micro_batches: list[dict[str, Tensor]]) -> None:
         settings = self.settings
@@ -385,8 +398,8 @@ class Trainer:
         """The method's loss terms for one micro-batch from the loader."""
         moved = {name: tensor.to(self.ranks.device, non_blocking=True) for name, tensor in loaded.items()}
         moved["image"] = self.transform(moved["image"])
-        half = self.autocast_type is not None
-        with torch.autocast(self.ranks.device.type, self.autocast_type, enabled=half):
+        half = PRECISIONS[self.precision]
+        with torch.autocast(self.ranks.device.type, half, enabled=half is not None):
             embedding = self.model(moved["image"])
         if self.old_model is None:
             moved["old_embedding"] = embedding.new_empty(len(embedding), 0)
@@ -457,12 +470,3 @@ class Trainer:
             logger.info("step %d: %s accuracy %.4f", self.step, name, accuracy)
         if metrics is not None:
             metrics.write(self.step, {f"accuracy/{name}": value for name, value in accuracies.items()})
-
-
-def _autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision, None for float32."""
-    if precision == "auto":
-        if device.type == "cpu":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return PRECISIONS[precision]

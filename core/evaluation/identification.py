@@ -52,14 +52,16 @@ def evaluate_1_n(
     probe to count. A subject with several templates in a gallery scores the best of them, and ranks count subjects.
     """
     metrics, curves, found = {}, {}, {}
-    for name, gallery in lists.galleries.items():
-        search = _search(query_templates, gallery_templates, gallery, lists.probes)
-        metrics[name], curves[name] = search_metrics(search)
-        found[name] = search.ranks == 1
     both = Subjects(
         *(np.concatenate([getattr(g, field) for g in lists.galleries.values()]) for field in ("templates", "subjects"))
     )
-    mixed, _ = search_metrics(_search(query_templates, gallery_templates, both, lists.probes))
+    *searches, mixed_search = _search(
+        query_templates, gallery_templates, [*lists.galleries.values(), both], lists.probes
+    )
+    for name, search in zip(lists.galleries, searches):
+        metrics[name], curves[name] = search_metrics(search)
+        found[name] = search.ranks == 1
+    mixed, _ = search_metrics(mixed_search)
     means = {metric: _mean([metrics[name][metric] for name in lists.galleries]) for metric in metrics["g1"]}
     metrics["mixed"] = {metric: mixed[metric] for metric in (f"top{rank}" for rank in RANKS)}
     columns = zip(*((c.cmc, c.fpir, c.tpir) for c in curves.values()))
@@ -106,7 +108,7 @@ class GallerySearch:
         """
         if len(self._firsts) < len(self._order):
             scores = np.maximum.reduceat(scores, self._firsts, axis=1)
-        scores = scores.astype(np.float32)
+        scores = scores.astype(np.float32, copy=False)
         own = np.take_along_axis(scores, self._mates[block, None], axis=1)
         self._top_scores[block], self._mate_scores[block] = scores.max(axis=1), own[:, 0]
         self._ranks[block] = (scores >= own).sum(axis=1)
@@ -122,13 +124,26 @@ def probe_blocks(num_probes: int) -> Iterator[slice]:
         yield slice(start, min(start + PROBE_BLOCK, num_probes))
 
 
-def _search(query_templates: np.ndarray, gallery_templates: np.ndarray, gallery: Subjects, probes: Subjects) -> Search:
-    """Compare all probes with a gallery."""
-    search = GallerySearch(gallery, probes)
-    features = gallery_templates[search.templates].astype(np.float64).T
+def _search(
+    query_templates: np.ndarray, gallery_templates: np.ndarray, galleries: Sequence[Subjects], probes: Subjects
+) -> list[Search]:
+    """Compare all probes with each gallery, of which the last lists all the templates that the others list.
+
+    Each template is compared once. The products are made in float64 and rounded, so that equal templates have equal
+    scores. Memory: the features of the galleries' templates and 1,024 rows of scores, in float64.
+    """
+    searches = [GallerySearch(gallery, probes) for gallery in galleries]
+    *parts, whole = searches
+    column = np.empty(len(gallery_templates), np.int64)
+    column[whole.templates] = np.arange(len(whole.templates))
+    columns = [column[part.templates] for part in parts]
+    features = gallery_templates[whole.templates].astype(np.float64).T
     for block in probe_blocks(len(probes.templates)):
-        search.count(block, query_templates[probes.templates[block]].astype(np.float64) @ features)
-    return search.result()
+        scores = (query_templates[probes.templates[block]].astype(np.float64) @ features).astype(np.float32)
+        whole.count(block, scores)
+        for part, own in zip(parts, columns):
+            part.count(block, scores.take(own, axis=1))
+    return [search.result() for search in searches]
 
 
 def search_metrics(search: Search) -> tuple[dict[str, float | None], SearchCurves]:

@@ -12,12 +12,15 @@ import polars as pl
 from core.errors import UserError
 from core.files import first_line, require_file
 from core.images.source import file_stamps, fingerprint_files
+from core.parallel.threads import in_order
 
 __all__ = ["SUBSETS", "IdentificationLists", "IjbImages", "Pairs", "Subjects", "read_identification", "read_images",
            "read_pairs", "require_meta"]  # fmt: skip
 
 SUBSETS = {"IJBC": ("G1", "G2"), "IJBB": ("S1", "S2")}
 """The two data sets and the names that their galleries have in file names."""
+LARGEST_IN_TABLE = 1 << 22
+"""A template's id from which on rows are searched for, not looked up in a table of 4 bytes an id."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def read_pairs(images: IjbImages) -> Pairs:
     if not table["same"].is_between(0, 1).all():
         line = int((~table["same"].is_between(0, 1)).arg_true()[0]) + 1
         raise UserError(f"{path}, line {line}: the label must be 0 or 1")
-    first, second = (_template_rows(images, table[side].to_numpy(), path) for side in ("first", "second"))
+    first, second = in_order(lambda side: _template_rows(images, table[side].to_numpy(), path), ("first", "second"), 2)
     return Pairs(first, second, table["same"].to_numpy() == 1)
 
 
@@ -262,9 +265,19 @@ def _read_subjects(images: IjbImages, file: str) -> Subjects:
 
 
 def _template_rows(images: IjbImages, ids: np.ndarray, path: Path) -> np.ndarray:
-    """Rows of `images.template_ids`, int32 (K,), that have these ids (K,)."""
-    rows = np.searchsorted(images.template_ids, ids).clip(max=images.num_templates - 1).astype(np.int32)
-    unknown = images.template_ids[rows] != ids
+    """Rows of `images.template_ids`, int32 (K,), that have these ids (K,).
+
+    From a table of all ids where they are small numbers: a binary search for each of millions takes 40 times as long.
+    """
+    known = images.template_ids
+    if 0 <= known[0] and known[-1] < LARGEST_IN_TABLE and 0 <= ids.min() and ids.max() <= known[-1]:
+        table = np.full(known[-1] + 1, -1, np.int32)
+        table[known] = np.arange(len(known), dtype=np.int32)
+        rows = table.take(ids)
+        unknown = rows < 0
+    else:
+        rows = np.searchsorted(known, ids).clip(max=len(known) - 1).astype(np.int32)
+        unknown = known[rows] != ids
     if unknown.any():
         listed_in = _meta_path(images.root, images.subset, "face_tid_mid.txt")
         raise UserError(f"{path} names the template {ids[unknown][0]}, which has no image in {listed_in}")

@@ -16,7 +16,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -39,7 +39,9 @@ CHEAP_SCANS = 1 << 34
 """Bytes times pixels up to which any number of scans takes less than a second."""
 FOUR_COMPONENTS = ("CMYK", "YCCK")
 """JPEG colour spaces that libjpeg does not convert to RGB; OpenCV does."""
-SEGMENT, APP1, START_OF_SCAN, EXIF = 0xFF, 0xE1, 0xDA, b"Exif\0\0"
+JPEG, SEGMENT, APP1, START_OF_SCAN, EXIF = b"\xff\xd8", 0xFF, 0xE1, 0xDA, b"Exif\0\0"
+FRAMES = (0xC0, 0xC1, 0xC2)
+"""Frame headers of what libjpeg decodes: baseline, extended, progressive."""
 SCAN = bytes((SEGMENT, START_OF_SCAN))
 """The parts of a JPEG before its picture."""
 BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 262, 322, 323, 339
@@ -53,17 +55,11 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None, min_si
     If `out` has the image's shape, the pixels are written there. With `min_side`, a JPEG at least twice as large may be
     shrunk while it is decoded, to sides that are not below `min_side`. A truncated image counts as undecodable.
     """
-    found = format_of(bytes(data[:START]))
-    if not len(data):
-        raise ValueError("the file is empty")
-    if found is None:
-        raise ValueError("unknown format or damaged")
-    if not found.is_read:
-        raise ValueError(f"{found.name} is not read: convert it to JPEG or PNG")
+    name = "JPEG" if data[:2] == JPEG else _format_name(data)
     try:
-        image = _decode_jpeg(data, out, min_side) if found.name == "JPEG" else _decode_by_pillow(data, found.name)
+        image = _decode_jpeg(data, out, min_side) if name == "JPEG" else _decode_by_pillow(data, name)
     except UnidentifiedImageError:
-        raise ValueError(f"damaged, or a kind of {found.name} that is not read: save it as JPEG or PNG") from None
+        raise ValueError(f"damaged, or a kind of {name} that is not read: save it as JPEG or PNG") from None
     except Image.DecompressionBombError:
         raise _too_large() from None
     except ValueError:
@@ -75,21 +71,41 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None, min_si
     return image
 
 
-def is_plain_jpeg(data: bytes, size: int) -> bool:
-    """True for a JPEG of `size` x `size` pixels in colour without EXIF: its bytes can be used as they are."""
-    if data[:2] != b"\xff\xd8":
+def _format_name(data: bytes | memoryview) -> str:
+    """Pillow's name of the format; `ValueError` if it is not read."""
+    if not len(data):
+        raise ValueError("the file is empty")
+    found = format_of(bytes(data[:START]))
+    if found is None:
+        raise ValueError("unknown format or damaged")
+    if not found.is_read:
+        raise ValueError(f"{found.name} is not read: convert it to JPEG or PNG")
+    return found.name
+
+
+def is_plain_jpeg(data: bytes, size: int, in_colours: Sequence[str] = ("YCbCr", "RGB")) -> bool:
+    """True for a JPEG of `size` x `size` pixels in colour without EXIF: its bytes can be used as they are.
+
+    `in_colours`: the JPEG colour spaces that are meant. `ValueError` for a damaged header.
+    """
+    if data[:2] != JPEG:
         return False
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return (height, width) == (size, size) and colours in ("YCbCr", "RGB") and not _jpeg_exif(data)
+    return (height, width) == (size, size) and colours in in_colours and not _jpeg_head(data)[1]
 
 
 def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int | None) -> np.ndarray:
+    shape, exif = _jpeg_head(data)
+    if out is not None and exif is None and min_side is None and out.size * len(data) <= CHEAP_SCANS:
+        _require_size(out.shape[1], out.shape[0])
+        if shape in (out.shape, (*out.shape[:2], 1)):  # in colour or grey: nothing of what follows is needed
+            image = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+            return out if image.shape == out.shape else image
     *sides, colours, _ = simplejpeg.decode_jpeg_header(data)
     height, width = map(int, sides)
     _require_size(width, height)
     if width * height * len(data) > CHEAP_SCANS and (scans := bytes(data).count(SCAN)) > MAX_SCANS:
         raise ValueError(f"it has {scans} scans, more than any encoder writes: damaged")
-    exif = _jpeg_exif(data)
     if colours in FOUR_COMPONENTS:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
@@ -97,22 +113,24 @@ def _decode_jpeg(data: bytes | memoryview, out: np.ndarray | None, min_side: int
         return _upright(image, exif)
     if min_side is not None and min(height, width) >= 2 * min_side:
         return _upright(simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side), exif)
-    fits = out is not None and out.shape == (height, width, 3) and not exif
-    return _upright(simplejpeg.decode_jpeg(data, "RGB", buffer=out if fits else None), exif)
+    return _upright(simplejpeg.decode_jpeg(data, "RGB"), exif)
 
 
-def _jpeg_exif(data: bytes | memoryview) -> Image.Exif:
-    """The EXIF tags of a JPEG, empty without them."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == SEGMENT and data[at + 1] != START_OF_SCAN:
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == APP1 and data[at + 4 : at + 10] == EXIF:
+def _jpeg_head(data: bytes | memoryview) -> tuple[tuple[int, int, int] | None, Image.Exif | None]:
+    """Height, width and number of colours by a JPEG's first frame header, None if it has none before its picture, and
+    its EXIF tags, None without them.
+    """
+    at, shape, exif, end = 2, None, None, len(data) - 10
+    while at <= end and data[at] == SEGMENT and (kind := data[at + 1]) != START_OF_SCAN:
+        if kind in FRAMES and shape is None:
+            shape = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9])
+        following = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if kind == APP1 and exif is None and data[at + 4 : at + 10] == EXIF:
             exif = Image.Exif()
             with _quiet(), contextlib.suppress(Exception):  # damaged: Pillow raises errors of any kind
-                exif.load(bytes(data[at + 4 : end]))
-            return exif
-        at = end
-    return Image.Exif()
+                exif.load(bytes(data[at + 4 : following]))
+        at = following
+    return shape, exif
 
 
 @contextlib.contextmanager
@@ -123,8 +141,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _upright(image: np.ndarray, exif: Image.Exif) -> np.ndarray:
+def _upright(image: np.ndarray, exif: Image.Exif | None) -> np.ndarray:
     """An image (H, W, C) as it is to be seen: mirrored or turned as the orientation tag says."""
+    if exif is None:
+        return image
     orientation = 1
     with contextlib.suppress(Exception):  # values are parsed when they are asked for
         orientation = exif.get(ExifTags.Base.Orientation, 1)

@@ -1,11 +1,17 @@
-"""How many threads PyTorch works with."""
+"""How many threads PyTorch works with, and work that is shared out to threads."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
-__all__ = ["one_thread"]
+__all__ = ["in_order", "one_thread"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -21,3 +27,18 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
+    """The results of `work` in the order of the items; no more than two a thread are there at once.
+
+    An error of `work` is raised in its place.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads) as threads:
+        for item in items:
+            if len(pending) == 2 * num_threads:
+                yield pending.popleft().result()
+            pending.append(threads.submit(work, item))
+        while pending:
+            yield pending.popleft().result()

@@ -29,7 +29,7 @@ class Settings:
 
     rec: str | None = key(
         None,
-        "training images: records (their prefix, .rec file or folder), or an image list",
+        "training images: records (prefix, .rec file or folder), an image list, or WebDataset shards (their folder)",
         heading="Data",
         path="input",
     )
@@ -39,7 +39,8 @@ class Settings:
         None, "folder that the paths of an image list start from; None: the list's own", path="input"
     )
     bad_images: Literal["error", "skip"] = key(
-        "error", "what to do about missing or undecodable files of a list; skip: left out, or replaced"
+        "error",
+        "what to do about missing or undecodable files of a list, and images of shards; skip: left out, or replaced",
     )
     image_size: int | None = key(
         None, "side of the network's input in pixels; None: that of the stored images", minimum=1, maximum=8192
@@ -47,6 +48,10 @@ class Settings:
     normalization: Literal["face", "imagenet"] = key("face", "mean and std of the input; face: 127.5 for both")
     augment: tuple[str, ...] = key(("flip",), "of core.images.transforms.AUGMENTATIONS, in this order")
     num_workers: int = key(4, "processes a rank that read and decode; 0: the training process itself", minimum=0)
+
+    decode_on: Literal["workers", "device"] = key(
+        "workers", "where JPEGs become pixels: in the processes that read them, or in batches on the device (nvJPEG)"
+    )
 
     network: str = key("r50", "a name of core.backbones.list_backbones()", heading="Model")
     network_options: dict[str, Any] = key(
@@ -125,7 +130,7 @@ class Settings:
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key(
         "auto",
-        "fp16: loss scaled; auto: bf16 or else fp16 on CUDA, fp32 on the CPU",
+        "fp16: loss scaled; auto: on CUDA bf16 or else fp16, on a CPU bf16 where it is measured to be faster, or fp32",
         synonyms={"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "16": "fp16", "float32": "fp32", "32": "fp32"},
     )
     compile: bool = key(False, "torch.compile the backbone")

@@ -89,6 +89,29 @@ def test_random_payloads_full_of_magic_words_are_read_as_written(tmp_path):
         assert [reader[i] for i in range(300)] == list(zip(labels, payloads))
 
 
+def test_records_that_are_read_together_are_those_that_are_read_one_by_one(tmp_path):
+    """Of one label and of several, split at magic words, empty, and larger than what is read at once."""
+    rng = np.random.default_rng(0)
+    magic = struct.pack("<I", 0xCED7230A)
+    payloads = [
+        b"",
+        b"x",
+        rng.bytes(5000),
+        magic * 3,
+        b"1234" + magic + rng.bytes(100),
+        rng.bytes(1 << 21),
+        rng.bytes(7),
+    ]
+    labels = [3.0, (1.0, 2.0), 0.0, (5.0,), (6.0, 7.0, 8.0), 9.0, 2.0]
+    prefix = write(tmp_path / "train", list(zip(range(7), labels, payloads)))
+    reader = RecordReader(prefix)
+    for records in (np.arange(7), np.array([6, 0, 3, 3, 5]), np.array([6]), np.empty(0, np.int64)):
+        found, views = reader.views(records)
+        one_by_one = [reader[i] for i in records]
+        assert found.tolist() == [values[0] for values, _ in one_by_one] and found.dtype == np.float32
+        assert [bytes(view) for view in views] == [payload for _, payload in one_by_one]
+
+
 def test_reader_follows_the_lines_of_the_index_not_its_keys(tmp_path):
     prefix = write(tmp_path / "a", [(9, 1, b"one"), (4, 2, b"two")])
     lines = (tmp_path / "a.idx").read_text().splitlines()

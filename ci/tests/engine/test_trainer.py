@@ -314,3 +314,10 @@ def test_checkpoint_that_a_kill_left_unfinished_is_removed_and_the_last_two_whol
     (unfinished / "step_999.lock").touch()
     build("run", "checkpoint_steps=2").train()
     assert sorted(path.name for path in unfinished.parent.iterdir()) == ["step_6", "step_8"]
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_images_decoded_on_the_device_train_the_same_weights(tmp_path, build, linear):
+    build("workers").train()
+    build("device", "decode_on=device").train()
+    assert_close(tmp_path / "workers", tmp_path / "device", tolerance=0)

@@ -128,6 +128,26 @@ def test_fingerprint_sees_a_changed_image_and_names_a_missing_one(tree):
         _ = open_tree(tree).fingerprint
 
 
+@pytest.mark.parametrize("add", [0, 1 << 22, -40])
+def test_templates_are_found_by_their_ids_however_large_or_negative(tree, add):
+    """The tree's ids are small and in steps; by a table and by a search, the rows are those of the ids in the files."""
+    for file, fields in (("face_tid_mid.txt", (1,)), ("template_pair_label.txt", (0, 1))):
+        lines = [line.split() for line in meta(tree, file).read_text().splitlines()]
+        for line in lines:
+            for field in fields:
+                line[field] = str(int(line[field]) + add)
+        meta(tree, file).write_text("".join(" ".join(line) + "\n" for line in lines))
+    images = open_tree(tree)
+    pairs = read_pairs(images)
+    listed = [[int(field) for field in line[:2]] for line in lines]
+    assert np.stack([images.template_ids[pairs.first], images.template_ids[pairs.second]], 1).tolist() == listed
+    for unknown in (add + 1, images.template_ids[0] - 1, images.template_ids[-1] + 1):
+        text = "".join(" ".join(line) + "\n" for line in lines)
+        meta(tree, "template_pair_label.txt").write_text(f"{text}{listed[0][0]} {unknown} 1\n")
+        with pytest.raises(UserError, match=f"template {unknown}, which has no image"):
+            read_pairs(images)
+
+
 def everything(tree):
     images = open_tree(tree)
     pairs, lists = read_pairs(images), read_identification(images)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from core.evaluation import identification, ijb
@@ -141,6 +142,37 @@ def test_in_a_pair_the_gallery_model_embeds_the_first_template_and_the_query_mod
     np.testing.assert_allclose(scores, [old[0] @ new[2], old[1] @ new[0]], atol=1e-6)
     expected = receiver_operating_characteristic(scores[:1], scores[1:]).metrics
     assert evaluate_1_1(query_templates=new, gallery_templates=old, pairs=pairs).metrics == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("order", ["sorted", "by first", "random", "repeated", "one first"])
+def test_pair_scores_equal_float64_products_in_any_order_of_the_list(monkeypatch, order, threads):
+    monkeypatch.setattr(ijb, "ROW_BLOCK", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(0)
+    templates, others = unit(rng.standard_normal((2, 30, 512)))
+    first, second = (each.ravel() for each in np.meshgrid(np.arange(30), np.arange(30), indexing="ij"))
+    if order == "repeated":  # more pairs than there are different ones
+        first, second = np.repeat([first, second], 3, axis=1)
+    if order == "one first":
+        first, second = np.full(2000, 7), rng.integers(0, 30, 2000)
+    shuffled = rng.permutation(len(first))
+    if order == "by first":
+        shuffled = shuffled[np.argsort(first[shuffled], kind="stable")]
+    if order != "sorted":
+        first, second = first[shuffled], second[shuffled]
+    pairs = Pairs(first.astype(np.int32), second.astype(np.int32), first == second)
+    expected = np.einsum("pd,pd->p", templates[first], others[second], dtype=np.float64)
+    found = ijb.pair_scores(templates, others, pairs)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-7)
+    same = ijb.pair_scores(templates[:1].repeat(30, 0), others[:1].repeat(30, 0), pairs)
+    assert len(np.unique(same)) == 1, "equal templates have equal scores"
+
+
+def test_without_a_pair_there_are_no_scores():
+    nothing = np.empty(0, np.int32)
+    assert ijb.pair_scores(*np.ones((2, 3, 4), np.float32), Pairs(nothing, nothing, nothing > 0)).shape == (0,)
 
 
 def naive_identification(query, gallery_features, gallery, probes):

@@ -1,7 +1,6 @@
 """Plans as a whole: made-up upgrades, encoders that have nothing in common, and what is written down."""
 
 import json
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 import simplejpeg
 from tiny import noise, write_records, write_run_folder
 
+from ci.benchmarks import gallery_plan
 from core.errors import UserError
-from core.files import ROOT
 from core.gallery.planning.cost import Holdings, Rate, measure_rate
 from core.gallery.planning.cross_fitting import cross_fit, cross_fitted_priorities, deal_identities
 from core.gallery.planning.make_plan import make_plan
@@ -68,9 +67,8 @@ def test_unrelated_encoders_and_few_pairs_advise_against_maps(images, sizes, spr
 
 
 def test_plans_take_the_best_road_of_made_cases_and_their_thresholds_hold():
-    benchmark = runpy.run_path(str(ROOT / "ci" / "benchmarks" / "gallery_plan.py"))
-    cases = [replace(case, people=60, sizes=(32, 32)) for case in benchmark["make_cases"](20)[::4]]
-    outcomes = [benchmark["run"](case, population=180, seed=number) for number, case in enumerate(cases)]
+    cases = [replace(case, people=60, sizes=(32, 32)) for case in gallery_plan.make_cases(20)[::4]]
+    outcomes = [gallery_plan.measure(case, population=180, seed=number) for number, case in enumerate(cases)]
     losses = [outcome.loss(outcome.sample_size) for outcome in outcomes]
     assert sum(loss <= 0.02 for loss in losses) >= 4, losses
     ratios = np.concatenate([outcome.ratios for outcome in outcomes])

@@ -296,6 +296,26 @@ def test_pixels_are_written_to_an_array_of_their_shape(kind):
         assert np.array_equal(decode_image(memoryview(data)), out)
 
 
+def test_jpegs_of_every_kind_have_the_same_pixels_in_an_array_of_their_shape():
+    """The short way of commonplace JPEGs is that of all others: grey, four colours, progressive, turned, commented."""
+    colour, grey = picture(16, 16), Image.fromarray(picture(16, 16)[..., 0])
+    comment = b"\xff\xfe\0\x0e no Exif\0\0  "
+    plain = encoded(colour, "JPEG")
+    kinds = [
+        plain, encoded(grey, "JPEG"), encoded(Image.fromarray(colour).convert("CMYK"), "JPEG"),
+        encoded(colour, "JPEG", progressive=True), encoded(colour, "JPEG", 6), encoded(colour, "JPEG", 1),
+        plain[:2] + comment + plain[2:], encoded(colour, "JPEG", subsampling=0), encoded(picture(16, 15), "JPEG"),
+    ]  # fmt: skip
+    for data in kinds:
+        out = np.full((16, 16, 3), 7, np.uint8)
+        expected = decode_image(data)
+        assert np.array_equal(decode_image(data, out), expected)
+        assert np.array_equal(out, expected) or expected.shape != out.shape
+        for damaged in (data[: len(data) * 2 // 3], data[:30], data[:2], data[:2] + b"\xff\xda" + data[2:]):
+            with pytest.raises(ValueError):
+                decode_image(damaged, out)
+
+
 def test_large_jpegs_may_be_shrunk_while_they_are_decoded():
     for orientation, shape in ((None, (50, 75)), (6, (75, 50))):
         data = encoded(picture(200, 300), "JPEG", orientation)

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.images.transforms import AUGMENTATIONS, TrainTransform, affine, flip, light, noise, normalize, occlusion
+from core.images.transforms import (
+    AUGMENTATIONS,
+    NORMALIZATIONS,
+    TrainTransform,
+    affine,
+    flip,
+    light,
+    noise,
+    normalize,
+    occlusion,
+)
 
 
 @pytest.fixture
@@ -40,6 +50,31 @@ def test_flip_mirrors_about_half_of_the_images_each_as_a_whole(images):
     kept = [torch.equal(new, old) for new, old in zip(result, plain)]
     assert all(a != b for a, b in zip(mirrored, kept))
     assert 16 < sum(mirrored) < 48
+
+
+@pytest.mark.parametrize("channel_order", ["RGB", "BGR"])
+@pytest.mark.parametrize("count", [0, 1, 17, 64])
+def test_normalization_equals_the_plain_formula_bit_for_bit(images, count, channel_order):
+    images = images[:count, :, :7]  # not contiguous, and not square
+    for mean, std in NORMALIZATIONS.values():
+        plain = images.flip(3) if channel_order == "BGR" else images
+        plain = ((plain.float() - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+        assert torch.equal(normalize(images, mean, std, channel_order), plain)
+
+
+@pytest.mark.parametrize("augmentations", [["flip"], ["flip", "noise"], ["noise", "flip"], ["light", "flip", "noise"]])
+def test_a_batch_that_is_mirrored_as_bytes_equals_one_that_is_mirrored_as_numbers(images, augmentations):
+    torch.manual_seed(5)
+    found = TrainTransform("imagenet", augmentations)(images)
+    torch.manual_seed(5)
+    expected = normalize(images, *NORMALIZATIONS["imagenet"])
+    for name in augmentations:
+        if name == "flip":
+            mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+            expected = torch.where(mirrored, expected.flip(3), expected)
+        else:
+            expected = AUGMENTATIONS[name](expected)
+    assert torch.equal(found, expected)
 
 
 def test_affine_of_no_strength_is_the_identity(images):

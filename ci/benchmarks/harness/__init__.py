@@ -1,0 +1,1 @@
+"""What the benchmarks share: measuring, the machine's description, random vectors."""
