@@ -29,6 +29,7 @@ from ci.gpu.stand_ins import stand_in  # noqa: E402
 
 missing = stand_in()
 
+from ci.gpu.decoding import check_decoding  # noqa: E402
 from ci.gpu.heads import check_heads  # noqa: E402
 from ci.gpu.images import check_images  # noqa: E402
 from ci.gpu.losses import check_losses  # noqa: E402
@@ -45,6 +46,7 @@ CORRECTNESS = {
     "heads": check_heads,
     "losses": check_losses,
     "images": check_images,
+    "decoding": check_decoding,
     "vectors": check_vectors,
     "training": check_training,
 }

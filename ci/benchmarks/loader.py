@@ -14,7 +14,6 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,8 +26,7 @@ from ci.benchmarks.harness.bench import Bench
 from ci.benchmarks.records import NUM_DISTINCT, SIZE, draw_images
 from core.data.recordio import RecordReader, RecordWriter
 from core.data.records import RecordDataset, write_image_records
-from core.images.codec import decode_image
-from core.images.device_decoding import DeviceDecoder, EncodedReader
+from core.images.device_decoding import EncodedReader
 from core.images.loader import load_batches
 
 QUICK = {"images": 1024, "workers": (0, 1)}
@@ -163,71 +161,6 @@ def scaling(data: RecordDataset, batch: int, workers: Sequence[int], repeats: in
 def workers_of_a_node(cost: Cost, batch: int, rate: float) -> tuple[float, float]:
     """Busy workers of a node that give `rate` images a second, and the most that its parents can take."""
     return rate * cost.worker, GPUS_A_NODE * batch / cost.parent
-
-
-def compare_decoders(device: torch.device, count: int = 2048, batch: int = 128) -> dict[str, float]:
-    """Images a second of the device's decoder (bytes on the host in, pixels on the device out) and of one core's, and
-    the largest and mean difference of their pixels in grey levels.
-    """
-    payloads = draw_images(np.random.default_rng(0), min(count, NUM_DISTINCT))
-    source = _Payloads(payloads)
-    reader, decoder = EncodedReader(source), DeviceDecoder(source, device)
-    rows = np.arange(count).reshape(-1, batch) % len(payloads)
-    encoded = [{name: torch.from_numpy(array) for name, array in reader.read(each).items()} for each in rows]
-    for each, batch_rows in zip(encoded, rows):
-        each["row"] = torch.from_numpy(batch_rows)
-    pixels = decoder(encoded[0])["image"].cpu().numpy()
-    difference = np.abs(pixels.astype(int) - source.read(rows[0])["image"])
-    rates = {}
-    for name, decode in (
-        ("device", partial(_decode_all, decoder, encoded)),
-        ("core", partial(_read_all, source, rows)),
-    ):
-        started = time.perf_counter()
-        decode()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        rates[name] = count / (time.perf_counter() - started)
-    return {
-        "device_images_per_second": rates["device"],
-        "core_images_per_second": rates["core"],
-        "largest_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
-    }
-
-
-def _decode_all(decoder: DeviceDecoder, batches: Sequence[dict[str, torch.Tensor]]) -> None:
-    for batch in batches:
-        decoder(batch)
-
-
-def _read_all(source: "_Payloads", rows: np.ndarray) -> None:
-    for each in rows:
-        source.read(each)
-
-
-class _Payloads:
-    """Encoded images in memory, as a source."""
-
-    image_size = SIZE
-
-    def __init__(self, payloads: list[bytes]):
-        self.payloads = payloads
-
-    def payload(self, row: int) -> bytes:
-        return self.payloads[row]
-
-    def labels(self) -> np.ndarray:
-        return np.zeros(len(self.payloads), np.int64)
-
-    def image_name(self, row: int) -> str:
-        return f"image {row}"
-
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        images = np.empty((len(rows), SIZE, SIZE, 3), np.uint8)
-        for row, out in zip(rows.tolist(), images):
-            decode_image(self.payloads[row], out)
-        return {"image": images}
 
 
 def run(bench: Bench, *, images: int = 16_384, batch: int = 128, workers: tuple = (0, 1, 2, 4)) -> None:

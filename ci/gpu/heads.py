@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from ci.gpu.report import Error, Report, difference
 from core.engine.optimization import build_optimizer
+from core.engine.precision import float32_products
 from core.engine.row_optimizers import RowAdamW, RowSGD
 from core.heads import PartialFC
 from core.heads.frozen_classifier import FrozenClassifier
@@ -18,8 +19,8 @@ from core.heads.margins import ArcFace, CosFace, Margin, Softmax
 from core.settings import Settings
 
 MARGINS: tuple[Margin, ...] = (ArcFace(64.0, 0.5), CosFace(64.0, 0.4), Softmax())
-CLOSE = 2e-4
-"""Of float32 with logits up to 64, as a share of the largest number."""
+CLOSE, ROUNDED = 2e-4, 2e-2
+"""Of float32 with logits up to 64, as a share of the largest number, and of products of TF32."""
 
 
 def plain_loss(margin: Margin, embeddings: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
@@ -57,7 +58,14 @@ def check_margin(margin: Margin, device: torch.device) -> dict[str, Error]:
 
 
 def check_head(
-    margin: Margin, rate: float, bias: bool, device: torch.device, num_classes: int, size: int, batch: int
+    margin: Margin,
+    rate: float,
+    bias: bool,
+    device: torch.device,
+    num_classes: int,
+    size: int,
+    batch: int,
+    close: float = CLOSE,
 ) -> dict[str, Error]:
     """Loss and gradients of a partial FC; of a sampled one over the classes that got a gradient."""
     torch.manual_seed(0)
@@ -82,14 +90,20 @@ def check_head(
     expected = plain_loss(margin, leaves[0], leaves[1], leaves[2] if bias else None, columns[labels])
     gradients = torch.autograd.grad(expected, leaves)
     errors = {
-        "loss": difference(loss, expected, 1e-5),
-        "gradient of embeddings": difference(mine.grad, gradients[0], CLOSE),
-        "gradient of weights": difference(of_weight[used], gradients[1], CLOSE),
+        "loss": difference(loss, expected, close / 20),
+        "gradient of embeddings": difference(mine.grad, gradients[0], close),
+        "gradient of weights": difference(of_weight[used], gradients[1], close),
         "classes": Error(abs(len(used) - max(int(rate * num_classes), 1)), 0.0),
     }
     if bias:
-        errors["gradient of bias"] = difference(dense(head.bias.grad).cpu()[used], gradients[2], CLOSE)
+        errors["gradient of bias"] = difference(dense(head.bias.grad).cpu()[used], gradients[2], close)
     return errors
+
+
+def check_rounded(device: torch.device, num_classes: int, size: int, batch: int) -> dict[str, Error]:
+    """As the trainer computes it where the network works in half precision."""
+    with float32_products(device, "bf16"):
+        return check_head(MARGINS[0], 1.0, False, device, num_classes, size, batch, ROUNDED)
 
 
 def check_frozen(device: torch.device, num_classes: int, size: int, batch: int) -> dict[str, Error]:
@@ -151,6 +165,9 @@ def check_heads(report: Report, device: torch.device, quick: bool) -> None:
     for name, margin, rate, bias in cases():
         work = (margin, rate, bias, device, num_classes, size, batch)
         report.check("heads", name, lambda work=work: check_head(*work))
+    report.check(
+        "heads", "partial FC, ArcFace, beside half precision", lambda: check_rounded(device, num_classes, size, batch)
+    )
     for optimizer in (RowSGD, RowAdamW):
         work = partial(check_rows_update, optimizer, device)
         report.check("heads", f"update of sampled rows, {optimizer.__name__}", work)

@@ -54,6 +54,12 @@ def product_rate(precision: str, device: torch.device, size: int, seconds: float
         return 2 * size**3 / seconds_a_call(lambda: torch.mm(one, other, out=out), device, seconds)
 
 
+def memory_rate(device: torch.device, numbers: int, seconds: float) -> float:
+    """Bytes a second that a pass over a tensor of float32 `numbers` reads and writes."""
+    buffer = torch.zeros(numbers, device=device)
+    return 2 * buffer.nbytes / seconds_a_call(lambda: buffer.mul_(1.0), device, seconds)
+
+
 def forward_operations(backbone: nn.Module, image_size: int, device: torch.device) -> float:
     """Of a network in training, for each image; what is computed again in the backward pass is not counted."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = (
-    "cv2", "easydict", "faiss", "jinja2", "matplotlib", "milvus_lite", "onnx", "onnxruntime", "onnxscript", "PIL",
-    "polars", "pyarrow", "pymilvus", "safetensors", "simplejpeg", "sklearn", "tensorboard", "threadpoolctl", "tqdm",
+    "cv2", "easydict", "faiss", "google", "jinja2", "matplotlib", "milvus_lite", "onnx", "onnxruntime", "onnxscript",
+    "PIL", "polars", "pyarrow", "pymilvus", "safetensors", "simplejpeg", "sklearn", "tensorboard", "threadpoolctl",
+    "tqdm",
 )  # fmt: skip
 """All that `core` imports beside torch, torchvision and numpy."""
 

@@ -4,14 +4,17 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from ci.gpu.rates import tf32
+from ci.scale_simulation import Job
 from core.backbones import build_backbone
 from core.engine.optimization import LossScaler, build_optimizer
+from core.engine.precision import float32_products
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 from core.settings import Settings
@@ -76,12 +79,20 @@ def plain_step(cell: Cell, sizes: Sizes, device: torch.device) -> Callable[[], o
     return step
 
 
+def make_head(num_classes: int, embedding_size: int, device: torch.device, sample_rate: float = 1.0) -> PartialFC:
+    """Weights drawn on the device: the CPU takes seconds for a million classes."""
+    with patch.object(PartialFC, "_initialize"), device:
+        head = PartialFC(ArcFace(S, M), embedding_size, num_classes, sample_rate)
+    nn.init.normal_(head.weight, 0.0, 0.01)
+    return head
+
+
 def our_step(cell: Cell, sizes: Sizes, device: torch.device) -> Callable[[], object]:
     """`Trainer._train_step` without loader, logs and ranks."""
     backbone = build_backbone(cell.network, sizes.embedding_size, image_size=sizes.image_size, **cell.options)
     layout = torch.channels_last if cell.channels_last else torch.contiguous_format
     backbone.to(device, memory_format=layout)
-    head = PartialFC(ArcFace(S, M), sizes.embedding_size, cell.num_classes).to(device)
+    head = make_head(cell.num_classes, sizes.embedding_size, device)
     optimizer = build_optimizer(Settings(lr=0.001), [*backbone.parameters(), *head.parameters()])
     half = HALF[cell.precision]
     scaler = LossScaler(device.type, enabled=half is torch.float16)
@@ -90,13 +101,31 @@ def our_step(cell: Cell, sizes: Sizes, device: torch.device) -> Callable[[], obj
     images = images.contiguous(memory_format=layout)
 
     def step() -> None:
-        with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
-            embedding = forward(images)
-        scaler.scale(head(embedding.float(), labels)).backward()
+        with float32_products(device, "fp32" if half is None else cell.precision):
+            with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
+                embedding = forward(images)
+            scaler.scale(head(embedding.float(), labels)).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(backbone.parameters(), 5.0)
         scaler.step(optimizer)
         scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def make_head_step(job: Job, device: torch.device) -> Callable[[], object]:
+    """Of a partial FC alone, with its update, as the trainer has it beside half precision."""
+    torch.manual_seed(0)
+    head = make_head(job.classes, job.embedding, device, job.rate)
+    optimizer = build_optimizer(Settings(lr=0.001), head.parameters())
+    embeddings = torch.randn(job.batch, job.embedding, device=device, requires_grad=True)
+    labels = torch.randint(job.classes, (job.batch,), device=device)
+
+    def step() -> None:
+        with float32_products(device, "bf16"):
+            head(embeddings, labels).backward()
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step

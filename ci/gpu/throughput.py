@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ci.gpu.rates import TYPES, forward_operations, product_rate, seconds_a_call
+from ci.gpu.rates import TYPES, forward_operations, memory_rate, product_rate, seconds_a_call
 from ci.gpu.report import GIB, Report
-from ci.gpu.steps import Cell, Sizes, clean_up, make_step
+from ci.gpu.steps import Cell, Sizes, clean_up, make_head_step, make_step
+from ci.scale_simulation import Job, Rates, memory_bytes, step_parts
 from core.backbones import build_backbone
 from core.images.transforms import NORMALIZATIONS
 from core.models.encoder import Encoder
@@ -16,7 +17,8 @@ from core.models.encoder import Encoder
 NETWORKS: Mapping[str, dict[str, Any]] = {"r50": {}, "r100": {}, "r18": {}, "vit_b": {}}
 QUICK_NETWORKS: Mapping[str, dict[str, Any]] = {"r18": {"width": 8, "depth": 1}}
 CLASSES, QUICK_CLASSES = (93_431, 1_000_000), (50,)
-MEASURED, COMPILATION = 2.0, 60.0
+SAMPLE_RATES = (1.0, 0.1)
+MEASURED, COMPILATION = 1.0, 60.0
 """Seconds of a cell's steps, and what compiling a network may take."""
 
 
@@ -50,6 +52,29 @@ class Throughput:
     def measure_rate(self, precision: str, size: int) -> tuple[str, dict[str, Any]]:
         self.rates[precision] = product_rate(precision, self.device, size, self.seconds)
         return f"{self.rates[precision] / 1e12:.2f} TFLOP/s", {"operations_per_second": self.rates[precision]}
+
+    def measure_memory(self, numbers: int) -> tuple[str, dict[str, Any]]:
+        self.rates["memory"] = memory_rate(self.device, numbers, self.seconds)
+        return f"{self.rates['memory'] / 1e9:.0f} GB/s", {"bytes_per_second": self.rates["memory"]}
+
+    def measure_head(self, num_classes: int, sample_rate: float) -> tuple[str, dict[str, Any]]:
+        """The classifier's step and update beside half precision, and what `ci.scale_simulation` predicts."""
+        clean_up(self.device)
+        batch, size = self.sizes.batch, self.sizes.embedding_size
+        job = Job(1, num_classes, sample_rate, batch, size)
+        parts = step_parts(job, Rates(product=self.rates["tf32"], memory=self.rates["memory"]))
+        memory = memory_bytes(job)
+        predicted = parts["head, flops"] + parts["head, memory"], (sum(memory.values()) - memory["backbone"]) / GIB
+        seconds = seconds_a_call(make_head_step(job, self.device), self.device, self.seconds)
+        peak = torch.cuda.max_memory_allocated(self.device) / GIB if self.device.type == "cuda" else None
+        values = {
+            "seconds_per_step": seconds,
+            "predicted_seconds": predicted[0],
+            "peak_gib": peak,
+            "predicted_gib": predicted[1],
+        }
+        used = f"; {peak:.2f} GiB, predicted {predicted[1]:.2f}" if peak is not None else ""
+        return f"{1e3 * seconds:.2f} ms, predicted {1e3 * predicted[0]:.2f}{used}", values
 
     def measure(self, cell: Cell) -> tuple[str, dict[str, Any]]:
         clean_up(self.device)
@@ -103,6 +128,10 @@ def measure_throughput(report: Report, device: torch.device, quick: bool) -> Non
     square = 64 if quick else 8192 if device.type == "cuda" else 1024
     for precision in TYPES:
         report.measure("rate", f"{precision} products", lambda p=precision: throughput.measure_rate(p, square), 3)
+    report.measure("rate", "memory", lambda: throughput.measure_memory(1000 if quick else 1 << 28), 3)
+    for num_classes, rate in product(classes, SAMPLE_RATES):
+        name = f"C {num_classes:,} rate {rate}"
+        report.measure("head", name, lambda work=(num_classes, rate): throughput.measure_head(*work), 3)
     first, *others = cells(networks, classes, quick)
     for cell in (first, *others):
         seconds = (COMPILATION if cell.compiled else 0) + 3 * throughput.seconds

@@ -27,6 +27,8 @@ from core.program import load_method
 from core.settings import Settings
 
 TINY = {"network": "r18", "network_options": {"width": 16, "depth": 1}, "embedding_size": 32, "margin_scale": 16.0}
+NOTHING = 1e-2
+"""A tensor whose numbers are all below is compared with it: means of what a batch norm has centred are rounding."""
 LOW_SCALE, HUGE_SCALE = 2.0**6, 2.0**60
 """Of the loss in fp16: at the low one nothing overflows, so that no step is skipped, at the huge one every step."""
 
@@ -92,6 +94,7 @@ class Check:
         name: str,
         device: torch.device | None = None,
         around_step: Callable[[Trainer, dict[str, Any]], Any] = lambda trainer, noted: nullcontext(),
+        num_classes: int = 10,
         **settings: Any,
     ) -> Outcome:
         """A run of `steps` steps in folder `name`; `around_step`: a context for each of them."""
@@ -102,7 +105,7 @@ class Check:
                 with around_step(self, noted):
                     super()._train_step(micro_batches)
 
-        data = SyntheticImages(self.steps * self.batch_size, 10, self.image_size)
+        data = SyntheticImages(self.steps * self.batch_size, num_classes, self.image_size)
         given = dict(
             rec="synthetic", output=str(self.folder / name), batch_size=self.batch_size, num_epoch=1, lr=0.02,
             frequent=1, num_workers=0, precision="fp32", augment=(), device=place.type,
@@ -126,7 +129,7 @@ class Check:
         return {
             "first loss": difference(one.losses[0], other.losses[0], 1e-4),
             "losses": difference(one.losses, other.losses, 1e-2),
-            "weights": _weights(one, other, 2e-2),
+            **_weights(one, other, 2e-2, NOTHING),
         }
 
     def half(self, precision: str) -> dict[str, Error]:
@@ -185,7 +188,7 @@ class Check:
             self.run(f"parts_{precision}", around_step=killed, **settings)
         except KeyboardInterrupt:
             pass
-        return {"weights": _weights(self.run(f"parts_{precision}", **settings), whole, 0.0)}
+        return _weights(self.run(f"parts_{precision}", **settings), whole, 0.0)
 
     def waits(self, precision: str, **settings: Any) -> dict[str, Error]:
         """A step, once warm, in which waiting for the device is an error."""
@@ -202,8 +205,9 @@ class Check:
                     torch.cuda.set_sync_debug_mode("default")
 
         name = "_".join(["waits", precision, *settings])
+        num_classes = 2 * self.batch_size  # with fewer a sampled head waits for the number of positives
         settings |= {"augment": tuple(AUGMENTATIONS), "frequent": 1000}  # at log steps it may wait
-        self.run(name, precision=precision, around_step=without_waiting, **settings)
+        self.run(name, precision=precision, around_step=without_waiting, num_classes=num_classes, **settings)
         return {"waits": Error(0.0, 0.0)}
 
 
@@ -211,11 +215,11 @@ def _set_scale(trainer: Trainer, scale: float) -> None:
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": scale})
 
 
-def _weights(one: Outcome, other: Outcome, allowed: float) -> Error:
-    return max(
-        (difference(one.weights[name], tensor, allowed) for name, tensor in other.weights.items()),
-        key=lambda error: error.found,
-    )
+def _weights(one: Outcome, other: Outcome, allowed: float, floor: float = 0.0) -> dict[str, Error]:
+    """The error of the tensor that differs most, by its name."""
+    errors = {name: difference(one.weights[name], tensor, allowed, floor) for name, tensor in other.weights.items()}
+    worst = max(errors, key=lambda name: errors[name].found)
+    return {worst: errors[worst]}
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from core.engine.initial_weights import INITIAL_WEIGHTS, load_initial_backbone, 
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import load_old_model, open_old_features
 from core.engine.optimization import LossScaler, build_optimizer, learning_rate
-from core.engine.precision import PRECISIONS, choose_precision
+from core.engine.precision import PRECISIONS, choose_precision, float32_products
 from core.engine.run_folder import LINE, MetricsLog, RunFolder, code_version
 from core.engine.window import StepWindow
 from core.errors import UserError
@@ -377,7 +377,8 @@ class Trainer:
         finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
         logged: dict[str, Tensor] = {}
         for number, loaded in enumerate(micro_batches, 1):
-            with nullcontext() if number == len(micro_batches) else self.model.no_sync():
+            averages = nullcontext() if number == len(micro_batches) else self.model.no_sync()
+            with averages, float32_products(self.ranks.device, self.precision):
                 terms = self._forward(loaded, epoch)
                 total = torch.stack(list(terms.values())).sum() / settings.gradient_acc
                 self.scaler.scale(total).backward()

@@ -371,7 +371,7 @@ class PartialFC(nn.Module):
         held = targets >= 0
         # The entry beyond the last class is for the targets that this rank does not hold.
         priority = torch.rand(self.num_local + 1, device=targets.device)
-        priority[torch.where(held, targets, self.num_local)] = 2.0
+        priority.index_fill_(0, torch.where(held, targets, self.num_local), 2.0)  # an assignment would wait for CUDA
         priority = priority[:-1]
         num_sampled = int(self.sample_rate * self.num_local)
         if len(targets) > num_sampled:
