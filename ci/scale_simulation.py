@@ -1,6 +1,6 @@
 """Step time and memory of a training on many GPUs, from measured parts; the same formulas tried on this machine.
 
-    python ci/scale_simulation.py                          # the tables of docs/scale.md: 8 and 64 H100s, assumed rates
+    python ci/scale_simulation.py                          # the tables of docs/scale.md: 8 and 64 H100s
     python ci/scale_simulation.py --rates measured.json    # some or all of the rates as measured (keys: `Rates`)
     python ci/scale_simulation.py --check                  # 1, 2 and 4 gloo processes here: predicted against measured
 
@@ -68,18 +68,19 @@ GIB = 2**30
 class Rates:
     """What the parts of a machine do in a second, measured or assumed.
 
-    The defaults are ASSUMPTIONS for a node of 8 H100 SXM GPUs, measured by nobody here: NVIDIA's data sheet of the H100
-    (989 TFLOP/s bf16 without sparsity, 67 float32, 3.35 TB/s of memory, 900 GB/s of NVLink both ways together) and of
-    the DGX H100 (a network card of 400 Gb/s a GPU), each times a share that is usual.
+    The defaults are for a node of 8 H100 SXM GPUs. `backbone`, `product` and `memory` were measured on one of them
+    (docs/gpu.md). The others are ASSUMPTIONS, measured by nobody here: NVIDIA's data sheets of the H100 (900 GB/s of
+    NVLink both ways together) and of the DGX H100 (a network card of 400 Gb/s a GPU), each times a share that is usual.
     """
 
-    backbone: float = 0.3 * 989e12 / (3 * 2 * 6.3e9)
-    """Images a GPU trains in a second, the head left out: r50 at 112x112, 6.3 GMAC an image (InsightFace's model
-    zoo), at 30 % of the data sheet's bf16 rate."""
-    product: float = 0.6 * 67e12
-    """FLOP/s of the head's products, in float32 as the head has them."""
-    memory: float = 0.8 * 3.35e12
-    """Bytes of device memory that a pass reads or writes in a second."""
+    backbone: float = 3_100.0
+    """Images a GPU trains in a second: r50 at 112x112, B = 128, bf16, with a head of 93,431 classes, so a little less
+    than the backbone alone."""
+    product: float = 377e12
+    """FLOP/s of the head's products: TF32, of matrices of side 8192."""
+    memory: float = 0.8 * 2.997e12
+    """Bytes of device memory that a pass reads or writes in a second: a copy's rate, times what makes the step of a head
+    with a million classes as long as it was measured."""
     fresh: float = math.inf
     """Bytes of newly allocated memory that a system hands out in a second; PyTorch keeps that of a GPU."""
     link: float = 0.8 * 450e9
@@ -400,7 +401,7 @@ def main() -> None:
         print(format_table(header, check(repeats=args.repeats)))
         return
     rates = load_rates(args.rates)
-    source = "assumed (data sheets)" if args.rates is None else f"{args.rates}; what it leaves out is assumed"
+    source = "an H100 measured, networks and disk assumed" if args.rates is None else f"{args.rates}; what it leaves out is assumed"
     print(f"rates: {source}\n{json.dumps(asdict(rates), indent=1)}\n")
     print(f"{time_table(rates, args.batch)}\n\nGiB of a GPU\n\n{memory_table(args.batch)}")
     for name in ("r50", "r100"):
