@@ -79,8 +79,8 @@ class Rates:
     product: float = 377e12
     """FLOP/s of the head's products: TF32, of matrices of side 8192."""
     memory: float = 0.8 * 2.997e12
-    """Bytes of device memory that a pass reads or writes in a second: a copy's rate, times what makes the step of a head
-    with a million classes as long as it was measured."""
+    """Bytes of device memory that a pass reads or writes in a second: a copy's rate, times what makes a head of a
+    million classes take as long as it was measured to."""
     fresh: float = math.inf
     """Bytes of newly allocated memory that a system hands out in a second; PyTorch keeps that of a GPU."""
     link: float = 0.8 * 450e9
@@ -401,7 +401,8 @@ def main() -> None:
         print(format_table(header, check(repeats=args.repeats)))
         return
     rates = load_rates(args.rates)
-    source = "an H100 measured, networks and disk assumed" if args.rates is None else f"{args.rates}; what it leaves out is assumed"
+    default = "an H100 measured, networks and disk assumed"
+    source = default if args.rates is None else f"{args.rates}, and for what it leaves out {default}"
     print(f"rates: {source}\n{json.dumps(asdict(rates), indent=1)}\n")
     print(f"{time_table(rates, args.batch)}\n\nGiB of a GPU\n\n{memory_table(args.batch)}")
     for name in ("r50", "r100"):
