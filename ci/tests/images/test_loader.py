@@ -1,19 +1,20 @@
 """Batches from worker processes."""
 
 import os
-import resource
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
-from limited_child import outcome
 
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
 from core.errors import UserError
+from core.files import ROOT
 from core.images.loader import load_batches
 
 ROWS = [np.arange(start, start + 7) for start in range(0, 63, 7)][::-1] + [np.array([71, 0, 35])]
@@ -101,14 +102,26 @@ def test_absurd_numbers_of_workers_are_refused_before_one_is_started(num_workers
         next(load_batches(Deadly(-1), [[0]], num_workers))
 
 
-def test_workers_that_the_system_refuses_are_told_with_their_number():
-    def start():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, 1024))
-        list(load_batches(Deadly(-1), [[0]], 40))
+TOO_MANY = """
+import os, resource
+from core.errors import run_program
+from core.images.loader import load_batches
+from test_loader import Deadly
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, 1024))
+run_program(lambda: list(load_batches(Deadly(-1), [[0]], 40)))
+"""
 
-    error = outcome(start, megabytes=4000)
-    assert isinstance(error, UserError), error
-    assert "num_workers is 40, and the system does not start so many" in str(error)
+
+def test_workers_that_the_system_refuses_are_reported_with_their_number(tmp_path):
+    """In a fresh process: a fork of this one, with its threads, may wait for ever for a lock that one of them held."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "ci" / "tests"), os.path.dirname(__file__)])
+    with open(tmp_path / "lines", "w+") as lines:  # no pipe, which workers that are left over would keep open
+        command = [sys.executable, "-c", TOO_MANY]
+        done = subprocess.run(command, stderr=lines, env={**os.environ, "PYTHONPATH": paths}, timeout=200)
+        lines.seek(0)
+        text = lines.read()
+    assert done.returncode == 2, text
+    assert "error: num_workers is 40, and the system does not start so many" in text
 
 
 def test_rows_of_a_shuffled_batch_are_listed():
