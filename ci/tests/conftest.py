@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import write_records
 
+from core.parallel import threads
 from core.parallel.ranks import Ranks, process_group
 
 
@@ -26,10 +26,14 @@ def tiny_settings() -> list[str]:
 
 
 @pytest.fixture
-def ranks() -> Iterator[Ranks]:
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and threads that wait for each other on a busy machine take minutes."""
+    with threads.one_thread():
+        yield
+
+
+@pytest.fixture
+def ranks(one_thread: None) -> Iterator[Ranks]:
     """A process group of this process alone, on the CPU, with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with process_group("cpu") as alone:
         yield alone
-    torch.set_num_threads(threads)

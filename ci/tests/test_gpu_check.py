@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from launching import load_program
 
 from core.files import ROOT
@@ -23,12 +22,7 @@ runpy.run_path({program!r}, run_name="__main__")
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check(tmp_path, *parts: str) -> tuple[int, list[dict]]:

@@ -91,12 +91,8 @@ def write_tree(parent: Path, subset: str = "IJBC", num_subjects: int = 12) -> Pa
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny networks gain nothing from threads, and threads that wait for each other on a busy machine take minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def always_one_thread(one_thread: None) -> None:
+    """See `one_thread`."""
 
 
 @pytest.fixture
