@@ -133,10 +133,13 @@ def read_shard_index(path: str | Path) -> ShardIndex:
     with reading(path, "index of shards", f"make it again: {MAKE} FOLDER"):
         with zipfile.ZipFile(require_file(path, "index of shards")) as archive:
             most = os.path.getsize(path)
-            shards = [Path(path).parent / str(name) for name in _array(archive, "shards", most).tolist()]
+            names = [str(name) for name in _array(archive, "shards", most).tolist()]
             arrays = [_array(archive, name, most) for name in ("sizes", "counts", "offsets", "lengths", "labels")]
         if any(each.ndim != 1 or each.dtype.kind not in "iu" for each in arrays):
             raise ValueError("its places and labels are not rows of whole numbers")
+        if any("\0" in name for name in names):
+            raise ValueError("the name of a shard is none")
+        shards = [Path(path).parent / name for name in names]
         sizes, counts, offsets, lengths, labels = (each.astype(np.int64) for each in arrays)
         if not len(sizes) == len(counts) == len(shards) or (counts < 0).any():
             raise ValueError("its shards, their sizes and the numbers of their images do not fit each other")

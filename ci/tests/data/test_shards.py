@@ -189,6 +189,7 @@ def test_damaged_index_is_an_error(tmp_path, samples):
     changes = {
         "offsets": whole["offsets"] + 10**9, "labels": -whole["labels"], "counts": whole["counts"][:-1],
         "lengths": whole["lengths"][1:], "sizes": whole["sizes"].astype(object),
+        "shards": np.array([f"a\0{name}" for name in whole["shards"].tolist()]),
     }  # fmt: skip
     for name, changed in changes.items():
         np.savez(index, **{**whole, name: changed})

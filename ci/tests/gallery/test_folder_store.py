@@ -299,6 +299,8 @@ def test_what_is_no_gallery_is_told(gallery, tmp_path):
     assert "of another program" in refused()
     file.write_bytes(b"no database" * 1000)
     assert "is damaged" in refused()
+    file.write_bytes(good.replace(b"next_row INTEGER NOT NULL,", b"next_row INTEGER NOT NULL\xff"))
+    assert "is damaged" in refused() and "not UTF-8" in refused()
     file.write_bytes(good)
     vector_file = folder / "vectors-0.bin"
     whole = vector_file.read_bytes()

@@ -173,6 +173,8 @@ class Database:
             raise UserError(self._explanation(str(error))) from error
         except UnicodeEncodeError as error:
             raise UserError(f"an id, class or path is not UTF-8: {error.object[:200]!a}; correct it") from error
+        except UnicodeDecodeError as error:  # SQLite's message quotes the damaged bytes
+            raise UserError(self._explanation(f"text that is not UTF-8 ({error.reason})")) from error
 
     def _explanation(self, text: str) -> str:
         """By the text: Python 3.10 does not give SQLite's codes."""
