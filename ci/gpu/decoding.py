@@ -1,6 +1,7 @@
 """JPEGs decoded on the device beside one core of the CPU: the difference of their pixels, and images a second."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,11 @@ class Decoders:
 
 def check_decoding(report: Report, device: torch.device, quick: bool) -> None:
     """Pixels, then rates."""
-    made: list[Decoders] = []
 
+    @cache
     def decoders() -> Decoders:
         """Made by the first check, which says what is missing."""
-        if not made:
-            made.append(Decoders(device, 16 if quick else 128))
-        return made[0]
+        return Decoders(device, 16 if quick else 128)
 
     seconds = 0.01 if quick else 1.0
     report.check("decoding", "JPEGs on the device", lambda: decoders().compare(), 10)

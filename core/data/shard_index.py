@@ -138,7 +138,7 @@ def read_shard_index(path: str | Path) -> ShardIndex:
         if any(each.ndim != 1 or each.dtype.kind not in "iu" for each in arrays):
             raise ValueError("its places and labels are not rows of whole numbers")
         if any("\0" in name for name in names):
-            raise ValueError("the name of a shard is none")
+            raise ValueError("the name of a shard has a null byte")
         shards = [Path(path).parent / name for name in names]
         sizes, counts, offsets, lengths, labels = (each.astype(np.int64) for each in arrays)
         if not len(sizes) == len(counts) == len(shards) or (counts < 0).any():

@@ -46,8 +46,8 @@ def choose_precision(
 def float32_products(device: torch.device, precision: str) -> Iterator[None]:
     """Meanwhile a GPU whose network is trained in half precision rounds float32 matrix products, the head's, to TF32.
 
-    The factors keep 10 bits of mantissa, more than the bf16 embeddings have that the products are of; sums are in
-    float32. The products of a million classes take an eighth of the time. With fp32 they stay as they are.
+    The factors keep 10 bits of mantissa, where bf16 embeddings have 7; sums are in float32. A step of a million classes
+    on an H100 took 16 ms in place of 22 at B = 128, 43 in place of 99 at B = 1024. With fp32 products stay exact.
     """
     if device.type != "cuda" or PRECISIONS[precision] is None:
         yield

@@ -377,8 +377,8 @@ class Trainer:
         finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
         logged: dict[str, Tensor] = {}
         for number, loaded in enumerate(micro_batches, 1):
-            averages = nullcontext() if number == len(micro_batches) else self.model.no_sync()
-            with averages, float32_products(self.ranks.device, self.precision):
+            exchange = nullcontext() if number == len(micro_batches) else self.model.no_sync()
+            with exchange, float32_products(self.ranks.device, self.precision):
                 terms = self._forward(loaded, epoch)
                 total = torch.stack(list(terms.values())).sum() / settings.gradient_acc
                 self.scaler.scale(total).backward()

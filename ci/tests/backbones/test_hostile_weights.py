@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -103,6 +104,13 @@ def test_a_record_of_two_sizes_takes_no_memory(tmp_path, saved):
     (tmp_path / "w.pt").write_bytes(data)
     said = line_of(lambda: read_state_dict(tmp_path / "w.pt"), extra=1 << 28)
     assert "its records are compressed, which torch.save does not do" in said
+
+
+def test_endless_descriptions_in_safetensors_are_a_line(tmp_path):
+    header = json.dumps({"a": [[1]] * 10**6}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="w.safetensors: it is damaged .*more than 4 MiB of descriptions"):
+        read_state_dict(tmp_path / "w.safetensors")
 
 
 def test_endless_names_in_safetensors_are_a_line(tmp_path):

@@ -10,7 +10,7 @@ from rank_processes import run_on_ranks
 
 from core.backbones import build_backbone
 from core.engine import precision
-from core.engine.precision import choose_precision
+from core.engine.precision import choose_precision, float32_products
 from core.engine.trainer import Trainer
 from core.files import ROOT
 from core.parallel.ranks import Ranks
@@ -116,3 +116,14 @@ def test_the_network_computes_in_the_precision_that_was_taken(make, monkeypatch)
         trainer.train()
         assert set(types) == {expected}
         types.clear()
+
+
+@pytest.mark.parametrize(
+    "device, name, expected",
+    [("cuda", "bf16", "high"), ("cuda", "fp16", "high"), ("cuda", "fp32", "highest"), ("cpu", "bf16", "highest")],
+)
+def test_heads_beside_half_precision_on_a_gpu_multiply_in_tf32_and_nothing_does_later(device, name, expected):
+    with pytest.raises(KeyError), float32_products(torch.device(device), name):
+        assert torch.get_float32_matmul_precision() == expected
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == "highest"
