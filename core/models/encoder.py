@@ -217,7 +217,7 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
         device=device,
         module=_frozen(module, device),
         old_model_fingerprint=config.get("old_model_fingerprint"),
-        any_size=getattr(module, "any_size", False),
+        any_size=bool(getattr(module, "any_size", False)),
     )
 
 
@@ -273,7 +273,7 @@ def _load_weights(path: Path, network: str | None, device: torch.device, network
         fingerprint=fingerprint(module.state_dict()),
         device=device,
         module=_frozen(module, device),
-        any_size=getattr(module, "any_size", False),
+        any_size=bool(getattr(module, "any_size", False)),
     )
 
 

@@ -119,13 +119,11 @@ def _position(rate: float, ticks: Sequence[float]) -> float:
 def _ticks(rates: Sequence[float]) -> list[float]:
     """Round rates in [0, 1], at equal distances, that enclose `rates`."""
     low, high = min(rates, default=0.0), max(rates, default=1.0)
-    for step in TICKS:
-        first, last = (
-            math.floor(low / step + 1e-9),
-            max(math.ceil(high / step - 1e-9), math.floor(low / step + 1e-9) + 1),
-        )
-        if last - first < MOST_TICKS:
-            break
-    if last * step > 1 + 1e-9:  # all rates are 1
-        first, last = first - 1, last - 1
-    return [round(i * step, 6) for i in range(first, last + 1)]
+
+    def enclosing(step: float) -> range:
+        first = math.floor(low / step + 1e-9)
+        return range(first, max(math.ceil(high / step - 1e-9), first + 1) + 1)
+
+    step = next(step for step in TICKS if len(enclosing(step)) <= MOST_TICKS)
+    beyond = int(enclosing(step)[-1] * step > 1 + 1e-9)  # all rates are 1
+    return [round((i - beyond) * step, 6) for i in enclosing(step)]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -83,7 +83,8 @@ class Map:
 
         None if the map cannot tell. Memory and errors as when vectors are mapped.
         """
-        predict = self.error_head or getattr(self.module, "log_error", None)
+        own = cast(Callable[[Tensor], Tensor] | None, getattr(self.module, "log_error", None))
+        predict = self.error_head or own
         if predict is None:
             return None
         rows, space = open_vectors(vectors, "vectors")
