@@ -38,7 +38,7 @@ def main() -> None:
 def keep(benchmark: Path, folder: Path) -> list[str]:
     """Keep the results of each data set and scenario below `benchmark`, and their pictures; returns their names.
 
-    Methods that the benchmark did not run stay as they were kept.
+    Methods, roads and seeds that the benchmark did not run stay as they were kept.
     """
     found = sorted(benchmark.glob("*/*/results.csv"))
     if not found:

@@ -182,18 +182,28 @@ class Comparison:
         return "\n".join(items)
 
     def completed_by(self, other: "Comparison") -> "Comparison":
-        """With the methods of `other` that are missing here; `ValueError` unless both have the same baselines.
+        """With the methods, roads and seeds of `other` that are missing here.
 
-        That is, the scores of the old and independent models of the seeds that both have, to 4 digits.
+        Maps of a model that was trained again are left out. `ValueError` unless both have the same tests and, to 4
+        digits, the same scores of the old and independent models of the seeds that both have.
         """
-        entries = {(entry.method, entry.seed): entry for entry in self.entries if entry.road == DIRECT}
+        if set(other.tests) != set(self.tests):
+            raise ValueError(f"its tests are {', '.join(other.tests)}, not {', '.join(self.tests)}")
+        another = set()
         for entry in other.entries:
-            mine = entries.get((entry.method, entry.seed))
-            if entry.method in BASELINES and entry.road == DIRECT and mine is not None:
+            mine = self._by_key.get((entry.method, DIRECT, entry.seed))
+            if entry.road == DIRECT and mine is not None:
                 if any(abs(mine.self_test[test] - score) > 1e-4 for test, score in entry.self_test.items()):
-                    raise ValueError(f"the {entry.method} model of seed {entry.seed} has other scores")
-        added = [entry for entry in other.entries if entry.method not in (*BASELINES, *self.methods)]
-        return Comparison([*self.entries, *(entry for entry in added if entry.seed in self.seeds)])
+                    another.add((entry.method, entry.seed))
+        for method, seed in another:
+            if method in BASELINES:
+                raise ValueError(f"the {method} model of seed {seed} has other scores")
+        added = [
+            entry
+            for entry in other.entries
+            if (entry.method, entry.road, entry.seed) not in self._by_key and (entry.method, entry.seed) not in another
+        ]
+        return Comparison([*self.entries, *added])
 
     def _summary(self, test: str) -> str:
         candidates = {"Best": self.roads}
@@ -205,9 +215,14 @@ class Comparison:
         sentences = [f"{before} before the update, {after} if all is embedded again."]
         sentences += [f"{name}: {self._described(test, *row)}." for name, row in best.items() if row]
         if self.has_maps:
-            changes = {row: self._found(test, *row) - self._found(test, row[0], DIRECT) for row in self.roads}
-            harm = [f"{method}, {road} ({change:.1f})" for (method, road), change in changes.items() if change < 0]
-            sentences.append(f"With a map less is found than without one: {'; '.join(harm) or 'nowhere'}.")
+            maps = [row for row in self.roads if row[1] != DIRECT and self._is_on_all_seeds(*row)]
+            old = float(self.values("independent", test)["old/old"].mean())
+            for than, change in (
+                ("without one", {row: self._found(test, *row) - self._found(test, row[0], DIRECT) for row in maps}),
+                ("before the update", {row: self._found(test, *row) - old for row in maps}),
+            ):
+                less = [f"{', '.join(row)} ({by:.1f})" for row, by in change.items() if by <= -0.05]
+                sentences.append(f"With a map less is found than {than}: {'; '.join(less) or 'nowhere'}.")
         return " ".join(sentences)
 
     def _described(self, test: str, method: str, road: str) -> str:

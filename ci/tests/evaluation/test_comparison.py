@@ -94,6 +94,8 @@ def test_summary_names_the_best_road_the_best_without_a_map_and_the_best_without
     worse = [one for one in roads.entries if (one.method, one.road, one.seed) != ("near", QUERY, 0)]
     worse.append(road("near", 0, 84, QUERY, 67, 4, 11))
     assert f"With a map less is found than without one: near, {QUERY} (-0.5)." in Comparison(worse).summary()
+    assert "With a map less is found than before the update: nowhere." in first
+    assert f"With a map less is found than before the update: independent, {QUERY} (-1.2)." in second
     assert second.startswith("- **B**: 30.0 ± 0.0 before")
 
 

@@ -73,6 +73,32 @@ def test_methods_that_were_not_run_again_stay_and_are_not_compared_over_other_se
     )
 
 
+def test_roads_and_seeds_that_were_not_run_again_stay_but_for_maps_of_a_model_that_is_another_now(
+    page, benchmark, tmp_path
+):
+    road = "gallery map (ridge)"
+
+    def entry(method, seed, own, cross, road="direct"):
+        return Entry(method, seed, {"A": own}, {"A": cross}, road=road)
+
+    found = kept_by(
+        page, benchmark, tmp_path / "kept",
+        *(entry("old", seed, 40, 40) for seed in (0, 3, 7)), *(entry("independent", seed, 80, 1) for seed in (0, 3, 7)),
+        entry("independent", 3, 80, 66, road), entry("bct", 0, 82, 59), entry("bct", 0, 82, 71, road),
+        entry("bct", 3, 81, 59), entry("bct", 3, 81, 72, road), entry("bct", 7, 83, 58), entry("bct", 7, 83, 73, road),
+    )  # fmt: skip
+    assert found.seeds == [0, 3, 7]
+    assert found.values("bct", "A")["new/old"].tolist() == [60, 60, 58], "as they were run now, where they were"
+    assert found.values("independent", "A", road)["new/old"].tolist() == [66]
+    assert found.values("bct", "A", road)["new/old"].tolist() == [71, 73], "seed 3 had another model"
+
+
+def test_results_of_other_tests_are_not_joined(page, benchmark, tmp_path):
+    entries = [Entry(method, 3, {"B": 40.0}, {"B": 40.0}) for method in ("old", "independent")]
+    with pytest.raises(UserError, match="cannot be joined .* its tests are B, not A"):
+        kept_by(page, benchmark, tmp_path / "kept", *entries)
+
+
 @pytest.mark.parametrize("changed", ["old", "independent"])
 def test_results_of_other_baselines_are_not_joined(page, benchmark, tmp_path, changed):
     entries = [Entry(m, 3, {"A": own + (m == changed)}, {"A": own}) for m, own in (("old", 40), ("independent", 80))]
