@@ -20,6 +20,7 @@ from core.evaluation.ijb_meta import IdentificationLists, read_identification, r
 from core.evaluation.revisited_files import RevisitedTest
 from core.images.loader import load_batches
 from core.models.encoder import Encoder
+from core.models.shared_space import spaces_of
 
 __all__ = ["BackfillModels", "BackfillOptions", "Roads", "run_ijb", "run_retrieval"]
 
@@ -55,7 +56,9 @@ class BackfillModels:
                     f"map that leads from {source.name} to {target.name}"
                 )
             known = encoder.map.target.fingerprint
-            if encoder.embedding_size != target.embedding_size or known not in (None, target.fingerprint):
+            if encoder.embedding_size != target.embedding_size or (
+                known is not None and known not in spaces_of(target)
+            ):
                 raise UserError(
                     f"the {what} {encoder.name} leads to {encoder.map.target}, not to {target.name} (size "
                     f"{target.embedding_size}): name a map that leads from {source.name} to {target.name}"

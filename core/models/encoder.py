@@ -19,7 +19,14 @@ from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
 from core.images.preprocessing import RAW, Numbers, Preprocessing
 from core.images.transforms import NORMALIZATIONS, Triple, normalize
-from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW, is_map_run, model_chain, read_map_run
+from core.models.map_run import (
+    NEW_TO_OLD,
+    OLD_TO_NEW,
+    is_map_run,
+    mapped_fingerprint,
+    model_chain,
+    read_map_run,
+)
 from core.models.mapped import MappedRows, Rows, UnitMap
 from core.models.maps import Map, Space
 from core.models.onnx_file import read_onnx_file
@@ -242,7 +249,7 @@ def _load_map_run(folder: Path, device: torch.device) -> Encoder:
         name=f"{base.name}+{run.map.kind}",
         network=f"{base.network}+{run.map.kind}",
         embedding_size=run.map.target.size,
-        fingerprint=hashlib.sha256(f"{base.fingerprint} {run.map.fingerprint}".encode()).hexdigest(),
+        fingerprint=mapped_fingerprint(base.fingerprint, run.map.fingerprint),
         module=_frozen(nn.Sequential(base.module, UnitMap(run.map)), device),
         old_model_fingerprint=run.map.target.fingerprint if run.direction == NEW_TO_OLD else None,
         base=base,

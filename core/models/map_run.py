@@ -4,6 +4,7 @@
 (`BaseModel`), the entry `direction` one of `DIRECTIONS`. A base model may be a map's run folder again.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,8 +16,8 @@ from core.files import ROOT, resolve
 from core.json_files import read_json
 from core.models.maps import Map, load_map
 
-__all__ = ["DIRECTIONS", "NEW_TO_OLD", "OLD_TO_NEW", "BaseModel", "SavedMap", "is_map_run", "model_chain",
-           "read_map_run"]  # fmt: skip
+__all__ = ["DIRECTIONS", "NEW_TO_OLD", "OLD_TO_NEW", "BaseModel", "SavedMap", "is_map_run", "mapped_fingerprint",
+           "model_chain", "read_map_run"]  # fmt: skip
 
 NEW_TO_OLD, OLD_TO_NEW = "new_to_old", "old_to_new"
 DIRECTIONS = (NEW_TO_OLD, OLD_TO_NEW)
@@ -71,6 +72,11 @@ def read_map_run(folder: Path) -> SavedMap:
             "damaged"
         )
     return SavedMap(loaded, _base_model(folder, config), direction)
+
+
+def mapped_fingerprint(base: str, map_fingerprint: str) -> str:
+    """The fingerprint of a base model followed by a map, from those of the two."""
+    return hashlib.sha256(f"{base} {map_fingerprint}".encode()).hexdigest()
 
 
 def model_chain(path: Path) -> list[Path]:

@@ -1,11 +1,11 @@
-"""Whether a map leads to the space of the model that it is compared with."""
+"""Which spaces a model embeds in, and whether a map leads to that of the model that it is compared with."""
 
 import logging
 
 from core.errors import UserError
 from core.models.encoder import Encoder
 
-__all__ = ["require_shared_space"]
+__all__ = ["require_shared_space", "spaces_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def require_shared_space(first: Encoder, second: Encoder) -> None:
     not judged: whether they are compatible is what a test is to find out.
     """
     for mapped, other in ((first, second), (second, first)):
-        if mapped.map is None or mapped.map.target.fingerprint is None or _spaces(mapped) & _spaces(other):
+        if mapped.map is None or mapped.map.target.fingerprint is None or spaces_of(mapped) & spaces_of(other):
             continue
         source, target = mapped.map.source, mapped.map.target
         if other.fingerprint in [base.fingerprint for base in mapped.chain]:
@@ -32,8 +32,8 @@ def require_shared_space(first: Encoder, second: Encoder) -> None:
         return
 
 
-def _spaces(encoder: Encoder) -> set[str]:
-    """Fingerprints of the models whose spaces it embeds in, as far as is known."""
+def spaces_of(encoder: Encoder) -> set[str]:
+    """Fingerprints of the models whose spaces it embeds in, its own among them, as far as is known."""
     target = None if encoder.map is None else encoder.map.target.fingerprint
     known = encoder.fingerprint, encoder.old_model_fingerprint, target
     return {fingerprint for fingerprint in known if fingerprint is not None}

@@ -30,8 +30,9 @@ from torch.nn.utils.parametrizations import orthogonal
 from core.engine.map_method import FittedMap, Fitting
 from core.engine.map_training import PairBatch, Spread, TrainedMap, finished_map
 from core.errors import run_program
-from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW
+from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW, mapped_fingerprint
 from core.models.maps import Map, Space, fit_map
+from core.models.weights import fingerprint
 from core.program import map_program
 from core.settings import MapTrainingSettings, key
 
@@ -128,7 +129,10 @@ class LambdaOrthogonality(TrainedMap[LambdaOrthogonalitySettings]):
         narrow = _linear(weight[: self.old_size, : self.new_size], bias[: self.old_size])
         wide = _linear(weight[:, : self.new_size], bias)
         olds, news = Spread(old.unit_features(rows), old.space), Spread(new.unit_features(rows), new.space)
-        shared = old.space.fingerprint if len(weight) == old.size else None
+        if len(weight) == old.size:
+            shared = old.space.fingerprint
+        else:  # that of the model which embeds in this space, the run folder new_to_wide
+            shared = mapped_fingerprint(new.encoder.fingerprint, fingerprint(wide.state_dict()))
         space = Space(len(weight), f"{old.space.name}, to which {new.space.name} is turned", shared)
         with torch.no_grad():
             aligned = Spread(wide(torch.from_numpy(news.vectors)).numpy(), space)

@@ -1,6 +1,5 @@
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ from landmark_trees import write_revisited_tree
 from launching import load_program
 from tiny import write_map_run, write_records, write_run_folder
 
+from core.engine.map_fitting import fit_maps
 from core.errors import UserError
 from core.evaluation import backfill_orders, backfill_roads
 from core.evaluation.backfill_orders import class_distances, margins, mean_over_members
@@ -15,9 +15,12 @@ from core.evaluation.identification import evaluate_1_n
 from core.evaluation.ijb import template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings, embed_images
 from core.evaluation.ijb_meta import read_identification, read_images, require_meta
+from core.files import ROOT
 from core.models.encoder import load_encoder
+from core.program import load_method
+from core.settings import load_settings
 
-TOOL = Path(__file__).parents[3] / "tools" / "backfill_curve.py"
+TOOL = ROOT / "tools" / "backfill_curve.py"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,29 @@ def test_mistakes_are_one_line(draw, models, tree_writer, tmp_path):
         with pytest.raises(UserError, match=message):
             draw(tree, *arguments)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [6, 8, 12])
+def test_lambda_orthogonality_refreshes_a_gallery_in_the_space_of_its_own(
+    size, draw, models, tree_writer, tmp_path, ranks
+):
+    tree = tree_writer(tmp_path / "data", num_subjects=36)
+    new = write_run_folder(tmp_path / "new", 1, size)
+    method = load_method(ROOT / "methods" / "lambda_orthogonality" / "train.py")
+    words = [
+        f"rec={write_records(tmp_path / 'train', sorted(list(range(6)) * 5))}", f"old_model={models / 'old'}",
+        f"new_model={new}", f"output={tmp_path / 'maps'}", "num_epoch=1", "device=cpu", "num_workers=0",
+    ]  # fmt: skip
+    settings = load_settings(ROOT / "configs" / "maps" / "glyphs.py", words, method.settings_type)
+    fit_maps(settings, method, "lambda_orthogonality", ranks)
+    turned = tmp_path / "maps" / ("new_to_wide" if size > 8 else "new_to_old")
+    gallery = ("--gallery-map", tmp_path / "maps" / "old_to_new")
+    results = draw(tree, "-m", turned, *gallery)
+    direct = [] if size > 8 else ["direct"]
+    assert list(results["roads"]) == [*direct, "gallery_map", "side_by_side"]
+    assert set(results["orders"]) == {"random", "class_distance", "predicted_error", "length", "margin", "oracle"}
+    with pytest.raises(UserError, match=r"gallery map .* leads to .*, not to new \(size"):
+        draw(tree, "-m", new, *gallery)
 
 
 def test_orders_of_templates_equal_loops(tree, pixel_model, tmp_path):
