@@ -8,6 +8,7 @@ from pathlib import Path
 from core.data.open_dataset import ImageDataset, open_images
 from core.embeddings.extraction import default_store_path, extract_together, require_writable_store
 from core.engine.map_method import FittedMap, Fitting, MapMethod, Model, load_model
+from core.engine.map_training import TrainedMap
 from core.engine.run_folder import RunFolder
 from core.errors import UserError
 from core.files import resolve
@@ -28,7 +29,7 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
     images first. Every rank must call this.
     """
     direction = _direction(settings, method)
-    _require_place(settings.run_folder, ranks)
+    _require_place(settings.run_folder, method, ranks)
     loaded = [load_model(argument, ranks) for argument in settings.models]
     _require_other_models(loaded)
     run = Fitting(settings, method_name, direction, ranks, *loaded)
@@ -60,11 +61,13 @@ def _direction(settings: MapSettings, method: MapMethod) -> str | None:
     return settings.direction
 
 
-def _require_place(output: Path, ranks: Ranks) -> None:
-    """`UserError` unless the run folder can be written and is not that of a model."""
+def _require_place(output: Path, method: MapMethod, ranks: Ranks) -> None:
+    """`UserError` unless the run folder can be written and holds no model, and no trained map that would be lost."""
     folder = RunFolder(output)
     if (output / "model.pt").exists():
         raise UserError(f"output {output} is the run folder of a model: name another one")
+    if not isinstance(method, TrainedMap) and (output / "checkpoint.pt").exists():
+        raise UserError(f"output {output} is the run folder of a map that was trained: name another one")
     if ranks.is_first:
         folder.require_writable()
 

@@ -162,6 +162,14 @@ def test_too_few_images_and_stores_of_others_are_refused(fit, models, tmp_path, 
         fit("lambda_orthogonality", "direction=old_to_new")
 
 
+def test_a_map_in_closed_form_does_not_replace_one_that_was_trained(fit):
+    folder = fit("fct", *SHORT)
+    before = (folder / "map.pt").read_bytes()
+    with pytest.raises(UserError, match=r"output .*run is the run folder of a map that was trained: name another one"):
+        fit("linear_map")
+    assert (folder / "map.pt").read_bytes() == before
+
+
 def test_side_information_is_a_second_half_of_the_vectors_that_a_map_takes(fit, models, tmp_path, tiny_records):
     side = f"side_model={models / 'other'}", f"side_features={tmp_path / 'side'}"
     folder = fit("fct", *SHORT, *side)

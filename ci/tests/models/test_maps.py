@@ -214,6 +214,16 @@ def test_ridge_of_pairs_that_span_less_than_the_space(count, change, penalty):
     assert np.isfinite(chosen(source)).all() and chosen.penalty > 0
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("kind", ["ridge", "low_rank"])
+def test_sources_that_are_all_the_same_are_mapped_to_the_mean(kind, exact, monkeypatch):
+    monkeypatch.setattr(moments_module, "EXACT_PAIRS", 1 << 15 if exact else 0)
+    _, target, _ = make_pairs(3000, sizes=(6, 5))
+    source = np.repeat(np.random.default_rng(3).standard_normal((1, 6)).astype(np.float32), 3000, axis=0)
+    found = fit_map(kind, source, target)(source[:1], normalized=False)
+    np.testing.assert_allclose(found[0], unit(target).mean(axis=0), atol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [(24, 24), (30, 24), (24, 30)])
 def test_procrustes_of_few_pairs_is_orthogonal_says_what_they_determine_and_fits_as_well_as_scipys(sizes, caplog):
     source, target, _ = make_pairs(15, sizes=sizes)

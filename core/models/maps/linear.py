@@ -56,7 +56,8 @@ class RidgeProblem:
     def __init__(self, moments: Moments):
         self.moments = moments
         values, vectors = eigh(moments.gram)
-        kept = values > values[-1] * moments.rounding  # in the others the sources do not vary at all
+        # in the others the sources do not vary at all; where in none, the largest is rounding too, of N unit vectors
+        kept = values > max(values[-1] * moments.rounding, moments.count * np.finfo(np.float64).eps)
         self.eigenvalues, self._vectors = values[kept], vectors[:, kept]
         self._targets = self._vectors.T @ moments.cross
 
