@@ -7,7 +7,7 @@ import re
 import sqlite3
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -128,17 +128,32 @@ def _json(rng: random.Random, content: bytes) -> bytes:
             other, of = rng.choice(places)
             holder[key] = json.loads(json.dumps(other[of]))
         elif kind == 3 and isinstance(holder[key], list):
-            holder[key] = holder[key] * rng.choice((0, 2, 1000 if len(holder[key]) < 50 else 2))
+            text = json.dumps(holder[key])
+            times = rng.choice((0, 2, 1000 if len(text) < 10_000 else 2))
+            holder[key] = [
+                item for _ in range(times) for item in json.loads(text)
+            ]  # one list shared would grow too often
         else:
             holder[key] = _odd(rng)
     return json.dumps(value).encode()
 
 
-def _places(value: Any) -> Any:
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container in the value, its keys in order; without recursion, whose cost grows with the depth each time."""
+    open_ones = [iter(_items(value))]
+    while open_ones:
+        following = next(open_ones[-1], None)
+        if following is None:
+            open_ones.pop()
+            continue
+        holder, key, item = following
+        yield holder, key
+        open_ones.append(iter(_items(item)))
+
+
+def _items(value: Any) -> list[tuple[Any, Any, Any]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in list(items):
-        yield value, key
-        yield from _places(item)
+    return [(value, key, item) for key, item in items]
 
 
 def _npy(rng: random.Random, content: bytes) -> bytes:

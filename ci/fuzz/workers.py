@@ -4,6 +4,7 @@ import faulthandler
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -57,15 +58,17 @@ class Result:
 
 def seeds_of(reader: Reader) -> list[Tree]:
     """The honest files of a reader, made in a process of their own: some libraries do not survive a fork after use."""
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+    with tempfile.TemporaryDirectory(dir=_memory()) as temporary:
+        folder = Path(temporary) / "honest"  # readers put what they need once beside it
+        folder.mkdir()
         child = os.fork()
         if child == 0:
-            _run(lambda: reader.write(Path(folder)))
+            _run(lambda: reader.write(folder))
         if os.waitpid(child, 0)[1]:
             raise RuntimeError(f"the honest files of the reader {reader.name} could not be made")
         return [
             {str(file.relative_to(seed)): file.read_bytes() for file in sorted(seed.rglob("*")) if file.is_file()}
-            for seed in sorted(Path(folder).iterdir())
+            for seed in sorted(folder.iterdir())
         ]
 
 
@@ -206,12 +209,14 @@ class _Worker:
             tree = input_of(self.reader, self.seeds, self.seed, number)
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
+            forget_peak()
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             kind, text = read_once(self.reader, tree, place)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            before, peak = peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            if kind in ("value", "line") and peak > MEMORY >= before:
-                kind, text = "memory: the process", f"{peak / 2**20:.0f} MB"
+            taken = peak_memory()
+            peak = max(peak, taken)
+            if kind in ("value", "line") and taken > MEMORY:
+                kind, text = "memory: the process", f"{taken / 2**20:.0f} MB"
             if kind == "line" and number < len(self.seeds):
                 kind = "an honest file is refused"
             elif kind in ("value", "line") and inputs % AGAIN == AGAIN - 1:
@@ -236,6 +241,16 @@ def limit_memory() -> None:
     room = MEMORY - resident * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def forget_peak() -> None:
+    """Let `peak_memory` begin anew: making an input may have taken more than reading it will."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """The most bytes that this process had in memory since `forget_peak`."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
 
 
 def _run(work: Callable[[], object], log: Path | None = None) -> None:
