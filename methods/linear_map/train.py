@@ -35,7 +35,7 @@ class LinearMapSettings(MapSettings):
 
     kind: Literal["ridge", "procrustes", "low_rank", "mlp"] = key("ridge", "of the map", heading="The kind of map")
     centred: bool = key(False, "procrustes: about the means, which are mapped too")
-    penalty: float | None = key(None, "ridge, low_rank; None: chosen by generalised cross-validation", minimum=0)
+    penalty: float | None = key(None, "ridge, low_rank; None: chosen by cross-validation", minimum=0)
     rank: int | None = key(None, "low_rank; None: 64, or the smaller embedding size", minimum=1)
     hidden: int | None = key(None, "mlp: hidden units; None: 256", minimum=1)
     scale: float | None = key(None, "mlp: of the cosines with the class means; None: 12", above=0)

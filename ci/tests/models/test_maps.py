@@ -359,7 +359,10 @@ def test_a_map_of_stores_knows_its_spaces_and_refuses_others(tmp_path):
     ("low_rank", {"rank": 13}, "rank must be a whole number from 1 to 12, the smaller embedding size, got 13"),
     ("low_rank", {"rank": 0}, "rank must be .*"),
     ("mlp", {"hidden": 0}, "hidden must be a whole number of at least 1, got 0"),
+    ("low_rank", {"rank": True}, "rank must be .*"),
     ("mlp", {"lr": 0}, "lr must be a number above 0, got 0"),
+    ("mlp", {"seed": 1.5}, r"seed must be a whole number from 0 to 2\*\*63 - 1, got 1.5"),
+    ("mlp", {"seed": 2**70}, "seed must be .*"),
 ])  # fmt: skip
 def test_options_that_make_no_sense(kind, options, message):
     with pytest.raises(UserError, match=f"^{message}$"):

@@ -116,7 +116,7 @@ def _fit_low_rank(
 ) -> Fitted:
     smaller = min(pairs.source_space.size, pairs.target_space.size)
     rank = min(DEFAULT_RANK, smaller) if rank is None else rank
-    if not isinstance(rank, int) or not 1 <= rank <= smaller:
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= smaller:
         raise UserError(f"rank must be a whole number from 1 to {smaller}, the smaller embedding size, got {rank!r}")
     problem, used = _ridge(pairs, penalty)
     inner, outer = problem.solve_low_rank(used, rank)
@@ -139,6 +139,8 @@ def _fit_mlp(
     for name, value in (("scale", scale), ("lr", lr)):
         if not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise UserError(f"{name} must be a number above 0, got {value!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise UserError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
     classes = _numbered_classes(labels, len(pairs))
     problem, penalty = _ridge(pairs, None)
     schedule = {"num_epoch": num_epoch, "batch_size": batch_size, "lr": lr, "seed": seed}

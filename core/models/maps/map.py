@@ -81,7 +81,8 @@ class Map:
     def predicted_error(self, vectors: Vectors) -> np.ndarray | None:
         """Of vectors (N, D_s) the squared error that the map expects to make with each, (N,) float32.
 
-        None if the map cannot tell. Memory and errors as when vectors are mapped.
+        Of FastFill, whose training sums it with a cross-entropy, the expected sum. None if the map cannot tell.
+        Memory and errors as when vectors are mapped.
         """
         own = cast(Callable[[Tensor], Tensor] | None, getattr(self.module, "log_error", None))
         predict = self.error_head or own
