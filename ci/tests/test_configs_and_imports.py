@@ -34,7 +34,7 @@ SETTINGS_TYPES |= {ROOT / "configs" / "maps": MapSettings}
 CONTRACT_KEYS = """rec network embedding_size batch_size num_epoch warmup_epoch lr optimizer momentum weight_decay
     sample_rate gradient_acc seed num_workers frequent verbose rec_val val_targets output resume old_model""".split()
 PARTS = {
-    "class70": "train_part_70_class",
+    "class70": "train_part_70_class", "data70": "train_part_70_data",
     "OPclass": "train_part_70_class", "OPdata": "train_part_70_data", "EXclass": "train", "EXdata": "train",
     "class30": "train_part_30_class", "data30": "train_part_30_data", "data100": "train",
 }  # fmt: skip
@@ -70,7 +70,9 @@ RELEASED_MODELS = {
 }
 OWN_MODELS = {
     "f128_r50_arc_class70": ("r50", 128, "arcface", "train_part_70_class"),
+    "f256_r50_arc_class70": ("r50", 256, "arcface", "train_part_70_class"),
     "f512_r50_arc_class70": ("r50", 512, "arcface", "train_part_70_class"),
+    "f512_r50_arc_data70": ("r50", 512, "arcface", "train_part_70_data"),
 }
 """The configs that MixBCT's repository has for each method, and those of its old models and upper bounds."""
 
@@ -145,7 +147,7 @@ def test_every_method_has_the_released_scenarios_of_faces_and_landmarks_and_the_
 
 def test_every_old_model_config_holds_what_its_name_says():
     def check(path: Path) -> None:
-        pattern = r"(?:gldv2_)?f(\d+)_(\w+)_(arc|softmax)_(class30|class70|data30|data100)"
+        pattern = r"(?:gldv2_)?f(\d+)_(\w+)_(arc|softmax)_(class30|class70|data30|data70|data100)"
         size, network, loss, part = re.fullmatch(pattern, path.stem).groups()
         config = loaded(path)
         assert (config.embedding_size, config.network, config.loss) == (int(size), network, LOSSES[loss])
@@ -231,10 +233,9 @@ def test_built_in_configs_train_old_and_new_on_their_parts_with_one_embedding_si
         assert getattr(new, "old_classes_only", data == "glyphs_retrieval") == (data == "glyphs_retrieval")
 
 
-def test_every_map_has_faces_landmarks_and_the_built_in_data():
+def test_every_map_has_the_released_scenarios_and_the_built_in_data():
     shared = {path.stem for path in SHARED_MAP_CONFIGS}
-    assert {"glyphs", "orl", "glyphs_retrieval"} < shared and sum("ms1mv3" in name for name in shared) == 4
-    assert sum("gldv2" in name for name in shared) == 1
+    assert shared == {path.stem for path in (ROOT / "configs" / "scenarios").glob("*.py")}
     for method in MAPS:
         names = {path.stem for path in (method / "configs").glob("*.py")}
         assert {re.sub(r"(_to_r\w*?\d+)_\w+?_((arc|softmax)_to)", r"\1_\2", name) for name in names} == shared
@@ -247,14 +248,16 @@ def test_every_config_of_a_map_names_models_that_a_config_trains_on_those_images
         config = loaded(path)
         old, new = outputs[config.old_model], outputs[config.new_model]
         assert config.rec == new.rec and config.image_root == new.image_root  # so its classifier knows the labels
-        assert old.rec != new.rec
-        name = re.fullmatch(r"(OP|EX)(class|data)_\w+?_to_r\w*?\d+_(?:(\w+?)_)?(\w+)_to_(\w+)_f(\d+)", path.stem)
+        assert (old.rec == new.rec) == path.stem.startswith("EXbackbone")
+        pattern = r"(OP|EX|EXbackbone_)(class|data)_[^_]+_(\w+?)_to_(r\w*?\d+)_(?:(\w+?)_)?(\w+)_to_(\w+)_f(\d+)"
+        name = re.fullmatch(pattern, path.stem)
         if name is None:
             return
-        setting, split, method, old_loss, loss, size = name.groups()
+        setting, split, old_network, network, method, old_loss, loss, size = name.groups()
+        assert (old.network, new.network) == (old_network, network)
         assert (old.embedding_size, new.embedding_size) == (int(size), int(size))
         assert (old.loss, new.loss) == (LOSSES[old_loss], LOSSES[loss]) and config.old_model.endswith(f"_{split}30")
-        assert config.new_model.endswith("_class70" if setting == "OP" else "_data100")
+        assert config.new_model.endswith({"OP": f"_{split}70", "EX": "_data100", "EXbackbone_": f"_{split}30"}[setting])
         assert method is None or plain(path.parents[1].name) == plain(method)
 
     check_each(MAP_CONFIGS + SHARED_MAP_CONFIGS, check)

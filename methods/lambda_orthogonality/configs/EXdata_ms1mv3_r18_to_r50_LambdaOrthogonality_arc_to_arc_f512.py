@@ -1,0 +1,5 @@
+from easydict import EasyDict as edict
+
+config = edict()
+
+config.base = "configs/maps/EXdata_ms1mv3_r18_to_r50_arc_to_arc_f512.py"
