@@ -1,6 +1,6 @@
 """EXbackbone on GLDv2-clean, 30 % of the images of every class.
 
-The old resnet18 (softmax, D = 256) and the new resnet50 (softmax) saw the same images, one without a thought of the other.
+The old resnet18 (softmax, D = 256) and the new resnet50 (softmax) saw the same images, each on its own.
 """
 
 from easydict import EasyDict as edict

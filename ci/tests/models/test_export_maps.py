@@ -1,16 +1,23 @@
 """Maps as ONNX files: base and map in one, also behind foreign ONNX files; what cannot be joined is one line."""
 
+from dataclasses import asdict
+
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import Graph, channels
 from tiny import noise, write_map_run, write_run_folder
+from torch import nn
 
 import core.models.export
 from core.errors import UserError
 from core.models.encoder import load_encoder
 from core.models.export import export_onnx
+from core.models.map_run import BaseModel
+from core.models.maps import Map, Space
+from core.models.maps.modules import FORWARD_NETWORKS
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +107,27 @@ def test_a_map_is_joined_to_the_graph_of_a_foreign_base(models, tmp_path, write,
     assert export_onnx(encoder, out / "map.onnx") < 1e-5
     assert require_same(encoder, out / "map.onnx").preprocessing == encoder.preprocessing
     assert [path.name for path in out.iterdir()] == ["map.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["fct", "fastfill", "lambda_orthogonality"])
+def test_maps_that_are_trained_are_exported_too(models, tmp_path, kind):
+    old, new = (load_encoder(models / name) for name in ("old", "new"))
+    if kind == "lambda_orthogonality":
+        module, options = nn.Linear(8, 12), {}
+    else:
+        module, options = FORWARD_NETWORKS[kind](8, 12, 16, 0), {"hidden": 16, "side_size": 0}
+        for number, norm in enumerate(each for each in module.modules() if isinstance(each, nn.BatchNorm1d)):
+            norm.running_mean.copy_(
+                0.1 * torch.randn(norm.num_features, generator=torch.Generator().manual_seed(number))
+            )
+    spaces = [Space(each.embedding_size, each.name, each.fingerprint) for each in (old, new)]
+    base = asdict(BaseModel(BaseModel.stored_path(models / "old"), old.fingerprint))
+    Map(kind, *spaces, module.eval().requires_grad_(False), 80, options).save(
+        tmp_path / "map", {"base": base, "direction": "old_to_new"}
+    )
+    encoder = load_encoder(tmp_path / "map")
+    assert export_onnx(encoder, tmp_path / "map.onnx") < 1e-5
+    require_same(encoder, tmp_path / "map.onnx")
 
 
 @pytest.mark.parametrize(
