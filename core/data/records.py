@@ -194,8 +194,10 @@ class RecordDataset:
         return labels.astype(np.int64)
 
     def payload(self, row: int) -> bytes:
-        """The encoded image of a row, as stored."""
-        return self.record(row)[1]
+        """The encoded image of a row, as stored; `UserError` if the file has changed since the images were opened."""
+        payload = self.record(row)[1]
+        self._reader.file.require_unchanged()
+        return payload
 
     def record(self, row: int) -> tuple[tuple[float, ...], bytes]:
         """All labels and the encoded image of a row, as stored."""

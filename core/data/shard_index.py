@@ -19,6 +19,7 @@ import re
 import tarfile
 import zipfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -89,10 +90,17 @@ def shard_index_of(rec: str | Path) -> Path | None:
 
 
 def find_shards(names: Sequence[str | Path]) -> list[Path]:
-    """The shards that are named, and of folders all .tar files in the order of their names; `UserError` without any."""
+    """The shards that are named, and of folders all .tar files in the order of their names.
+
+    `UserError` without any, and for one that is named twice (by itself and by its folder), whose images would count
+    twice.
+    """
     shards = [shard for path in map(Path, names) for shard in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
     if not shards:
         raise UserError(f"no shard (.tar) in {', '.join(map(str, names))}")
+    ((shard, times),) = Counter(shard.resolve() for shard in shards).most_common(1)
+    if times > 1:
+        raise UserError(f"{shard} is named {times} times: name a shard, or the folder that it is in, once")
     return shards
 
 

@@ -30,16 +30,25 @@ def choose_precision(
 
     On CUDA that is bf16 where the GPU has it, else fp16; on a CPU it is bf16 where it is measured to be faster, else
     fp32: processors with matrix units (AMX) multiply bfloat16 six times as fast as float32, others gain nothing.
-    `before` is what a run that is resumed was trained with so far: "auto" keeps to it. Collective.
+    `before` is what a run that is resumed was trained with so far: "auto" keeps to it, but for fp16 on a CPU, which is
+    many times slower than fp32 there. Collective.
     """
     if precision != "auto":
         return precision
+    return broadcast_object(_suiting(backbone, image_size, ranks.device.type, before) if ranks.is_first else None)
+
+
+def _suiting(backbone: nn.Module, image_size: int, device: str, before: str | None) -> str:
+    """What "auto" is on a device, "cuda" or "cpu"."""
+    if before == "fp16" and device == "cpu":
+        logger.info("precision: fp32 (the run began with fp16, which is slow on a CPU; set it to have it)")
+        return "fp32"
     if before in PRECISIONS:
         logger.info("precision: %s, with which the run began (set it to have another)", before)
         return before
-    if ranks.device.type == "cuda":
+    if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return broadcast_object(_faster_on_cpu(backbone, image_size) if ranks.is_first else None)
+    return _faster_on_cpu(backbone, image_size)
 
 
 @contextmanager

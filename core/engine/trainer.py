@@ -208,11 +208,13 @@ class Trainer:
 
         On three or more ranks the order in which gradients are added depends on the buckets: the first step of a
         resumed run would differ from the same step of an uninterrupted one in the last bits. Leaves weights and
-        statistics unchanged.
+        statistics unchanged. Nothing is compiled: of batches of 1 and of B images the compiler would make graphs for
+        batches of any size, which are slower.
         """
         size = self.data.image_size
         self.backbone.eval()
-        self.model(torch.zeros(1, 3, size, size, device=self.ranks.device)).sum().backward()
+        with torch.compiler.set_stance("force_eager"):
+            self.model(torch.zeros(1, 3, size, size, device=self.ranks.device)).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
         self.backbone.train()
 

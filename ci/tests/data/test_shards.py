@@ -299,6 +299,21 @@ def test_names_of_shards(tmp_path, samples):
         find_shards([tmp_path])
 
 
+def test_shard_that_is_named_twice_is_refused_and_like_names_in_other_folders_are_not(tmp_path, samples):
+    shards = write_shards(tmp_path / "a", samples)
+    others = write_shards(tmp_path / "b", samples)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert find_shards([tmp_path / "a", *others]) == shards + others
+    for names in (
+        [tmp_path / "a", shards[1]],
+        [shards[1], tmp_path / "a"],
+        [tmp_path / "b", shards[1], shards[1]],
+        [shards[1], tmp_path / "link"],
+    ):
+        with pytest.raises(UserError, match=r"a/train-000001\.tar is named [23] times: name a shard, or the folder"):
+            find_shards(names)
+
+
 def test_tool_writes_the_index(tmp_path, samples, monkeypatch):
     shards = write_shards(tmp_path / "a", samples)
     tool = load_program(ROOT / "tools" / "index_shards.py")

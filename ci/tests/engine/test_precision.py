@@ -60,14 +60,19 @@ def test_measuring_leaves_weights_statistics_and_random_numbers_as_they_were():
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
-def choose_on_rank(rank: int, world_size: int) -> str:
+def choose_on_rank(rank: int, num_ranks: int) -> list[str]:
+    """On CPUs and GPUs of which the first alone has bf16, and of a run whose folder shows the others nothing yet."""
+    cpu, gpu = (Ranks(rank, num_ranks, device) for device in (CPU, torch.device("cuda", rank)))
     with pytest.MonkeyPatch.context() as patch:
         measured(patch, 6.5, 2.7 if rank == 0 else 0.5)
-        return choose_precision("auto", network(), 16, Ranks(rank, world_size, CPU))
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: rank == 0)
+        before = "fp16" if rank == 0 else None
+        return [choose_precision("auto", network(), 16, *given) for given in ((cpu,), (gpu,), (gpu, before))]
 
 
-def test_the_first_rank_decides_for_all(tmp_path):
-    assert run_on_ranks(choose_on_rank, 2, tmp_path) == ["bf16", "bf16"]
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_the_first_rank_decides_for_all(tmp_path, num_ranks):
+    assert run_on_ranks(choose_on_rank, num_ranks, tmp_path) == [["bf16", "bf16", "fp16"]] * num_ranks
 
 
 @pytest.fixture
@@ -101,6 +106,21 @@ def test_a_resumed_run_keeps_its_precision_whatever_is_measured_now(make, monkey
     del values["precision_used"]
     config.write_text(json.dumps(values))
     assert make(num_epoch=2).precision == "fp32"
+
+
+def test_a_run_in_fp16_goes_on_in_fp32_on_a_cpu_and_loss_scaling_begins_anew_with_fp16(make, monkeypatch, caplog):
+    monkeypatch.setattr(precision, "_product_seconds", None)
+    make(precision="fp16").train()
+    with caplog.at_level(logging.INFO):
+        trainer = make(num_epoch=2)
+    assert "precision: fp32 (the run began with fp16, which is slow on a CPU; set it to have it)" in caplog.messages
+    assert trainer.precision == "fp32" and not trainer.scaler.is_enabled() and trainer.epoch == 1
+    trainer.train()
+    assert make(num_epoch=3).precision == "fp32"
+    again = make(num_epoch=3, precision="fp16")  # the checkpoint has no scale
+    assert again.scaler.get_scale() == 2.0**16 and again.epoch == 2
+    again.train()
+    assert make(num_epoch=4, precision="fp16").scaler.get_scale() < 2.0**16
 
 
 def test_the_network_computes_in_the_precision_that_was_taken(make, monkeypatch):

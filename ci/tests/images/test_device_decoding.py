@@ -4,6 +4,7 @@ On the CPU torchvision decodes as on a GPU, with libjpeg-turbo in place of nvJPE
 """
 
 import io
+import os
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import simplejpeg
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.data.lists import ListDataset
 from core.data.recordio import RecordWriter
@@ -78,6 +80,32 @@ def test_plain_jpegs_alone_are_handed_over_encoded(tmp_path):
     assert read["length"].tolist() == [len(payload) for payload in PLAIN] + [0] * 6
     assert read["encoded"].tobytes() == b"".join(PLAIN) and read["decoded"].shape == (6, 32, 32, 3)
     assert np.array_equal(read["decoded"], data.batch(range(4, 10))[0])
+
+
+def test_mixed_batch_makes_no_mask_on_the_device_which_would_be_waited_for(tmp_path):
+    class NoMasks(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            made = operation(*args, **(kwargs or {}))
+            assert not (isinstance(made, torch.Tensor) and made.is_meta and made.dtype is torch.bool), operation
+            return made
+
+    data, device = write(tmp_path, [PLAIN[0], OTHERS[0], PLAIN[1]]), torch.device("meta")
+    decoder = DeviceDecoder(data, device)
+    decoder._decode_jpegs = lambda jpegs, device: (
+        [torch.empty(3, 32, 32, dtype=torch.uint8, device=device)] * len(jpegs)
+    )
+    (batch,) = load_batches(EncodedReader(data), [[0, 1, 2]], 0)
+    with NoMasks():
+        assert decoder(batch)["image"].shape == (3, 32, 32, 3)
+
+
+def test_records_that_change_under_a_run_are_told(tmp_path):
+    data = write(tmp_path, PLAIN)
+    reader = EncodedReader(data)
+    assert len(reader.read(np.arange(4))["length"]) == 4
+    os.utime(tmp_path / "a.rec", ns=(1, 1))
+    with pytest.raises(UserError, match=r"a\.rec has changed while it was read"):
+        reader.read(np.arange(4))
 
 
 def test_image_that_is_cut_short_is_an_error_with_its_name(tmp_path):
