@@ -390,8 +390,8 @@ def read_map(folder: Path) -> None:
 
 
 def write_map_runs(folder: Path) -> None:
-    old, new = (write_run_folder(folder.parent / f"{folder.name}_{seed}", seed) for seed in (0, 1))
-    write_map_run(_folder(folder / "map"), new, old)
+    old, new, side = (write_run_folder(folder.parent / f"{folder.name}_{seed}", seed) for seed in (0, 1, 2))
+    write_map_run(_folder(folder / "map"), new, old, side=side)
 
 
 RUN = {"network": "r18", "embedding_size": 8, "image_size": 16}

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from core.backbones import build_backbone
 from core.data.recordio import RecordWriter
 from core.models.encoder import Encoder, load_encoder
-from core.models.map_run import BaseModel
+from core.models.map_run import BaseModel, joined_fingerprint
 from core.models.maps import Space, fit_map
 from core.models.weights import fingerprint
 
@@ -71,19 +72,37 @@ def write_run_folder(path: Path, seed: int = 0, embedding_size: int = 8, image_s
 
 
 def write_map_run(
-    path: Path, base: Path, target: Path, direction: str = "new_to_old", kind: str = "ridge", **told: object
+    path: Path,
+    base: Path,
+    target: Path,
+    direction: str = "new_to_old",
+    kind: str = "ridge",
+    side: Path | None = None,
+    side_told: Mapping[str, object] | None = None,
+    **told: object,
 ) -> Path:
-    """The run folder of a map from one model's space to another's, fitted on noise; `told` is of the base."""
+    """The run folder of a map from one model's space to another's, fitted on noise; `told` is of the base.
+
+    `side`: a model of side information, and what is told of it.
+    """
     encoders = load_encoder(base, **told), load_encoder(target)
     rng = np.random.default_rng(0)
     sides = [
         np.concatenate([encoder(noise(rng, 20, encoder.image_size)).numpy() for _ in range(4)]) for encoder in encoders
     ]
     spaces = [Space(encoder.embedding_size, encoder.name, encoder.fingerprint) for encoder in encoders]
+    sided = {}
+    if side is not None:
+        encoder = load_encoder(side, **(side_told or {}))
+        given = np.concatenate([encoder(noise(rng, 20, encoder.image_size)).numpy() for _ in range(4)])
+        sides[0] = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in (sides[0], given)])
+        both = joined_fingerprint(encoders[0].fingerprint, encoder.fingerprint)
+        spaces[0] = Space(sides[0].shape[1], f"{encoders[0].name},{encoder.name}", both)
+        sided["side"] = asdict(BaseModel(BaseModel.stored_path(side), encoder.fingerprint, **(side_told or {})))
     options = {"num_epoch": 1, "hidden": 8} if kind == "mlp" else {}
     fitted = fit_map(kind, *sides, np.arange(80) % 8, spaces=tuple(spaces), **options)
     about = BaseModel(BaseModel.stored_path(base), encoders[0].fingerprint, **told)
-    fitted.save(path, {"base": asdict(about), "direction": direction})
+    fitted.save(path, {"base": asdict(about), "direction": direction, **sided})
     return path
 
 

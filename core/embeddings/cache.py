@@ -74,10 +74,12 @@ def cached_views(
 ) -> dict[str, Rows]:
     """The arrays (N, D) of the store of `cached_embeddings`, for views that are embeddings of single images.
 
-    Those of a map's run folder are its base model's, mapped when they are read: no image is embedded twice.
+    Those of a map's run folder are those that the map takes, mapped when they are read: no image is embedded twice.
     """
     if encoder.base is not None:
-        of_base = cached_views(encoder.base, source, folder, views, settings, batch_size, num_workers)
-        return {name: encoder.mapped(rows) for name, rows in of_base.items()}
+        taken = [
+            cached_views(model, source, folder, views, settings, batch_size, num_workers) for model in encoder.sources
+        ]
+        return {name: encoder.mapped(*(rows[name] for rows in taken)) for name in views}
     store = cached_embeddings(encoder, source, folder, views, settings, batch_size, num_workers)
     return {name: store.view(name) for name in views}

@@ -75,7 +75,7 @@ def extract_embeddings(
     or waits for the first (`wait`). `UserError` if an image cannot be read, an embedding is not finite, or the disk has
     no room, which is reserved before anything is embedded. Memory: a few batches a rank; disk: 4 N D bytes a view.
 
-    A map's run folder reads no images where its base model's embeddings of `source` are at their default place.
+    A map's run folder reads no images where the embeddings that the map takes are at their default place.
     """
     (store,) = extract_together(
         [(encoder, path)], source, ranks, batch_size, num_workers, views=views, settings=settings, wait=wait
@@ -108,7 +108,7 @@ def extract_together(
             _require_place(work.path)
     made, of_images = [], []
     for work in missing:
-        rows = _rows_of_base(work.encoder, source) if views is PLAIN else None
+        rows = _mapped_rows(work.encoder, source) if views is PLAIN else None
         if rows is None:
             of_images.append(work)
         else:
@@ -159,20 +159,24 @@ class _StoredEmbeddings:
         return {"embedding": self._rows[rows]}
 
 
-def _rows_of_base(encoder: Encoder, source: ImageSource) -> Rows | None:
-    """The embeddings (N, D) of a mapped model from the store of its base, or of the base's base, at its default place.
+def _mapped_rows(encoder: Encoder, source: ImageSource) -> Rows | None:
+    """The embeddings (N, D) of a mapped model from the stores of its base and side model, or of those behind them.
 
-    None for another model, and if there is no such store. Collective.
+    None for another model, and if a store is not at its default place. Collective.
     """
-    if encoder.base is None:
-        return None
-    path = default_store_path(encoder.base, source)
+    rows = [_stored_rows(model, source) for model in encoder.sources]
+    found = [each for each in rows if each is not None]
+    return encoder.mapped(*found) if rows and len(found) == len(rows) else None
+
+
+def _stored_rows(encoder: Encoder, source: ImageSource) -> Rows | None:
+    """The embeddings (N, D) of a model from its store at the default place, else as `_mapped_rows`. Collective."""
+    path = default_store_path(encoder, source)
     if broadcast_object(_is_finished(path)):
         store = EmbeddingStore.open(path)
-        store.require(StoreInfo.of(encoder.base, source, tuple(PLAIN), {}))
-        return encoder.mapped(store.features)
-    rows = _rows_of_base(encoder.base, source)
-    return None if rows is None else encoder.mapped(rows)
+        store.require(StoreInfo.of(encoder, source, tuple(PLAIN), {}))
+        return store.features
+    return _mapped_rows(encoder, source)
 
 
 def _make(

@@ -33,6 +33,7 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
     loaded = [load_model(argument, ranks) for argument in settings.models]
     _require_other_models(loaded)
     run = Fitting(settings, method_name, direction, ranks, *loaded)
+    _require_one_size(run)
     for model in run.models:
         if ranks.is_first and model.argument.features is not None:
             require_writable_store(resolve(model.argument.features))
@@ -81,6 +82,15 @@ def _require_other_models(models: Sequence[Model]) -> None:
                     f"{other.argument.which}_model {other.path} and {model.argument.which}_model {model.path} are the "
                     "same model: name two"
                 )
+
+
+def _require_one_size(run: Fitting) -> None:
+    """`UserError` if the side model takes other images than the old one: the run folder embeds an image with both."""
+    if run.side is not None and run.side.encoder.image_size != run.old.encoder.image_size:
+        raise UserError(
+            f"side_model {run.side.path} takes images of {run.side.encoder.image_size} pixels, old_model "
+            f"{run.old.path} of {run.old.encoder.image_size}: name a side_model that takes those of the old model"
+        )
 
 
 def _with_features(

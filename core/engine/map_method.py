@@ -13,7 +13,7 @@ from core.engine.run_folder import code_version
 from core.errors import UserError
 from core.files import resolve
 from core.models.encoder import Encoder, load_encoder
-from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW, BaseModel
+from core.models.map_run import NEW_TO_OLD, OLD_TO_NEW, BaseModel, joined_fingerprint
 from core.models.maps import Map, Space
 from core.models.maps.vectors import unit_rows
 from core.parallel.ranks import Ranks
@@ -133,7 +133,8 @@ class Fitting(Generic[M]):
         """Of old embeddings, each followed by its side information, if there is any."""
         if self.side is None:
             return self.old.space
-        return Space(self.source_size, f"{self.old.encoder.name} and {self.side.encoder.name}")
+        names, fingerprints = zip(*((model.encoder.name, model.encoder.fingerprint) for model in (self.old, self.side)))
+        return Space(self.source_size, ",".join(names), joined_fingerprint(*fingerprints))
 
     def unit_sources(self, rows: np.ndarray) -> np.ndarray:
         """Old embeddings of rows (n,), each followed by its side information, if any; each of length 1, float32."""
@@ -150,7 +151,8 @@ class Fitting(Generic[M]):
         derived = {
             "method": self.method_name,
             "direction": direction,
-            "base": None if self.side is not None else asdict(base.described()),
+            "base": asdict(base.described()),
+            "side": None if self.side is None else asdict(self.side.described()),
             "old_model_fingerprint": self.old.encoder.fingerprint,
             "new_model_fingerprint": self.new.encoder.fingerprint,
             "data_fingerprint": data.data_fingerprint,

@@ -34,7 +34,7 @@ from core.heads.partial_fc import require_filter
 from core.images.device_decoding import DeviceDecoder, EncodedReader
 from core.images.loader import load_batches
 from core.images.transforms import TrainTransform
-from core.models.map_run import is_map_run, model_chain
+from core.models.map_run import is_map_run, model_paths
 from core.models.weights import fingerprint
 from core.outputs import sweep
 from core.parallel.ranks import Ranks, average_gradients, share_buffers
@@ -116,7 +116,7 @@ class Trainer:
         settings = self.settings
         margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
         require_filter(margin, settings.interclass_filtering_threshold or None)
-        if settings.old_model is not None and settings.run_folder in model_chain(resolve(settings.old_model)):
+        if settings.old_model is not None and settings.run_folder in model_paths(resolve(settings.old_model)):
             raise UserError(f"output {settings.run_folder} is the old model's own run folder: name another one")
         if "image_size" in settings.network_options:
             raise UserError("network_options.image_size: set the config key 'image_size', which resizes the images too")

@@ -17,9 +17,11 @@ from core.evaluation.descriptors import describe_images, image_sides
 from core.evaluation.ijb import template_features, template_means
 from core.evaluation.ijb_embeddings import embed_images
 from core.evaluation.ijb_meta import IdentificationLists, read_identification, read_images
+from core.evaluation.retrieval_images import RetrievalImages
 from core.evaluation.revisited_files import RevisitedTest
 from core.images.loader import load_batches
 from core.models.encoder import Encoder
+from core.models.mapped import Rows
 from core.models.shared_space import spaces_of
 
 __all__ = ["BackfillModels", "BackfillOptions", "Roads", "run_ijb", "run_retrieval"]
@@ -106,7 +108,11 @@ def run_ijb(models: BackfillModels, root: Path, subset: str, options: BackfillOp
     stored, of_map = dict(templates), {}
     if models.gallery_map is not None:
         stored["gallery_map"] = template_means(embeddings["gallery_map"], images)
-        errors = _predicted_errors(models, np.asarray(embeddings["old"].plain))
+        taken = [
+            embed_images(model, images, options.batch_size, options.num_workers, options.cache).plain
+            for model in models.gallery_map.sources
+        ]
+        errors = _predicted_errors(models, np.asarray(models.gallery_map.joined(*taken)))
         of_map = {
             "predicted_error": None if errors is None else mean_over_members(errors, images),
             "length": -np.linalg.norm(stored["gallery_map"], axis=1),
@@ -138,15 +144,14 @@ def run_retrieval(
     Calibrated on 2,000 images, drawn by the seed, of `calibration`, which must show other landmarks; all pairs of
     different classes are impostors. Without it there are only raw scores.
     """
+
+    def describe(encoder: Encoder, which: RetrievalImages) -> Rows:
+        return describe_images(
+            encoder, which, image_sides(encoder), options.batch_size, options.num_workers, options.cache
+        )
+
     database, queries = (
-        {
-            name: np.asarray(
-                describe_images(
-                    encoder, which, image_sides(encoder), options.batch_size, options.num_workers, options.cache
-                )
-            )
-            for name, encoder in models.all().items()
-        }
+        {name: np.asarray(describe(encoder, which)) for name, encoder in models.all().items()}
         for which in (test.database, test.queries)
     )
     sample = None
@@ -156,8 +161,10 @@ def run_retrieval(
         sample = _embed_sample(models, calibration, options)
     of_map = {}
     if models.gallery_map is not None and models.gallery_map.map is not None:
-        lengths = models.gallery_map.map.lengths(database["old"])
-        of_map = {"predicted_error": _predicted_errors(models, database["old"]), "length": -lengths}
+        taken = [describe(model, test.database) for model in models.gallery_map.sources]
+        stored = np.asarray(models.gallery_map.joined(*taken))
+        lengths = models.gallery_map.map.lengths(stored)
+        of_map = {"predicted_error": _predicted_errors(models, stored), "length": -lengths}
     roads: Roads = {}
     for road, (query, gallery) in models.roads().items():
         features = Features(queries[query], database[gallery], queries["new"], database["new"])
@@ -175,7 +182,7 @@ def run_retrieval(
 
 
 def _predicted_errors(models: BackfillModels, stored: np.ndarray) -> np.ndarray | None:
-    """What the gallery's map predicts of its errors for stored embeddings (N, D): (N,); None if it cannot."""
+    """What the gallery's map predicts of its errors for the vectors that it takes (N, D): (N,); None if it cannot."""
     if models.gallery_map is None or models.gallery_map.map is None:
         return None
     return models.gallery_map.map.predicted_error(stored)

@@ -55,14 +55,15 @@ def describe_images(
 ) -> Rows:
     """Unit descriptors, float32 (N, D), read from disk: the mean over `sides` of the unit embeddings, normalised again.
 
-    Those of a map's run folder at one scale are its base model's, mapped when they are read: nothing is embedded twice.
+    Those of a map's run folder at one scale are those that the map takes, mapped when they are read: nothing is
+    embedded twice.
     From the cache below `cache` if this model has described these images at these sizes before; a run that was killed
     goes on where it was. Memory: some batches; disk: 4 N D bytes. `UserError` if an image cannot be used or an
     embedding is not finite.
     """
     if encoder.base is not None and len(sides) == 1:
-        of_base = describe_images(encoder.base, images, sides, batch_size, num_workers, cache)
-        return encoder.mapped(of_base, normalized=True)
+        taken = [describe_images(model, images, sides, batch_size, num_workers, cache) for model in encoder.sources]
+        return encoder.mapped(*taken, normalized=True)
     store = cached_embeddings(
         encoder,
         ResizedImages(images, sides),

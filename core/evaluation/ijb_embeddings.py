@@ -63,9 +63,9 @@ def embed_images(
 ) -> ImageEmbeddings:
     """The embeddings of all images, from the cache below `cache` if this model has embedded this data before.
 
-    Those of a map's run folder are its base model's, mapped when they are read: nothing is embedded twice. A run that
-    was killed goes on where it was. Memory: some batches; disk: 8 N D bytes. `UserError` if an image cannot be read or
-    an embedding is not finite.
+    Those of a map's run folder are those that the map takes, mapped when they are read: nothing is embedded twice. A
+    run that was killed goes on where it was. Memory: some batches; disk: 8 N D bytes. `UserError` if an image cannot be
+    read or an embedding is not finite.
     """
     views = cached_views(
         encoder,

@@ -1,7 +1,8 @@
 """Any model argument as an encoder: uint8 images in, embeddings out.
 
 A model argument is a run folder (`model.pt` and `config.json`), a file with a plain state dict, an `.onnx` file, or the
-run folder of a map (`map.pt` and `config.json`): its base model, then the map.
+run folder of a map (`map.pt` and `config.json`): its base model, beside it that of the map's side information if it
+takes any, then the map.
 """
 
 import hashlib
@@ -17,17 +18,20 @@ from core.backbones import require_backbone
 from core.backbones.file_kinds import require_onnx
 from core.backbones.state_dicts import read_state_dict
 from core.errors import UserError
+from core.files import resolve
 from core.images.preprocessing import RAW, Numbers, Preprocessing
 from core.images.transforms import NORMALIZATIONS, Triple, normalize
 from core.models.map_run import (
     NEW_TO_OLD,
     OLD_TO_NEW,
+    BaseModel,
     is_map_run,
+    joined_fingerprint,
     mapped_fingerprint,
-    model_chain,
+    model_paths,
     read_map_run,
 )
-from core.models.mapped import MappedRows, Rows, UnitMap
+from core.models.mapped import JoinedNetworks, JoinedRows, MappedRows, Rows, UnitMap
 from core.models.maps import Map, Space
 from core.models.onnx_file import read_onnx_file
 from core.models.onnx_model import OnnxNetwork, load_onnx_network
@@ -67,6 +71,8 @@ class Encoder:
     """Of the network's input: RGB or BGR. Images are given as RGB to all encoders."""
     base: "Encoder | None" = None
     """Of a map's run folder: the model whose embeddings are mapped."""
+    side: "Encoder | None" = None
+    """Of the run folder of a map with side information: the model that gives it, from the same images."""
     map: Map | None = None
     """Of a map's run folder: what maps them. The encoder gives its plain output of a unit vector."""
     maps_gallery: bool = False
@@ -78,6 +84,21 @@ class Encoder:
         return [self, *([] if self.base is None else self.base.chain)]
 
     @property
+    def sources(self) -> "list[Encoder]":
+        """Of a map's run folder: the models whose embeddings it takes, its base and the one of its side information."""
+        return [model for model in (self.base, self.side) if model is not None]
+
+    @property
+    def models(self) -> "list[Encoder]":
+        """The encoder and all models behind it: `sources`, theirs and so on to trained models."""
+        return [self, *(model for source in self.sources for model in source.models)]
+
+    @property
+    def trained(self) -> "list[Encoder]":
+        """Those of `models` that see the images."""
+        return [model for model in self.models if model.base is None]
+
+    @property
     def gallery_model(self) -> "Encoder":
         """The model that searched a gallery of these embeddings before an update.
 
@@ -85,22 +106,31 @@ class Encoder:
         """
         return self.base.gallery_model if self.maps_gallery and self.base is not None else self
 
-    def mapped(self, rows: Rows, normalized: bool = False) -> MappedRows:
-        """Of a map's run folder: what it gives for images, read from the base model's embeddings of them (N, D).
+    def joined(self, *rows: Rows) -> Rows:
+        """Of a map's run folder: the vectors that the map takes, from the embeddings by each of `sources` (N, D)."""
+        return rows[0] if self.side is None else JoinedRows(*rows)
+
+    def mapped(self, *rows: Rows, normalized: bool = False) -> MappedRows:
+        """Of a map's run folder: what it gives for images, from the embeddings (N, D) of them by each of `sources`.
 
         float32 (N, `embedding_size`), as unit vectors if they are to be `normalized`.
         """
-        return MappedRows(self.mapping, rows, self.embedding_size, self.device, normalized)
+        return MappedRows(self.mapping, self.joined(*rows), self.embedding_size, self.device, normalized)
 
     @property
     def mapping(self) -> nn.Module:
-        """Of a map's run folder: from the base model's embeddings (B, D) to its own."""
+        """Of a map's run folder: from the vectors that the map takes (B, D) to its own."""
         assert isinstance(self.module, nn.Sequential) and self.base is not None, "only a map's run folder has a base"
         return self.module[1]
 
     @property
     def preprocessing(self) -> str:
-        """What decides embeddings besides the weights: input size, mean, standard deviation, and BGR if it is that."""
+        """What decides embeddings besides the weights: input size, mean, standard deviation, and BGR if it is that.
+
+        With side information of each trained model, the base's first.
+        """
+        if self.base is not None:
+            return "; ".join(model.preprocessing for model in self.trained)
         order = "" if self.channel_order == "RGB" else f", {self.channel_order}"
         return f"{self.image_size} pixels, mean {tuple(self.mean)}, std {tuple(self.std)}{order}"
 
@@ -230,31 +260,59 @@ def _load_run(folder: Path, network: str | None, device: torch.device) -> Encode
 
 def _load_map_run(folder: Path, device: torch.device) -> Encoder:
     run = read_map_run(folder)
-    path = model_chain(folder)[1]
-    about, place = run.base, f"base of {folder / 'config.json'}"
+    model_paths(folder)  # which do not lead in a circle
+    base = _load_source(folder, "base", run.base, device)
+    side = None if run.side is None else _load_source(folder, "side", run.side, device)
+    source = base if side is None else _joined(folder, base, side)
+    run.map.require_source(Space(source.embedding_size, source.name, source.fingerprint))
+    return replace(
+        source,
+        name=f"{source.name}+{run.map.kind}",
+        network=f"{source.network}+{run.map.kind}",
+        embedding_size=run.map.target.size,
+        fingerprint=mapped_fingerprint(source.fingerprint, run.map.fingerprint),
+        module=_frozen(nn.Sequential(source.module, UnitMap(run.map)), device),
+        old_model_fingerprint=run.map.target.fingerprint if run.direction == NEW_TO_OLD else None,
+        base=base,
+        side=side,
+        map=run.map,
+        maps_gallery=run.direction == OLD_TO_NEW,
+    )
+
+
+def _load_source(folder: Path, entry: str, about: BaseModel, device: torch.device) -> Encoder:
+    """The model that the `entry` base or side of a map's config describes."""
+    path, place = resolve(about.path), f"{entry} of {folder / 'config.json'}"
     if not path.exists():
-        raise UserError(f"the base model of the map {folder} is not at {path}: put it there, or correct {place}")
-    base = load_encoder(
+        raise UserError(f"the {entry} model of the map {folder} is not at {path}: put it there, or correct {place}")
+    model = load_encoder(
         path, about.network, device, mean=about.mean, std=about.std, channel_order=about.channel_order,
         network_option=place,
     )  # fmt: skip
-    if base.fingerprint != about.fingerprint:
+    if model.fingerprint != about.fingerprint:
         raise UserError(
-            f"the model at {path} (fingerprint {base.fingerprint[:12]}) is not the base model of the map {folder} "
+            f"the model at {path} (fingerprint {model.fingerprint[:12]}) is not the {entry} model of the map {folder} "
             f"(fingerprint {about.fingerprint[:12]}): put that model there, correct {place}, or fit the map again"
         )
-    run.map.require_source(Space(base.embedding_size, base.name, base.fingerprint))
+    return model
+
+
+def _joined(folder: Path, base: Encoder, side: Encoder) -> Encoder:
+    """What a map with side information takes: the base's embeddings of images, each followed by the side model's."""
+    if base.image_size != side.image_size:
+        raise UserError(
+            f"the base model of the map {folder} takes images of {base.image_size} pixels, its side model "
+            f"{side.image_size}: fit the map again with a side model that takes those of the base"
+        )
+    fed = [Preprocessing(model.mean, model.std, model.channel_order) for model in (base, side)]
     return replace(
         base,
-        name=f"{base.name}+{run.map.kind}",
-        network=f"{base.network}+{run.map.kind}",
-        embedding_size=run.map.target.size,
-        fingerprint=mapped_fingerprint(base.fingerprint, run.map.fingerprint),
-        module=_frozen(nn.Sequential(base.module, UnitMap(run.map)), device),
-        old_model_fingerprint=run.map.target.fingerprint if run.direction == NEW_TO_OLD else None,
-        base=base,
-        map=run.map,
-        maps_gallery=run.direction == OLD_TO_NEW,
+        name=f"{base.name},{side.name}",
+        network=f"{base.network},{side.network}",
+        embedding_size=base.embedding_size + side.embedding_size,
+        fingerprint=joined_fingerprint(base.fingerprint, side.fingerprint),
+        module=JoinedNetworks(base.module, side.module, *fed),
+        any_size=base.any_size and side.any_size,
     )
 
 

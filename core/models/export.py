@@ -68,13 +68,13 @@ def export_onnx(encoder: Encoder, path: str | Path) -> float:
 
 
 def to_onnx(encoder: Encoder) -> onnx.ModelProto:
-    """The ONNX model of the encoder's module, with its metadata, unchecked; of a map's run folder base and map in one.
+    """The ONNX model of the encoder's module, with its metadata, unchecked; of a map's run folder all models and maps.
 
     `UserError` if the base of a map is an ONNX file that the map cannot be joined to.
     """
-    base = encoder.chain[-1].module
-    if isinstance(base, OnnxNetwork):
-        model = _joined(encoder, base)
+    foreign = [model.module for model in encoder.trained if isinstance(model.module, OnnxNetwork)]
+    if foreign:
+        model = _joined(encoder, foreign[0])
     else:
         images = torch.zeros(2, 3, encoder.image_size, encoder.image_size, device=encoder.device)
         model = _traced(encoder.module, images, "input")
@@ -114,6 +114,11 @@ def _traced(module: nn.Module, inputs: Tensor, input_name: str) -> onnx.ModelPro
 
 def _joined(encoder: Encoder, base: OnnxNetwork) -> onnx.ModelProto:
     """The graph of a foreign base model, followed by the maps behind it."""
+    if len(encoder.trained) > 1:
+        raise UserError(
+            f"{encoder.name} takes the embeddings of several models, one of them the ONNX file {base.path}, which "
+            "cannot be joined to others: use the run folder, or fit the map to models in PyTorch"
+        )
     about = f"the base model of {encoder.name} is the ONNX file {base.path}"
     if base.takes_pixels or base.channels_last:
         raise UserError(

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_shared_space(first: Encoder, second: Encoder) -> None:
-    """`UserError` if a map's run folder is compared with its own base model: the map leads away from that one's space.
+    """`UserError` if a map's run folder is compared with a model behind it: the map leads away from that one's space.
 
     A warning if nothing says that the other model's space is the one that the map leads to. Models without a map are
     not judged: whether they are compatible is what a test is to find out.
@@ -20,7 +20,7 @@ def require_shared_space(first: Encoder, second: Encoder) -> None:
         if mapped.map is None or mapped.map.target.fingerprint is None or spaces_of(mapped) & spaces_of(other):
             continue
         source, target = mapped.map.source, mapped.map.target
-        if other.fingerprint in [base.fingerprint for base in mapped.chain]:
+        if other.fingerprint in [model.fingerprint for model in mapped.models]:
             raise UserError(
                 f"{mapped.name} and {other.name} cannot be compared: the map leads from {source} to {target}; compare "
                 "it with that model, or name a map of the other direction"

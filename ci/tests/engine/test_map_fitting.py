@@ -176,10 +176,47 @@ def test_side_information_is_a_second_half_of_the_vectors_that_a_map_takes(fit, 
     loaded, images = load_map(folder), images_of(tiny_records)
     vectors = [load_encoder(models / name)(images).numpy() for name in ("old", "other")]
     assert loaded(np.hstack(vectors)).shape == (72, 5)
-    with pytest.raises(UserError, match="this map takes vectors of size 16, got size 8"):
+    message = r"this map takes vectors of size 16 \(8 of the old model, then 8 of side information\), got size 8"
+    with pytest.raises(UserError, match=message):
         loaded(vectors[0])
+
+
+def test_run_folder_with_side_information_is_a_model_of_two(fit, models, tmp_path, tiny_records):
+    shutil.copy(models / "old" / "model.pt", tmp_path / "bare.pt")
+    write_run_folder(tmp_path / "side", seed=4, embedding_size=6)
+    told = [f"side_model={tmp_path / 'side'}", "side_mean=100 110 120", "side_std=60", "side_channel_order=BGR"]
+    old = [f"old_model={tmp_path / 'bare.pt'}", "old_network=r18", "old_mean=imagenet", "old_std=imagenet"]
+    stores = [f"old_features={tmp_path / 'o'}", f"side_features={tmp_path / 's'}"]
+    folder, images = fit("fct", *SHORT, *told, *old, *stores), images_of(tiny_records)
+    encoder = load_encoder(folder)
+    alone = [
+        load_encoder(tmp_path / "bare.pt", "r18", mean="imagenet", std="imagenet"),
+        load_encoder(tmp_path / "side", mean="100 110 120", std=60, channel_order="BGR"),
+    ]
+    units = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (a(images).numpy() for a in alone)]
+    np.testing.assert_allclose(encoder(images), load_map(folder)(np.hstack(units), normalized=False), atol=1e-5)
+    assert encoder.gallery_model.fingerprint == encoder.base.fingerprint == alone[0].fingerprint
+    config = json.loads((folder / "config.json").read_text())
+    side = {"path": str(tmp_path / "side"), "fingerprint": alone[1].fingerprint, "network": None}
+    assert config["side"] == {**side, "mean": "100 110 120", "std": 60, "channel_order": "BGR"}
+    assert config["map"]["source"]["name"] == "bare,side" and len(config["map"]["source"]["fingerprint"]) == 64
+    # a folder from before base and side were written: no model, until the same command has completed it
+    source = {**config["map"]["source"], "fingerprint": None}
+    older = {key: value for key, value in config.items() if key != "side"}
+    older |= {"base": None, "map": {**config["map"], "source": source}}
+    (folder / "config.json").write_text(json.dumps(older))
     with pytest.raises(UserError, match="it maps stored vectors, but is no model"):
         load_encoder(folder)
+    fit("fct", *SHORT, *told, *old, *stores)
+    assert load_encoder(folder).fingerprint == encoder.fingerprint
+
+
+def test_side_model_that_takes_images_of_another_size_is_refused_before_any_is_read(fit, models, monkeypatch):
+    monkeypatch.setattr(core.engine.map_fitting, "open_images", None)
+    with pytest.raises(
+        UserError, match=r"^side_model .*large takes images of 24 pixels, old_model .*old of 16: name a"
+    ):
+        fit("fct", *SHORT, f"side_model={models / 'large'}")
 
 
 def test_training_is_logged_and_goes_on_where_it_was_killed(fit, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,30 @@ def test_old_model_may_be_a_map_and_its_embeddings_are_made_from_its_bases_store
     assert made.path.parent == tmp_path / "features" and "stored embeddings are mapped" in caplog.text
     np.testing.assert_allclose(made.features, plain.features, atol=1e-6)
     assert np.array_equal(made.labels(), data.labels()) and made.info.model_fingerprint == encoder.fingerprint
+
+
+def test_embeddings_of_a_map_with_side_information_are_made_from_both_models_stores(
+    mapped, tiny_records, ranks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("core.embeddings.extraction.ROOT", tmp_path)
+    data, side = RecordDataset(tiny_records), write_run_folder(tmp_path / "side", 2, 6)
+    sided = write_map_run(tmp_path / "sided", tmp_path / "old", tmp_path / "newer", "old_to_new", side=side)
+    settings = Settings(old_model=str(sided), embedding_size=12, num_workers=0)
+    encoder, old = load_old_model(settings, ranks)
+    assert (old.name, old.num_classes) == ("old,side+ridge", 6)
+    wanted = encoder(data.batch(range(72))[0])
+    read = []
+    real = RecordDataset.read
+    monkeypatch.setattr(RecordDataset, "read", lambda self, rows: read.extend(rows) or real(self, rows))
+    extract_embeddings(encoder.base, data, default_store_path(encoder.base, data), ranks)
+    plain = open_old_features(encoder, replace(settings, features=str(tmp_path / "plain")), data, ranks)
+    assert len(read) == 2 * 72, "of the side model there is no store yet"
+    extract_embeddings(encoder.side, data, default_store_path(encoder.side, data), ranks)
+    assert len(read) == 3 * 72
+    made = open_old_features(encoder, settings, data, ranks)
+    assert len(read) == 3 * 72
+    for store in (plain, made):
+        np.testing.assert_allclose(store.features, wanted, atol=1e-6)
 
 
 def test_what_a_map_cannot_be_in_a_training_is_one_line(mapped, ranks):

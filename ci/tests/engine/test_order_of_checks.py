@@ -141,5 +141,9 @@ def test_output_is_neither_a_map_nor_the_model_that_a_map_in_place_of_the_old_mo
     mapped = write_map_run(tmp_path / "mapped", old, newer, "old_to_new")
     with pytest.raises(UserError, match=r"output .*/old is the old model's own run folder: name another one$"):
         make("bct", f"old_model={mapped}", f"output={old}", "resume=false")
+    side = write_run_folder(tmp_path / "side", 2)
+    sided = write_map_run(tmp_path / "sided", old, newer, "old_to_new", side=side)
+    with pytest.raises(UserError, match=r"output .*/side is the old model's own run folder: name another one$"):
+        make("bct", f"old_model={sided}", f"output={side}", "resume=false")
     with pytest.raises(UserError, match=r"output .*/mapped is the run folder of a map: name another one$"):
         make("bct", f"old_model={newer}", f"output={mapped}", "resume=false")

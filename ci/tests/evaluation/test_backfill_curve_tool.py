@@ -25,11 +25,13 @@ TOOL = ROOT / "tools" / "backfill_curve.py"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Run folders: old, new of another size, and maps both ways."""
+    """Run folders: old, new of another size, and maps both ways; `sided` has side information by `side`."""
     folder = tmp_path_factory.mktemp("models")
     old, new = write_run_folder(folder / "old", 0, 8), write_run_folder(folder / "new", 1, 12)
     write_map_run(folder / "query", new, old, kind="procrustes")
     write_map_run(folder / "gallery", old, new, "old_to_new")
+    side = write_run_folder(folder / "side", 2, 6)
+    write_map_run(folder / "sided", old, new, "old_to_new", side=side)
     return folder
 
 
@@ -102,6 +104,25 @@ def test_mistakes_are_one_line(draw, models, tree_writer, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+def test_a_gallery_map_may_take_side_information_but_must_be_the_old_models(draw, models, tree_writer, tmp_path):
+    tree = tree_writer(tmp_path / "data", num_subjects=36)
+    results = draw(tree, "--gallery-map", models / "sided")
+    images = read_images(require_meta(tree, "IJBC", True), "IJBC")
+    features = {
+        name: template_features(embed_images(load_encoder(models / name), images, 8, 0, tmp_path / "cache"), images)
+        for name in ("new", "sided")
+    }
+    first = evaluate_1_n(features["new"], features["sided"], read_identification(images)).metrics["top1"]
+    curves = results["roads"]["gallery_map"]["raw"]
+    assert all(curve["top1"][0] == pytest.approx(first) for curve in curves.values())
+    assert {"predicted_error", "length"} <= set(results["orders"])
+    with pytest.raises(UserError, match="gallery map old,side.ridge takes embeddings of old, not of side"):
+        draw(tree, "--gallery-map", models / "sided", "-m_old", models / "side")
+    write_revisited_tree(tmp_path / "roxford5k")
+    results = draw(tmp_path, "--dataset", "roxford5k", "--gallery-map", models / "sided")
+    assert set(results["orders"]) == {"random", "predicted_error", "length", "oracle"}
+
+
 @pytest.mark.parametrize("size", [6, 8, 12])
 def test_lambda_orthogonality_refreshes_a_gallery_in_the_space_of_its_own(
     size, draw, models, tree_writer, tmp_path, ranks
@@ -155,21 +176,29 @@ def test_margins_equal_a_loop_over_pairs_of_classes(monkeypatch, block):
     np.testing.assert_allclose(twins, [0, 0, 2], atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["gallery", "sided"])
 def test_templates_go_by_the_mean_of_what_the_map_gives_for_their_images(
-    draw, models, tree_writer, tmp_path, monkeypatch
+    name, draw, models, tree_writer, tmp_path, monkeypatch
 ):
     tree = tree_writer(tmp_path / "data", num_subjects=36)
-    write_map_run(models / "ridge", models / "old", models / "new", "old_to_new")
     asked, curves = [], backfill_roads.identification_curves
     monkeypatch.setattr(
         backfill_roads, "identification_curves", lambda *given: asked.append(given[3]) or curves(*given)
     )
-    draw(tree, "--gallery-map", models / "ridge", "--orders", "predicted_error", "length", "margin")
+    draw(tree, "--gallery-map", models / name, "--orders", "predicted_error", "length", "margin")
     images = read_images(require_meta(tree, "IJBC", True), "IJBC")
-    fitted = load_encoder(models / "ridge").map
-    old = embed_images(load_encoder(models / "old"), images, 8, 0, tmp_path / "cache")
-    faces = (fitted(old.plain, normalized=False).astype(float) + fitted(old.mirrored, normalized=False)) / 2
-    errors = fitted.predicted_error(old.plain)
+    fitted = load_encoder(models / name).map
+    sources = [load_encoder(models / each) for each in (["old", "side"] if name == "sided" else ["old"])]
+    embedded = [embed_images(each, images, 8, 0, tmp_path / "cache") for each in sources]
+    old = embedded[0]
+
+    def taken(view: str) -> np.ndarray:
+        vectors = [np.float64(getattr(each, view)) for each in embedded]
+        return np.hstack([each / np.linalg.norm(each, axis=1, keepdims=True) for each in vectors]).astype(np.float32)
+
+    plain, mirrored = taken("plain"), taken("mirrored")
+    faces = (fitted(plain, normalized=False).astype(float) + fitted(mirrored, normalized=False)) / 2
+    errors = fitted.predicted_error(plain)
     means, predicted = np.empty((images.num_templates, 12)), np.empty(images.num_templates)
     for template in range(images.num_templates):
         own = images.member_template == template

@@ -36,12 +36,17 @@ from core.settings import load_settings
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Run folders: old (8 numbers), new (12), a query map from new to old, gallery maps from old to new."""
+    """Run folders: old (8 numbers), new (12), a query map from new to old, gallery maps from old to new.
+
+    `sided` has side information by `side` (6 numbers), which takes BGR.
+    """
     folder = tmp_path_factory.mktemp("models")
     old, new = write_run_folder(folder / "old", 0, 8, 24), write_run_folder(folder / "new", 1, 12, 24)
     write_map_run(folder / "query", new, old)
     write_map_run(folder / "gallery", old, new, "old_to_new")
     write_map_run(folder / "turned", old, new, "old_to_new", "procrustes")
+    side, told = write_run_folder(folder / "side", 2, 6, 24), {"mean": 110, "std": 60, "channel_order": "BGR"}
+    write_map_run(folder / "sided", old, new, "old_to_new", side=side, side_told=told)
     return folder
 
 
@@ -83,6 +88,20 @@ def test_faces_of_a_mapped_model_are_its_bases_read_through_the_map(models, tree
     np.testing.assert_allclose(template_features(found, images), direct_templates(encoder, images), atol=1e-6)
 
 
+def test_faces_of_a_map_with_side_information_are_read_from_both_models_embeddings(models, tree, tmp_path, caplog):
+    images, encoder = read_images(tree / "IJBC", "IJBC"), load_encoder(models / "sided")
+    cache = {"num_workers": 0, "cache": tmp_path / "cache"}
+    for model in encoder.sources:
+        embed_images(model, images, **cache)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    found = embed_images(encoder, images, **cache)
+    assert "embedding " not in caplog.text and len(list((tmp_path / "cache").rglob("plain.npy"))) == 2
+    np.testing.assert_allclose(template_features(found, images), direct_templates(encoder, images), atol=1e-6)
+    embed_images(load_encoder(models / "side"), images, **cache)
+    assert len(list((tmp_path / "cache").rglob("plain.npy"))) == 3, "fed as RGB it is another model"
+
+
 @pytest.fixture
 def landmarks(tmp_path):
     return read_revisited(write_revisited_tree(tmp_path / "roxford5k"), "roxford5k")
@@ -99,6 +118,18 @@ def test_descriptors_of_a_mapped_model_are_its_bases_read_through_the_map(models
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     np.testing.assert_allclose(Whitening(found)(found), Whitening(wanted)(wanted), atol=1e-4)
+
+
+def test_descriptors_of_a_map_with_side_information_are_read_from_both_models(models, landmarks, tmp_path, caplog):
+    images, encoder = landmarks.database, load_encoder(models / "sided")
+    for model in encoder.sources:
+        describe_images(model, images, [24], num_workers=0, cache=tmp_path)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    found = describe_images(encoder, images, [24], num_workers=0, cache=tmp_path)
+    assert "embedding " not in caplog.text
+    wanted = encoder(ResizedImages(images, [24]).read(np.arange(len(images)))["image0"]).numpy()
+    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-6)
 
 
 class Pool(nn.Module):
@@ -121,14 +152,16 @@ def test_descriptors_at_several_scales_are_made_from_the_images(landmarks, tmp_p
     np.testing.assert_allclose(found, nn.functional.normalize(units[0] + units[1]), atol=1e-6)
 
 
-@pytest.mark.parametrize(("query", "gallery", "before"), [("query", "old", "old"), ("new", "gallery", "old")])
+@pytest.mark.parametrize(
+    ("query", "gallery", "before"), [("query", "old", "old"), ("new", "gallery", "old"), ("new", "sided", "old")]
+)
 def test_identification_with_a_map_on_either_side(models, tree, run_tool, query, gallery, before):
     found = run_tool("ijbc_eval", "-m", models / query, "-m_old", models / gallery, "-N", "--data-path", tree)
-    names = {"query": "new+ridge", "gallery": "old+ridge"}
+    names = {"query": "new+ridge", "gallery": "old+ridge", "sided": "old,side+ridge"}
     sides = found["models"]["query"], found["models"]["gallery"]
     assert [side["name"] for side in sides] == [names.get(query, query), names.get(gallery, gallery)]
     old = load_encoder(models / "old").fingerprint
-    assert [side["mapped_from"] for side in sides] == ["", old if gallery == "gallery" else ""]
+    assert [side["mapped_from"] for side in sides] == ["", "" if gallery == "old" else old]
     assert [side["base"] for side in sides] == [load_encoder(models / "new").fingerprint * (query == "query"), ""]
     images = read_images(tree / "IJBC", "IJBC")
     lists = read_identification(images)
@@ -144,7 +177,7 @@ def test_identification_with_a_map_on_either_side(models, tree, run_tool, query,
 
 def test_verification_and_retrieval_with_a_map_on_either_side(models, run_tool, tmp_path, landmarks, tree):
     path = write_verification_set(tmp_path / "lfw.bin")
-    for query, gallery in (("query", "old"), ("new", "turned")):
+    for query, gallery in (("query", "old"), ("new", "turned"), ("new", "sided")):
         pair = "-m", models / query, "-m_old", models / gallery
         found = run_tool("verify", *pair, "--data-path", path)["metrics"]
         assert 0.3 < found["auc"] <= 1
@@ -259,6 +292,19 @@ def test_matrix_tests_the_model_that_embedded_a_mapped_gallery_where_it_is_not_n
     assert found["compatible"][0]["top1"] == (top1["new", "old+ridge"] > top1["old", "old"])
     header = (tmp_path / "out" / "matrix.csv").read_text().splitlines()[0]
     assert header == "metric,query,old+ridge,new"
+
+
+def test_matrix_of_a_gallery_that_is_mapped_with_side_information(models, tree, run_tool):
+    paths = [models / name for name in ("sided", "side", "new")]
+    found = run_tool("compatibility_matrix", "--models", *paths, "--data-path", tree, "--metric", "top1")
+    sides = [one for one in found["evaluations"] if one["task"] == "ijbc-1:N"]
+    pairs = {(one["models"]["query"]["name"], one["models"]["gallery"]["name"]): one["metrics"] for one in sides}
+    top1, flips = {pair: rates["top1"] for pair, rates in pairs.items()}, pairs["new", "old,side+ridge"]
+    assert ("old", "old") in top1, "the search before the update is the old model's"
+    change = top1["new", "old,side+ridge"] - top1["old", "old"]
+    assert flips["pfr"] - flips["nfr"] == pytest.approx(change)
+    verdicts = {(each["query"], each["gallery"]): each["top1"] for each in found["compatible"]}
+    assert verdicts["new", "old,side+ridge"] == (change > 0)
 
 
 def test_a_gallery_that_is_mapped_again_is_compared_with_the_search_of_the_first_mapped_one(

@@ -119,8 +119,10 @@ class Map:
     def require_source(self, space: Space) -> None:
         """`UserError` unless vectors of this space may be mapped."""
         if space.size != self.source.size:
+            side = self.options.get("side_size")
+            parts = f" ({self.source.size - side} of the old model, then {side} of side information)" if side else ""
             raise UserError(
-                f"this map takes vectors of size {self.source.size}, got size {space.size}: it leads from "
+                f"this map takes vectors of size {self.source.size}{parts}, got size {space.size}: it leads from "
                 f"{self.source} to {self.target}"
             )
         if None not in (space.fingerprint, self.source.fingerprint) and space.fingerprint != self.source.fingerprint:
