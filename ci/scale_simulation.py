@@ -8,6 +8,7 @@ A step of W ranks with B images each, embeddings of size D, C classes of which e
 part with s = int(rate n), and a backbone of P parameters. Everything is float32, 4 bytes, where nothing else is said.
 
     backbone      B / (images a second of forward, backward and update)
+    launches      of the kernels of the head and its update, by the CPU: the same for any size; on a CPU none
     head, flops   6 W B s D: logits, gradient of the embeddings, gradient of the weights
     head, memory  LOGIT_PASSES over W B s logits, WEIGHT_PASSES and UPDATE_PASSES over the n D weights; where a sample
                   takes part SAMPLED_WEIGHT_PASSES and SAMPLED_UPDATE_PASSES over s D (drawing it, some passes over n
@@ -57,8 +58,9 @@ SAMPLED_WEIGHT_PASSES = WEIGHT_PASSES + 4
 """The rows are copied out of the weights in both passes."""
 SAMPLED_UPDATE_PASSES = 17
 """`core.engine.row_optimizers`: rows of weight and momentum copied out (4), three sums (9), written back (4)."""
-BLOCK_ROWS, BLOCKS = 65536, 5
-"""Sampled rows that are copied at a time on CUDA, and how often at once in the update."""
+BLOCK_ROWS, BLOCKS, SAMPLED_BLOCKS = 65536, 1, 5
+"""Rows that are worked on at a time on CUDA, and how many copies of them there are at once: in the backward pass, and
+of sampled rows in the update."""
 BACKWARD = 2 / 3
 """Share of a backbone's time."""
 GIB = 2**30
@@ -68,19 +70,22 @@ GIB = 2**30
 class Rates:
     """What the parts of a machine do in a second, measured or assumed.
 
-    The defaults are for a node of 8 H100 SXM GPUs. `backbone`, `product` and `memory` were measured on one of them
-    (docs/gpu.md). The others are ASSUMPTIONS, measured by nobody here: NVIDIA's data sheets of the H100 (900 GB/s of
-    NVLink both ways together) and of the DGX H100 (a network card of 400 Gb/s a GPU), each times a share that is usual.
+    The defaults are for a node of 8 H100 SXM GPUs. `backbone`, `launches`, `product` and `memory` were measured on one
+    of them (docs/gpu.md), `loader` beside it. The others are ASSUMPTIONS, measured by nobody here: NVIDIA's data sheets
+    of the H100 (900 GB/s of NVLink both ways together) and of the DGX H100 (a network card of 400 Gb/s a GPU), each
+    times a share that is usual.
     """
 
-    backbone: float = 3_100.0
-    """Images a GPU trains in a second: r50 at 112x112, B = 128, bf16, with a head of 93,431 classes, so a little less
-    than the backbone alone."""
+    backbone: float = 3_500.0
+    """Images a GPU trains in a second: r50 at 112x112, B = 128, bf16; 41.4 ms with a head of 93,431 classes, less the
+    5.0 ms which that head takes alone."""
+    launches: float = 4e-3
+    """Seconds to launch the kernels of a head and its update: five measured heads took 3.4 to 5.2 ms more than their
+    products and passes."""
     product: float = 377e12
     """FLOP/s of the head's products: TF32, of matrices of side 8192."""
-    memory: float = 0.8 * 2.997e12
-    """Bytes of device memory that a pass reads or writes in a second: a copy's rate, times what makes a head of a
-    million classes take as long as it was measured to."""
+    memory: float = 2.997e12
+    """Bytes of device memory that a pass reads or writes in a second."""
     fresh: float = math.inf
     """Bytes of newly allocated memory that a system hands out in a second; PyTorch keeps that of a GPU."""
     link: float = 0.8 * 450e9
@@ -91,8 +96,8 @@ class Rates:
     """Seconds before a collective moves its first byte."""
     overlap: float = 0.8
     """Share of the backbone's backward pass during which gradients are exchanged unnoticed."""
-    loader: float = 16 * 5_700.0
-    """Images a node reads and decodes in a second: 16 workers of the rate that a busy core had here, 2 a GPU
+    loader: float = 41_000.0
+    """Images a node reads and decodes in a second: 15 workers on the 16 cores beside an H100
     (`python -m ci.benchmarks loader`)."""
     disk: float = 2e9
     """Bytes a node writes to a checkpoint in a second."""
@@ -147,6 +152,7 @@ def step_parts(job: Job, rates: Rates) -> dict[str, float]:
     gradients = exchange_seconds(FLOAT * job.parameters, w, 2, rates, nodes)
     return {
         "backbone": backbone,
+        "launches": rates.launches,
         "head, flops": 6 * rows * job.sampled * job.embedding / rates.product,
         "head, memory": moved / rates.memory + FLOAT * job.sampled * job.embedding / rates.fresh,
         "exchange": exchange,
@@ -174,7 +180,7 @@ def memory_bytes(job: Job) -> dict[str, float]:
         "weights": job.local_classes * row,
         "momentum": job.local_classes * row,
         "gradient": job.sampled * (row + (8 if job.rate < 1 else 0)),
-        "rows": BLOCKS * min(job.sampled, BLOCK_ROWS) * row if job.rate < 1 else 0,
+        "rows": (SAMPLED_BLOCKS if job.rate < 1 else BLOCKS) * min(job.sampled, BLOCK_ROWS) * row,
         "logits": FLOAT * job.gpus * job.batch * job.sampled,
         "backbone": 3 * FLOAT * job.parameters + job.batch * job.activations,
     }
@@ -340,6 +346,7 @@ def parts_alone(job: Job) -> tuple[dict[str, Callable[[], object]], Callable[[Ma
             product=6 * rows * SMALL * job.embedding / seconds["products"],
             memory=2 * buffer.nbytes / seconds["memory"],
             fresh=FLOAT * job.sampled * job.embedding / seconds["fresh"],
+            launches=0.0,  # a CPU has none
             overlap=0.0,  # of gloo, which computes on the same cores
             loader=math.inf,
         )

@@ -5,8 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from launching import load_program
 
+from ci.gpu.report import Report
+from ci.gpu.steps import Sizes
+from ci.gpu.throughput import Throughput
+from ci.scale_simulation import Job, memory_bytes
 from core.files import ROOT
 from core.heads.margins import ArcFace
 from core.images import transforms
@@ -34,8 +39,16 @@ def check(tmp_path, *parts: str) -> tuple[int, list[dict]]:
 def test_all_parts_pass_on_the_cpu(tmp_path):
     failed, results = check(tmp_path, *gpu_check.PARTS)
     assert failed == 0
-    left_out = [result["name"] for result in results if result["outcome"] == "left out"]
-    assert left_out == ["compiled, fp32", "compiled, bf16"]
+    left_out = {result["name"]: result["detail"] for result in results if result["outcome"] == "left out"}
+    assert left_out == {
+        "compiled, fp32": "quick",
+        "compiled, bf16": "quick",
+        "waits, fp32": "needs CUDA",
+        "waits, bf16, sampled head": "needs CUDA",
+        "waits, fp16, AdamW": "needs CUDA",
+        "C 50 rate 1.0, memory": "needs CUDA",
+        "C 50 rate 0.1, memory": "needs CUDA",
+    }
     methods = {result["name"] for result in results if result["part"] == "losses"}
     assert methods == set("advbct bct hot_refresh l2 lce mixbct nccl unibct".split())
     speeds = [result["values"] for result in results if result["name"].startswith("r18 C 50 ")]
@@ -54,6 +67,18 @@ def test_planted_faults_fail_and_the_other_checks_go_on(tmp_path, monkeypatch):
         "flip + affine + light + noise + occlusion",
     }  # fmt: skip
     assert failed == 6 and outcomes["margin CosFace"] == outcomes["flip"] == "ok"
+
+
+@pytest.mark.parametrize("share, outcome", [(1.09, "ok"), (1.11, "FAILED"), (0.91, "ok"), (0.89, "FAILED")])
+def test_head_fails_that_needs_a_tenth_more_memory_than_planned_or_less(monkeypatch, share, outcome):
+    planned = memory_bytes(Job(1, 50, 0.1, batch=4, embedding=8))
+    head = sum(planned.values()) - planned["backbone"]
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000.0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000.0 + share * head)
+    throughput = Throughput(torch.device("cpu"), Sizes(16, 4, 8), 0.01)
+    report = Report(100.0)
+    report.check("head", "memory", lambda: throughput.check_head_memory(50, 0.1))
+    assert [result.outcome for result in report.results] == [outcome]
 
 
 def test_what_there_is_no_time_for_is_left_out(capsys):

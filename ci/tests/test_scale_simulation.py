@@ -25,15 +25,16 @@ from ci.scale_simulation import (
 from core.errors import UserError
 
 SIMPLE = Rates(
-    backbone=100, product=1e6, memory=1e6, link=1e5, network=1e4, latency=0.5, overlap=0.5, loader=1000, disk=1e6
-)
+    backbone=100, launches=0.25, product=1e6, memory=1e6, link=1e5, network=1e4, latency=0.5, overlap=0.5, loader=1000,
+    disk=1e6,
+)  # fmt: skip
 """Round numbers, so that the parts can be worked out on paper."""
 
 
 def test_one_rank_exchanges_nothing():
     parts = step_parts(Job(1, classes=10, batch=5, embedding=2, parameters=1e9), SIMPLE)
     assert parts["exchange"] == parts["gradients"] == 0
-    assert parts["backbone"] == 5 / 100 and parts["loader"] == 5 / 1000
+    assert parts["backbone"] == 5 / 100 and parts["launches"] == 0.25 and parts["loader"] == 5 / 1000
     assert parts["head, flops"] == pytest.approx(6 * 5 * 10 * 2 / 1e6)
     # 15 passes over 5 x 10 logits, 9 and 5 over 10 x 2 weights, of 4 bytes
     assert parts["head, memory"] == pytest.approx(4 * (15 * 50 + 14 * 20) / 1e6)
@@ -75,12 +76,41 @@ def test_hidden_exchange_of_gradients_costs_nothing_and_a_slow_loader_everything
 def test_memory_of_ten_million_classes_by_hand():
     whole = memory_bytes(Job(8, 10_000_000, parameters=1e6, activations=2e6))
     assert whole["weights"] == whole["momentum"] == whole["gradient"] == 1_250_000 * 512 * 4 == 2_560_000_000
-    assert whole["logits"] == 1024 * 1_250_000 * 4 and whole["rows"] == 0
+    assert whole["logits"] == 1024 * 1_250_000 * 4 and whole["rows"] == 65536 * 2048
     assert whole["backbone"] == 12e6 + 128 * 2e6
     sampled = memory_bytes(Job(8, 10_000_000, rate=0.1))
     assert sampled["gradient"] == 125_000 * (2048 + 8) and sampled["rows"] == 5 * 65536 * 2048
     assert sampled["weights"] == 2_560_000_000 and sampled["logits"] == 512_000_000
     assert checkpoint_bytes(Job(64, 10_000_000, parameters=1e6)) == 2 * 4 * (5_120_000_000 + 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "classes, rate, batch, milliseconds",
+    [
+        (93_431, 1.0, 128, 4.96),
+        (93_431, 0.1, 128, 5.47),
+        (1_000_000, 1.0, 128, 16.53),
+        (1_000_000, 0.1, 128, 6.49),
+        (1_000_000, 1.0, 1024, 42.7),
+    ],
+)
+def test_heads_take_what_was_measured_on_an_h100(classes, rate, batch, milliseconds):
+    parts = step_parts(Job(1, classes, rate, batch), Rates())
+    predicted = 1e3 * (parts["launches"] + parts["head, flops"] + parts["head, memory"])
+    assert predicted == pytest.approx(milliseconds, rel=0.23)
+
+
+@pytest.mark.parametrize("classes, images_per_second", [(93_431, 3_092), (1_000_000, 2_514)])
+def test_r50_trains_as_fast_as_was_measured_on_an_h100(classes, images_per_second):
+    assert 128 / step_seconds(step_parts(Job(1, classes), Rates())) == pytest.approx(images_per_second, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "classes, rate, gib", [(93_431, 1.0, 0.77), (93_431, 0.1, 0.53), (1_000_000, 1.0, 6.40), (1_000_000, 0.1, 4.90)]
+)
+def test_heads_need_the_memory_that_was_measured_on_an_h100(classes, rate, gib):
+    parts = memory_bytes(Job(1, classes, rate))
+    assert (sum(parts.values()) - parts["backbone"]) / scale_simulation.GIB == pytest.approx(gib - 0.03, rel=0.07)
 
 
 def test_activations_are_what_an_image_more_keeps():
@@ -104,7 +134,7 @@ def test_check_predicts_and_measures_a_step(monkeypatch):
     job = Job(1, classes=300, batch=4, embedding=16)
     (row,) = check((2,), repeats=1, job=job)
     numbers = [float(each) for each in row[1:]]
-    assert row[0] == "2" and len(numbers) == 8 and all(math.isfinite(each) for each in numbers)
+    assert row[0] == "2" and len(numbers) == 9 and all(math.isfinite(each) for each in numbers)
     assert numbers[-3] == pytest.approx(sum(numbers[:-3]), abs=0.4) and numbers[-2] > 0
 
 
