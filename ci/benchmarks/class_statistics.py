@@ -4,7 +4,7 @@
     python -m ci.benchmarks class_statistics --images 5179510    from disk: 10.6 GB in --folder
 
 The plain way: NumPy in float64 by blocks of 16,384 rows, sums by `reduceat` over the rows sorted by class. Classes come
-sorted, as in record files of faces, or --shuffled.
+sorted, as in record files of faces, or --shuffled. Both ways must agree to 1e-12.
 """
 
 import json
@@ -25,6 +25,8 @@ from core.embeddings.store import EmbeddingStore, StoreInfo
 QUICK = {"images": 2_000, "classes": 40, "size": 32}
 BLOCK_ROWS = 16384
 KEEP = 0.9
+TOLERANCE = 1e-12
+"""Of means, radii and distances in float64."""
 
 
 def read(store: EmbeddingStore) -> np.ndarray:
@@ -78,11 +80,31 @@ def plain_radii(store: EmbeddingStore) -> np.ndarray:
     return largest_without_outliers(plain_distances(store, means), np.asarray(store.labels()), len(means))
 
 
+def check_numbers(store: EmbeddingStore, found: np.ndarray, expected: np.ndarray) -> None:
+    """`AssertionError` unless means, or radii, are the same."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def check_mask(store: EmbeddingStore, found: np.ndarray, expected: np.ndarray) -> None:
+    """`AssertionError` unless the same rows of each class are credible; which of rows at one distance is left open."""
+    labels = np.asarray(store.labels())
+    np.testing.assert_array_equal(
+        *(np.bincount(labels[mask], minlength=labels.max() + 1) for mask in (found, expected))
+    )
+    others = np.flatnonzero(found != expected)
+    if len(others):
+        distances = plain_distances(store, plain_means(store))
+        farthest = np.zeros(labels.max() + 1)
+        np.maximum.at(farthest, labels[expected], distances[expected])
+        np.testing.assert_allclose(distances[others], farthest[labels[others]], rtol=0, atol=TOLERANCE)
+
+
 WORKS = {
-    "class means": (lambda store: class_means(store)[0], plain_means),
-    "credible rows": (lambda store: credible_mask(store, KEEP), plain_mask),
-    "centres and radii": (radii, plain_radii),
+    "class means": (lambda store: class_means(store)[0], plain_means, check_numbers),
+    "credible rows": (lambda store: credible_mask(store, KEEP), plain_mask, check_mask),
+    "centres and radii": (radii, plain_radii, check_numbers),
 }
+"""Ours, the plain way, and what compares the results of the two."""
 
 
 def write_store(path: Path, images: int, classes: int, size: int, shuffled: bool) -> EmbeddingStore:
@@ -103,8 +125,9 @@ def write_store(path: Path, images: int, classes: int, size: int, shuffled: bool
 def run(bench: Bench, *, images: int = 517_951, classes: int = 9_343, size: int = 512, shuffled: bool = False) -> None:
     store = write_store(bench.folder / "store", images, classes, size, shuffled)
     bench.note(f"{images:,} x {size} ({store.features.nbytes / 2**30:.2f} GiB) of {classes:,} classes")
-    for name, (ours, plain) in WORKS.items():
+    for name, (ours, plain, check) in WORKS.items():
         ways = {"core": ours, "NumPy, float64": plain, "one read of the file": read}
         found = bench.compare(name, {way: partial(work, store) for way, work in ways.items()}, images, "rows")
+        check(store, found["core"], found["NumPy, float64"])
         apart = np.abs(found["core"].astype(np.float64) - found["NumPy, float64"]).max()
         bench.note(f"largest difference {apart:.1e}")

@@ -4,7 +4,8 @@
     python -m ci.benchmarks ijb_scoring --shrink 20    a twentieth of it
 
 The plain way is that of insightface's script: templates in a loop, scores of 100,000 pairs at a time, scikit-learn's
-curve. 3 GB of disk.
+curve. 3 GB of disk. Of the same scores both ways must give the same rates; in the test as a whole, where features
+differ by float32's rounding, they may differ by three pairs or probes.
 """
 
 from functools import partial
@@ -12,19 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import roc_curve
+from sklearn.metrics import auc, roc_curve
 
 from ci.benchmarks.harness.bench import Bench
 from core.arrays import open_array
-from core.evaluation.identification import evaluate_1_n
+from core.evaluation.identification import FPIRS, RANKS, IdentificationResult, evaluate_1_n
 from core.evaluation.ijb import pair_scores, template_features
 from core.evaluation.ijb_embeddings import ImageEmbeddings
 from core.evaluation.ijb_meta import IdentificationLists, IjbImages, Pairs, Subjects, read_images, read_pairs
-from core.evaluation.roc import receiver_operating_characteristic
+from core.evaluation.roc import FARS, RocResult, receiver_operating_characteristic
 
 QUICK = {"shrink": 2000}
 NUM_IMAGES, NUM_TEMPLATES, NUM_PAIRS, NUM_SUBJECTS, DIM = 469_375, 23_124, 15_658_489, 3_531, 512
 BATCH = 100_000
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""scikit-learn's: FPR, TPR and thresholds."""
 
 
 def write_meta(root: Path, shrink: int) -> None:
@@ -93,26 +96,56 @@ def make_lists(num_templates: int, num_subjects: int) -> IdentificationLists:
     return IdentificationLists({name: made[name] for name in ("g1", "g2")}, made["probes"])
 
 
-def search(templates: np.ndarray, gallery: Subjects, probes: Subjects) -> np.ndarray:
-    """The plain way of 1:N: all scores at once, a probe's mate ranked in a loop. Ranks from 1, 0 without a mate."""
+def search(templates: np.ndarray, gallery: Subjects, probes: Subjects) -> dict[str, float]:
+    """The plain way of 1:N: all scores at once, a probe's mate ranked in a loop."""
     scores = templates[probes.templates].astype(np.float64) @ templates[gallery.templates].astype(np.float64).T
-    ranks = np.zeros(len(scores), np.int64)
-    for probe, (row, subject) in enumerate(zip(scores.astype(np.float32), probes.subjects)):
+    ranks, mates, others = [], [], []
+    for row, subject in zip(scores.astype(np.float32), probes.subjects):
         own = np.flatnonzero(gallery.subjects == subject)
         if len(own):
-            ranks[probe] = (row >= row[own[0]]).sum()
-    return ranks
+            ranks.append((row >= row[own[0]]).sum())
+            mates.append(row[own[0]])
+        else:
+            others.append(row.max())
+    rates = {f"top{rank}": float((np.array(ranks) <= rank).mean()) for rank in RANKS}
+    for fpir in FPIRS if others else ():
+        threshold = sorted(others, reverse=True)[max(1, int(fpir * len(others))) - 1]
+        rates[f"tpir@fpir={fpir}"] = float(((np.array(ranks) == 1) & (np.array(mates) > threshold)).mean())
+    return rates
 
 
-def plain_1_n(templates: np.ndarray, lists: IdentificationLists) -> dict[str, float]:
-    """Share of the mated probes that are found first, in each gallery and in both together."""
+def plain_1_n(templates: np.ndarray, lists: IdentificationLists) -> dict[str, dict[str, float]]:
+    """The rates in each gallery and in both together."""
     galleries = [*lists.galleries.values()]
     both = Subjects(*(np.concatenate([getattr(g, part) for g in galleries]) for part in ("templates", "subjects")))
-    found = {}
-    for name, gallery in {**lists.galleries, "mixed": both}.items():
-        ranks = search(templates, gallery, lists.probes)
-        found[name] = float((ranks[ranks > 0] == 1).mean())
-    return found
+    return {
+        name: search(templates, gallery, lists.probes) for name, gallery in {**lists.galleries, "mixed": both}.items()
+    }
+
+
+def check_pair_rates(found: RocResult, curve: Curve, num_impostors: int, tolerance: float) -> None:
+    """`AssertionError` unless AUC, curve and TAR at each FAR are scikit-learn's to within `tolerance`."""
+    fpr, tpr, _ = curve
+
+    def at(rates: np.ndarray) -> np.ndarray:
+        """The largest TPR at or below each FPR."""
+        return tpr[np.searchsorted(fpr, rates + 1e-12, "right") - 1]
+
+    np.testing.assert_allclose(found.metrics["auc"], auc(fpr, tpr), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found.tpr, at(found.fpr), rtol=0, atol=tolerance)
+    fars = np.array([far for far in FARS if far * num_impostors >= 1])
+    tars = np.array([found.metrics[f"tar@far={far:.0e}"] for far in fars])
+    lowest, highest = (at((fars + pairs / num_impostors).clip(0, 1)) for pairs in (-5, 5))  # as many may have one score
+    assert (lowest - tolerance <= tars).all() and (tars <= highest + tolerance).all(), (tars, lowest, highest)
+
+
+def check_1_n(found: IdentificationResult, expected: dict[str, dict[str, float]], tolerance: float) -> None:
+    """`AssertionError` unless the rates in each gallery and in both are the plain way's to within `tolerance`."""
+    for gallery, rates in expected.items():
+        of_gallery = {name: rates[name] for name in found.metrics[gallery]}
+        np.testing.assert_allclose(
+            [*found.metrics[gallery].values()], [*of_gallery.values()], rtol=0, atol=tolerance, err_msg=gallery
+        )
 
 
 def run(bench: Bench, *, shrink: int = 1) -> None:
@@ -122,7 +155,8 @@ def run(bench: Bench, *, shrink: int = 1) -> None:
     file = root / "meta" / "ijbc_template_pair_label.txt"
     ways = {"read_pairs": partial(read_pairs, images), "numpy.loadtxt": partial(np.loadtxt, file, np.int32)}
     pairs, lines = bench.compare("pair file", ways, NUM_PAIRS // shrink, "lines").values()
-    np.testing.assert_array_equal(pairs.same, lines[:, 2] == 1)
+    listed = images.template_ids[pairs.first], images.template_ids[pairs.second], pairs.same
+    np.testing.assert_array_equal(np.stack(listed, axis=1), lines)
 
     embeddings = write_embeddings(bench.folder, len(images.names))
     table = pl.read_csv(root / "meta" / "ijbc_face_tid_mid.txt", separator=" ", has_header=False, columns=[2])
@@ -145,7 +179,9 @@ def run(bench: Bench, *, shrink: int = 1) -> None:
         "core": lambda: receiver_operating_characteristic(scores[pairs.same], scores[~pairs.same]),
         "scikit-learn": lambda: roc_curve(pairs.same, scores),
     }
-    bench.compare("rates and curve", ways, len(pairs.first), "pairs")
+    rates, curve = bench.compare("rates and curve", ways, len(pairs.first), "pairs").values()
+    num_impostors = int((~pairs.same).sum())
+    check_pair_rates(rates, curve, num_impostors, 1e-9)
 
     lists = make_lists(images.num_templates, max(NUM_SUBJECTS // shrink, 2))
     ways = {
@@ -153,21 +189,22 @@ def run(bench: Bench, *, shrink: int = 1) -> None:
         "NumPy": partial(plain_1_n, templates, lists),
     }
     found, plain = bench.compare("1:N in three galleries", ways, len(lists.probes.templates), "probes").values()
-    for name, top1 in plain.items():
-        np.testing.assert_allclose(found.metrics[name]["top1"], top1)
+    check_1_n(found, plain, 1e-9)
 
-    def all_of_ours() -> None:
+    def all_of_ours() -> tuple[RocResult, IdentificationResult]:
         listed = read_images(root, "IJBC")
         compared = read_pairs(listed)
         made = template_features(embeddings, listed)
         found = pair_scores(made, made, compared)
-        receiver_operating_characteristic(found[compared.same], found[~compared.same])
-        evaluate_1_n(made, made, lists)
+        rates = receiver_operating_characteristic(found[compared.same], found[~compared.same])
+        return rates, evaluate_1_n(made, made, lists)
 
-    def all_of_plain() -> None:
+    def all_of_plain() -> tuple[Curve, dict[str, dict[str, float]]]:
         made = loop_over_templates(embeddings, images, media)
-        roc_curve(pairs.same, scores_by_batch(made, pairs))
-        plain_1_n(made, lists)
+        return roc_curve(pairs.same, scores_by_batch(made, pairs)), plain_1_n(made, lists)
 
     ways = {"core, files read": all_of_ours, "NumPy, scikit-learn, files not read": all_of_plain}
-    bench.compare("features, scores, curve and 1:N", ways)
+    (rates, found), (curve, plain) = bench.compare("features, scores, curve and 1:N", ways).values()
+    check_pair_rates(rates, curve, num_impostors, 3 / pairs.same.sum())
+    mated = min(np.isin(lists.probes.subjects, gallery.subjects).sum() for gallery in lists.galleries.values())
+    check_1_n(found, plain, 3 / mated)

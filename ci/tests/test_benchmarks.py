@@ -6,15 +6,19 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from ci.benchmarks import __main__ as program
+from ci.benchmarks import class_statistics
 from ci.benchmarks.harness import private_memory
 from ci.benchmarks.harness.bench import Bench, Sample, SetUpError, digits, measure, summarise, threads_restored
 from ci.benchmarks.harness.machine import busy
+from core.embeddings.store import EmbeddingStore
 from core.files import ROOT
 
 NAMES = program.first_lines()
@@ -63,6 +67,72 @@ def test_curves_of_two_seeds_become_one_line(tmp_path, capsys):
         "random": "60.0", "margin": "+3.00 ± 1.41", "largest fall": "1.00", "worst NFR": "3.0",
     }  # fmt: skip
     assert "a fall of 1.00 in step 2 of 2" in capsys.readouterr().out
+
+
+def from_second_call(wrong):
+    """Right at first: when a part is compared, not when it is a part of the whole."""
+    calls = []
+    return lambda right: lambda *given: calls.append(0) or (right if len(calls) == 1 else wrong(right))(*given)
+
+
+def turned(right):
+    """The mask with one row more, and another row of the same class instead."""
+
+    def mask(store, keep):
+        found, labels = right(store, keep), store.labels()
+        label = next(label for label in labels if not found[labels == label].all())
+        kept, left = (np.flatnonzero((labels == label) & rows)[0] for rows in (found, ~found))
+        found[[kept, left]] = False, True
+        return found
+
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "fault"),
+    [
+        ("class_statistics", "class_means", lambda right: lambda store: (right(store)[0] + 1e-9,)),
+        ("class_statistics", "credible_mask", lambda right: lambda *given: ~right(*given)),
+        ("class_statistics", "credible_mask", turned),
+        ("class_statistics", "radii", lambda right: lambda store: right(store) * (1 + 1e-9)),
+        ("class_statistics_from_disk", "credible_mask", turned),
+        ("unibct_refinement", "refined_prototypes", lambda right: lambda *given: 1.001 * right(*given)),
+        ("ijb_scoring", "read_pairs", lambda right: lambda *given: replace(right(*given), first=right(*given).second)),
+        ("ijb_scoring", "receiver_operating_characteristic", lambda right: lambda one, other: right(one + 0.01, other)),
+        ("ijb_scoring", "evaluate_1_n", lambda right: lambda query, *given: right(0 * query, *given)),
+        ("ijb_scoring", "receiver_operating_characteristic",
+         from_second_call(lambda right: lambda genuine, impostor: right(impostor, genuine))),
+        ("ijb_scoring", "evaluate_1_n",
+         from_second_call(lambda right: lambda query, *given: right(0 * query, *given))),
+    ],
+)  # fmt: skip
+def test_a_benchmark_fails_if_its_ways_disagree(name, function, fault, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(f"ci.benchmarks.{name}")
+    source = class_statistics if name.startswith("class_statistics") else module
+    if function == "radii":
+        _, *others = class_statistics.WORKS["centres and radii"]
+        monkeypatch.setitem(class_statistics.WORKS, "centres and radii", (fault(class_statistics.radii), *others))
+    else:
+        monkeypatch.setattr(source, function, fault(getattr(source, function)))
+    words = ["--quick", "--repeats", "1", "--out", str(tmp_path), "--folder", str(tmp_path)]
+    words += ["--shrink", "100"] if name == "ijb_scoring" else []  # three pairs are few of these
+    with pytest.raises(AssertionError):
+        program.main([name, *words])
+
+
+def test_rows_at_one_distance_from_their_mean_may_be_credible_in_either_way(tmp_path):
+    """The rows of class 0 are all 1 away from its mean, (0, 0); one of class 1 lies far from the other two."""
+    store = class_statistics.write_store(tmp_path / "store", 7, 2, 2, False)
+    rows = np.load(store.path / "features.npy")
+    rows[:] = [[1, 0], [0, 1], [-1, 0], [0, -1], [1, 0], [1, 0.01], [0, 1]]
+    np.save(store.path / "features.npy", rows)
+    np.save(store.path / "labels.npy", np.array([0, 0, 0, 0, 1, 1, 1]))
+    store = EmbeddingStore.open(store.path)
+    kept = np.array([1, 1, 1, 0, 1, 1, 0], bool)
+    class_statistics.check_mask(store, kept[[3, 1, 2, 0, 4, 5, 6]], kept)
+    for others in ([0, 1, 2, 3, 6, 5, 4], [0, 1, 2, 4, 3, 5, 6]):  # a row that is farther, a row less of a class
+        with pytest.raises(AssertionError):
+            class_statistics.check_mask(store, kept[others], kept)
 
 
 def test_all_skips_what_wants_more_and_goes_on(tmp_path, capsys, monkeypatch):

@@ -40,37 +40,38 @@ def means_and_values(
     `scale` (D,) multiplies each dimension of the normalised rows, and so of the means.
     """
     labels = np.asarray(store.labels())
-    bounds = _chunk_bounds(labels, CHUNK_ROWS)
-    if bounds is None or np.diff(bounds).max(initial=0) > MOST_ROWS:
+    first = _first_rows(labels)
+    if first is None or np.diff(first[_chunks(first, CHUNK_ROWS)]).max(initial=0) > MOST_ROWS:
         means = class_means(store, scale)[0].astype(dtype)
         return means, row_values(
             store, lambda rows, of_rows: value_of(rows if scale is None else rows * scale, means[of_rows])
         )
 
     means, values = empty_means(store, dtype), np.empty(len(labels))
-    starts, ends = bounds[:-1], bounds[1:]
+    # Of all chunks at once: for each of thousands of chunks it would take a sixth of the time.
+    chunks, counts, present = _chunks(first, CHUNK_ROWS), np.diff(first), labels[first[:-1]]
+    number = np.repeat(np.arange(len(counts)), counts)
 
-    def fill(chunks: slice) -> None:
-        most = int((ends[chunks] - starts[chunks]).max())
+    def fill(some: slice) -> None:
+        bounds = chunks[some.start : some.stop + 1]
+        most = int(np.diff(first[bounds]).max())
         buffer = np.empty((most, store.info.embedding_size))
         own = np.empty((most, store.info.embedding_size), dtype)
-        for start, end in zip(starts[chunks].tolist(), ends[chunks].tolist()):
+        for low, high, start, end in zip(bounds[:-1], bounds[1:], first[bounds[:-1]], first[bounds[1:]]):
             rows = float64_rows(store.features[start:end], out=buffer[: end - start])
-            of_rows = labels[start:end]
-            begins = np.diff(of_rows, prepend=-1) > 0
-            classes, number = of_rows[begins], np.cumsum(begins) - 1
-            sums = np.zeros((len(classes), rows.shape[1]))
-            torch.from_numpy(sums).index_add_(0, torch.from_numpy(number), torch.from_numpy(rows))
+            of_rows = number[start:end] - low
+            sums = np.zeros((high - low, rows.shape[1]))
+            torch.from_numpy(sums).index_add_(0, torch.from_numpy(of_rows), torch.from_numpy(rows))
             if scale is not None:
                 sums *= scale
                 rows *= scale
-            means[classes] = sums / np.bincount(number)[:, None]
-            np.take(means, of_rows, axis=0, out=own[: end - start], mode="clip")
+            means[present[low:high]] = sums / counts[low:high, None]
+            np.take(means, labels[start:end], axis=0, out=own[: end - start], mode="clip")
             values[start:end] = value_of(rows, own[: end - start])
 
     num_threads = torch.get_num_threads()
     with one_thread():
-        for _ in in_order(fill, slices(0, len(starts), CHUNKS), num_threads):
+        for _ in in_order(fill, slices(0, len(chunks) - 1, CHUNKS), num_threads):
             pass
     return means, values
 
@@ -80,20 +81,23 @@ def order_within_classes(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Sorted labels are taken in chunks, which stay in a core's cache.
     """
-    bounds = _chunk_bounds(labels, SORTED_ROWS)
-    if bounds is None:
+    first = _first_rows(labels)
+    if first is None:
         return np.lexsort((values, labels))
     order = np.empty(len(labels), np.int64)
-    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist()):
+    bounds = first[_chunks(first, SORTED_ROWS)].tolist()
+    for start, end in zip(bounds[:-1], bounds[1:]):
         order[start:end] = np.lexsort((values[start:end], labels[start:end])) + start
     return order
 
 
-def _chunk_bounds(labels: np.ndarray, rows: int) -> np.ndarray | None:
-    """First rows of chunks of about `rows` rows, each of whole classes, and the end; None if labels are not sorted."""
+def _first_rows(labels: np.ndarray) -> np.ndarray | None:
+    """The first row of each class that has rows, and the end, int64; None if the labels (N,) are not sorted."""
     steps = np.diff(labels, prepend=-1)
-    if (steps < 0).any():
-        return None
-    first = np.flatnonzero(steps)
-    of_chunks = np.searchsorted(first, np.arange(0, len(labels), rows), side="right") - 1
-    return np.append(first[np.unique(of_chunks)], len(labels))
+    return None if (steps < 0).any() else np.append(np.flatnonzero(steps), len(labels))
+
+
+def _chunks(first: np.ndarray, rows: int) -> np.ndarray:
+    """Where in `first` chunks of about `rows` rows begin, each of whole classes, and where the last one ends, int64."""
+    begins = np.searchsorted(first[:-1], np.arange(0, first[-1], rows), side="right") - 1
+    return np.append(np.unique(begins), len(first) - 1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.evaluation.ijb_meta import IdentificationLists, Subjects
+from core.parallel.threads import in_order
 
 __all__ = ["FPIRS", "RANKS", "GallerySearch", "IdentificationResult", "Search", "SearchCurves", "evaluate_1_n",
            "probe_blocks", "search_metrics"]  # fmt: skip
@@ -111,7 +112,8 @@ class GallerySearch:
         scores = scores.astype(np.float32, copy=False)
         own = np.take_along_axis(scores, self._mates[block, None], axis=1)
         self._top_scores[block], self._mate_scores[block] = scores.max(axis=1), own[:, 0]
-        self._ranks[block] = (scores >= own).sum(axis=1)
+        # numbers of 8 and 32 bits: a third of the time of a sum of booleans
+        self._ranks[block] = np.add.reduce((scores >= own).view(np.int8), axis=1, dtype=np.int32)
 
     def result(self) -> Search:
         """What was counted, once all blocks were given."""
@@ -130,7 +132,8 @@ def _search(
     """Compare all probes with each gallery, of which the last lists all the templates that the others list.
 
     Each template is compared once. The products are made in float64 and rounded, so that equal templates have equal
-    scores. Memory: the features of the galleries' templates and 1,024 rows of scores, in float64.
+    scores. The scores of a block are counted while the next ones are made. Memory: the features of the galleries'
+    templates and three blocks of 1,024 rows of scores, in float64.
     """
     searches = [GallerySearch(gallery, probes) for gallery in galleries]
     *parts, whole = searches
@@ -138,11 +141,19 @@ def _search(
     column[whole.templates] = np.arange(len(whole.templates))
     columns = [column[part.templates] for part in parts]
     features = gallery_templates[whole.templates].astype(np.float64).T
-    for block in probe_blocks(len(probes.templates)):
-        scores = (query_templates[probes.templates[block]].astype(np.float64) @ features).astype(np.float32)
+
+    def products() -> Iterator[tuple[slice, np.ndarray]]:
+        for block in probe_blocks(len(probes.templates)):
+            yield block, query_templates[probes.templates[block]].astype(np.float64) @ features
+
+    def count(product: tuple[slice, np.ndarray]) -> None:
+        block, scores = product[0], product[1].astype(np.float32)
         whole.count(block, scores)
         for part, own in zip(parts, columns):
             part.count(block, scores.take(own, axis=1))
+
+    for _ in in_order(count, products(), 1):
+        pass
     return [search.result() for search in searches]
 
 

@@ -122,13 +122,18 @@ def read_images(root: Path, subset: str) -> IjbImages:
     twice = images["name"].is_duplicated()
     if twice.any():
         raise UserError(f"{name_path} lists the image {images['name'].filter(twice)[0]} twice")
-    for listed, path, other, other_path in (
-        (images, name_path, members, media_path), (members, media_path, images, name_path),
-    ):  # fmt: skip
-        missing = listed.join(other, on="name", how="anti")
-        if len(missing):
-            raise UserError(f"{path} lists the image {missing['name'][0]}, which {other_path} does not")
-    rows = members.select("name").join(images.select("name").with_row_index("row"), on="name", maintain_order="left")
+    if images["name"].equals(members["name"]):  # as the released files list them
+        member_image = np.arange(len(images))
+    else:
+        for listed, path, other, other_path in (
+            (images, name_path, members, media_path), (members, media_path, images, name_path),
+        ):  # fmt: skip
+            missing = listed.join(other, on="name", how="anti")
+            if len(missing):
+                raise UserError(f"{path} lists the image {missing['name'][0]}, which {other_path} does not")
+        numbered = images.select("name").with_row_index("row")
+        rows = members.select("name").join(numbered, on="name", maintain_order="left")["row"]
+        member_image = rows.to_numpy().astype(np.int64)
     template_ids, member_template = np.unique(members["template"].to_numpy(), return_inverse=True)
     media_size = members.select(pl.len().over("template", "media")).to_series()
     landmarks = images.select(numbers).to_numpy().reshape(-1, 5, 2)
@@ -150,7 +155,7 @@ def read_images(root: Path, subset: str) -> IjbImages:
         names=images["name"].to_list(),
         landmarks=landmarks,
         detector_scores=scores,
-        member_image=rows["row"].to_numpy().astype(np.int64),
+        member_image=member_image,
         member_template=member_template,
         media_size=media_size.to_numpy(),
         template_ids=template_ids,

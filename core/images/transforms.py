@@ -7,6 +7,7 @@ restores the augmentation too.
 import math
 from collections.abc import Callable, Sequence
 
+import cv2
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -55,7 +56,14 @@ def flip(images: Tensor) -> Tensor:
         return torch.where(mirrored, images.flip(3), images)
     rows = mirrored.flatten().nonzero().flatten()  # on a GPU the program would wait for their number
     pixels = images.permute(0, 2, 3, 1)  # as they lie in memory
-    return pixels.index_copy(0, rows, pixels.index_select(0, rows).flip(2)).permute(0, 3, 1, 2)
+    if pixels.shape[3] <= 4 and pixels.dtype in (torch.uint8, torch.float32):
+        flipped = pixels.clone(memory_format=torch.contiguous_format)  # OpenCV wants exact strides of sides of 1 too
+        each = flipped.numpy()
+        for row in rows.tolist():  # a call is a small part of the mirroring, in which OpenCV is four times as fast
+            cv2.flip(each[row], 1, each[row])
+    else:
+        flipped = pixels.index_copy(0, rows, pixels.index_select(0, rows).flip(2))
+    return flipped.permute(0, 3, 1, 2)
 
 
 def affine(images: Tensor, angle: float = 0.17, scale: float = 0.1, shear: float = 0.1, shift: float = 0.08) -> Tensor:

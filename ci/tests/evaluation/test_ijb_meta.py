@@ -34,6 +34,30 @@ def test_files_in_another_order_are_joined_by_image_name(tree):
     assert after.member_image.tolist() == before.member_image[::-1].tolist()
 
 
+@pytest.mark.parametrize("change", ["same", "swapped", "in two templates"])
+def test_a_membership_has_the_row_of_its_name_whether_or_not_the_files_list_names_alike(tree, change):
+    of_files = [meta(tree, file) for file in ("name_5pts_score.txt", "face_tid_mid.txt")]
+    points, members = (path.read_text().splitlines() for path in of_files)
+    points, members = points[::-1], members[::-1]  # not in the order of the names
+    if change == "swapped":
+        members[-2:] = members[:-3:-1]
+    elif change == "in two templates":
+        members.append(members[3].split()[0] + " 10 7")
+    for path, lines in zip(of_files, (points, members)):
+        path.write_text("\n".join(lines) + "\n")
+    names = [line.split()[0] for line in points]
+    found = open_tree(tree).member_image
+    assert found.tolist() == [names.index(line.split()[0]) for line in members] and found.dtype == np.int64
+
+
+def test_image_that_both_files_list_twice_is_named(tree):
+    for file in ("name_5pts_score.txt", "face_tid_mid.txt"):
+        lines = meta(tree, file).read_text().splitlines()
+        meta(tree, file).write_text("\n".join([*lines, lines[3]]) + "\n")
+    with pytest.raises(UserError, match="name_5pts_score.txt lists the image 4.jpg twice"):
+        open_tree(tree)
+
+
 def test_data_path_may_be_the_folder_itself_or_its_parent_and_ijbb_has_its_own_names(tmp_path, tree_writer):
     tree = tree_writer(tmp_path / "b", "IJBB")
     assert require_meta(tree, "IJBB", False) == require_meta(tree / "IJBB", "IJBB", True) == tree / "IJBB"

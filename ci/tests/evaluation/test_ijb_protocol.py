@@ -234,6 +234,39 @@ def test_identification_equals_a_loop_over_probes(monkeypatch, templates_per_sub
     assert 0.2 < metrics["top1"] < metrics["top10"] < 1, "a test set that tells something"
 
 
+@pytest.mark.parametrize("templates_per_subject", [1, 3])
+@pytest.mark.parametrize("block", [64, 1024])
+def test_blocks_that_are_counted_while_others_are_multiplied_keep_their_bits(monkeypatch, templates_per_subject, block):
+    monkeypatch.setattr(identification, "PROBE_BLOCK", block)
+    lists, new = random_lists(np.random.default_rng(0), templates_per_subject)
+    old = unit(new + 0.2 * np.random.default_rng(1).standard_normal(new.shape))
+    galleries, probes = [*lists.galleries.values()], lists.probes
+    both = Subjects(*(np.concatenate([getattr(g, part) for g in galleries]) for part in ("templates", "subjects")))
+    found = identification._search(new, old, [*galleries, both], probes)
+    for gallery, search in zip((*galleries, both), found, strict=True):
+        subjects = np.unique(gallery.subjects)
+        scores = []
+        for start in range(0, len(probes.templates), block):  # one after the other, ranks as sums of booleans
+            products = new[probes.templates[start : start + block]].astype(float) @ old[both.templates].astype(float).T
+            products = products.astype(np.float32)
+            best = [products[:, both.subjects == subject].max(axis=1) for subject in subjects]
+            scores.append(np.stack(best, axis=1))
+        scores, mated = np.concatenate(scores), np.isin(probes.subjects, subjects)
+        mates = np.searchsorted(subjects, probes.subjects[mated])
+        own = scores[mated, mates]
+        np.testing.assert_array_equal(search.mate_scores, own)
+        np.testing.assert_array_equal(search.ranks, (scores[mated] >= own[:, None]).sum(axis=1))
+        np.testing.assert_array_equal(search.top_scores, scores[~mated].max(axis=1))
+        assert search.ranks.dtype == np.int64 and search.mate_scores.dtype == np.float32
+
+
+def test_a_rank_is_counted_in_a_gallery_of_more_subjects_than_small_numbers_hold():
+    subjects = np.arange(40_000)
+    search = identification.GallerySearch(Subjects(subjects, subjects), Subjects(np.array([0]), np.array([0])))
+    search.count(slice(0, 1), np.linspace(0, 1, len(subjects), dtype=np.float32)[None])
+    assert search.result().ranks.tolist() == [len(subjects)]
+
+
 def test_curves_go_through_the_metrics():
     lists, features = random_lists(np.random.default_rng(3))
     result = evaluate_1_n(features, features, lists)

@@ -52,6 +52,43 @@ def test_flip_mirrors_about_half_of_the_images_each_as_a_whole(images):
     assert 16 < sum(mirrored) < 48
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (33, 3, 4, 113),
+        (33, 3, 7, 10),
+        (33, 1, 6, 5),
+        (33, 2, 5, 1),
+        (33, 4, 1, 7),
+        (33, 3, 1, 1),
+        (33, 5, 4, 6),
+        (0, 3, 4, 4),
+    ],
+)
+def test_flip_gives_the_bits_of_indexing_and_leaves_its_input_alone(dtype, channels_last, shape):
+    images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    torch.manual_seed(0)
+    expected = images.clone()
+    rows = (torch.rand(len(images), 1, 1, 1) < 0.5).flatten()
+    expected[rows] = images[rows].flip(3)
+    torch.manual_seed(0)
+    found = flip(images)
+    assert found.dtype == dtype and torch.equal(found, expected) and torch.equal(images, before)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_flip_mirrors_a_batch_that_is_a_view_of_a_larger_one(images):
+    torch.manual_seed(3)
+    expected = flip(images[:, 1:8, 2:].permute(0, 3, 1, 2).contiguous())
+    torch.manual_seed(3)
+    assert torch.equal(flip(images[:, 1:8, 2:].permute(0, 3, 1, 2)), expected)
+
+
 @pytest.mark.parametrize("channel_order", ["RGB", "BGR"])
 @pytest.mark.parametrize("count", [0, 1, 17, 64])
 def test_normalization_equals_the_plain_formula_bit_for_bit(images, count, channel_order):
