@@ -72,16 +72,18 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         if logits.shape[1] > 0:
             own = logits.gather(1, columns).squeeze(1)
             with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, with_gradient)
-            own = torch.where(held, with_margin, own)
             if limit is not None:
                 for block in _blocks(logits):
                     logits[:, block].masked_fill_(logits[:, block] > limit * margin.s, -math.inf)
+            # After the filter: the first column of a sample whose class another rank holds stays filtered.
+            own = torch.where(held, with_margin, logits.gather(1, columns).squeeze(1))
             logits.scatter_(1, columns, own.unsqueeze(1))
             maxima = logits.amax(1)
         else:
             own = logits.new_zeros(len(logits))
             maxima = torch.full_like(own, -math.inf)
-        all_reduce_(maxima, "max", group)
+        # Of an ignored sample all classes may be left out: a difference to -inf would not be a number.
+        all_reduce_(maxima.clamp_(min=torch.finfo(maxima.dtype).min), "max", group)
         sums = torch.zeros_like(own)
         for block in _blocks(logits):
             sums += logits[:, block].sub_(maxima.unsqueeze(1)).exp_().sum(1)

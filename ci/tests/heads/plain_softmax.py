@@ -44,8 +44,11 @@ def make_head(name, num_classes, dtype, rate=1.0, group=None):
     return head
 
 
-def reference(name, embeddings, weight, bias, labels):
-    """Loss and gradients of the plain softmax classifier in float64, margins by the arc cosine."""
+def reference(name, embeddings, weight, bias, labels, limit=None):
+    """Loss and gradients of the plain softmax classifier in float64, margins by the arc cosine.
+
+    Cosines of other classes above `limit`, if there is one, are left out.
+    """
     leaves = [t.double().clone().requires_grad_() for t in (embeddings, weight) + (() if bias is None else (bias,))]
     kept = labels >= 0
     if name == "softmax":
@@ -58,6 +61,8 @@ def reference(name, embeddings, weight, bias, labels):
             logits = 64.0 * torch.cos(torch.arccos(cosines) + 0.5 * own)
         else:
             logits = 30.0 * (cosines - 0.3 * own)
+        if limit is not None:
+            logits = logits.masked_fill((cosines > limit) & (own == 0), -torch.inf)
     loss = -log_softmax(logits, 1)[torch.arange(len(logits)), labels[kept]].mean()
     gradients = torch.autograd.grad(loss, leaves)
     return {"loss": loss.detach()} | dict(zip(("embeddings", "weight", "bias"), gradients))

@@ -19,6 +19,8 @@ CASES = [
     (name, classes, dtype) for name in MARGINS for classes in NUM_CLASSES for dtype in (torch.float64, torch.float32)
 ]
 RATES = [0.5, 0.1, 1.0]
+LIMIT = 0.4
+FILTERED = [(name, classes, rate) for name in ("arcface", "cosface") for classes in NUM_CLASSES for rate in RATES]
 
 
 def cut(tensor, sizes, rank):
@@ -57,6 +59,8 @@ def look(rank, num_ranks, group):
             results[name, rate, "all ignored"] = run_step(head, torch.randn(rank + 1, D), ignored)
         torch.manual_seed(7 + rank)
         results[name, "first weights"] = parameters_of(PartialFC(margin, D, 2500, bias=bias, group=group))
+    for name, classes, rate in FILTERED:
+        results["filtered", name, classes, rate] = filtered_step(name, classes, rate, rank, num_ranks, group)
     results["data parallel"] = data_parallel_step(rank, num_ranks, group)
     labels = torch.tensor([10 if rank == num_ranks - 1 else 0])
     with pytest.raises(UserError) as caught:
@@ -70,6 +74,35 @@ def look_up(head, labels):
     rows = head.weights_of(labels)
     (rows.square().sum(1) * torch.arange(1, len(labels) + 1)).sum().backward()
     return {"rows": rows.detach(), "weight": head.weight.grad}
+
+
+def two_groups(num_classes):
+    """A batch and class weights `(num_classes, D)`: the first half lies near one axis, the second near another.
+
+    The first sample's class is of the first half, but it lies on the axis of the second: all classes of a rank are
+    left out of its softmax, if the rank holds no others. So are all classes of the third sample, which is ignored.
+    """
+    embeddings, labels = batch(0, num_classes)
+    axes = torch.eye(D, dtype=torch.float64)
+    noise = torch.randn(num_classes, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    weight = axes[(torch.arange(num_classes) >= num_classes / 2).long()] + 0.1 * noise
+    embeddings[:3] = 0.1 * embeddings[:3] + axes[[1, 1, 0]]
+    embeddings[2] = axes[0] + axes[1]
+    return embeddings, labels, weight
+
+
+def filtered_step(name, num_classes, rate, rank, num_ranks, group):
+    """A step that leaves out conflicting classes, and which classes this rank took part with."""
+    embeddings, labels, weight = two_groups(num_classes)
+    head = make_head(name, num_classes, torch.float64, rate, group)
+    head.interclass_filtering_threshold = LIMIT
+    with torch.no_grad():
+        head.weight.copy_(weight[head.class_start : head.class_start + head.num_local])
+    torch.manual_seed(rank)
+    step = run_step(head, *(cut(tensor, STEPS[num_ranks][0], rank) for tensor in (embeddings, labels)))
+    gradient = head.weight.grad
+    rows = gradient.coalesce().indices()[0] if gradient.is_sparse else torch.arange(head.num_local)
+    return step | {"classes": head.class_start + rows}
 
 
 def data_parallel_step(rank, num_ranks, group):
@@ -190,6 +223,26 @@ def test_sampled_head_is_the_softmax_over_positives_and_some_others(results_of, 
         expected[what] = of_sampled.new_zeros(10, *of_sampled.shape[1:])
         expected[what][sampled] = of_sampled
     assert_same_as_reference(results, (name, rate), expected, 1e-13)
+
+
+@ON_RANKS
+@pytest.mark.parametrize("name, num_classes, rate", FILTERED)
+def test_conflicting_classes_of_every_rank_are_left_out(results_of, num_ranks, name, num_classes, rate):
+    results, key = results_of(num_ranks), ("filtered", name, num_classes, rate)
+    embeddings, labels, weight = two_groups(num_classes)
+    filtered = torch.cosine_similarity(embeddings[:, None], weight, dim=2) > LIMIT
+    assert filtered[0, num_classes // 2 :].all() and filtered[2].all() and labels[2] == -1
+    classes = joined(results, key, "classes")
+    expected = reference(
+        name,
+        embeddings,
+        weight[classes],
+        None,
+        torch.where(labels >= 0, torch.searchsorted(classes, labels), -1),
+        LIMIT,
+    )
+    expected["weight"] = torch.zeros_like(weight).index_copy(0, classes, expected["weight"])
+    assert_same_as_reference(results, key, expected, 1e-13)
 
 
 @BY_MARGIN
