@@ -1,5 +1,6 @@
 """What the tests of the sharded head share: heads and batches to try, and the plain softmax classifier beside them."""
 
+import pytest
 import torch
 from torch.nn.functional import log_softmax, normalize
 
@@ -8,6 +9,8 @@ from core.heads.margins import ArcFace, CosFace, Softmax
 
 D = 6
 MARGINS = {"arcface": (ArcFace(), False), "cosface": (CosFace(s=30.0, m=0.3), False), "softmax": (Softmax(), True)}
+
+BOTH_WAYS = pytest.mark.parametrize("recompute", [False, True], ids=["logits kept", "logits computed again"])
 
 
 def batch(step, num_classes):
@@ -19,7 +22,7 @@ def batch(step, num_classes):
 
 def run_step(head, embeddings, labels):
     """Loss, gradients and place of this rank's shard."""
-    embeddings = embeddings.to(head.weight.dtype).requires_grad_()
+    embeddings = embeddings.to(head.weight.dtype, copy=True).requires_grad_()
     given = labels.clone()
     head.zero_grad()
     loss = head(embeddings, labels)
@@ -44,8 +47,11 @@ def make_head(name, num_classes, dtype, rate=1.0, group=None):
     return head
 
 
-def reference(name, embeddings, weight, bias, labels):
-    """Loss and gradients of the plain softmax classifier in float64, margins by the arc cosine."""
+def reference(name, embeddings, weight, bias, labels, limit=None):
+    """Loss and gradients of the plain softmax classifier in float64, margins by the arc cosine.
+
+    Cosines of other classes above `limit`, if there is one, are left out.
+    """
     leaves = [t.double().clone().requires_grad_() for t in (embeddings, weight) + (() if bias is None else (bias,))]
     kept = labels >= 0
     if name == "softmax":
@@ -58,6 +64,8 @@ def reference(name, embeddings, weight, bias, labels):
             logits = 64.0 * torch.cos(torch.arccos(cosines) + 0.5 * own)
         else:
             logits = 30.0 * (cosines - 0.3 * own)
+        if limit is not None:
+            logits = logits.masked_fill((cosines > limit) & (own == 0), -torch.inf)
     loss = -log_softmax(logits, 1)[torch.arange(len(logits)), labels[kept]].mean()
     gradients = torch.autograd.grad(loss, leaves)
     return {"loss": loss.detach()} | dict(zip(("embeddings", "weight", "bias"), gradients))
