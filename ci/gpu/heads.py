@@ -61,6 +61,7 @@ def check_head(
     margin: Margin,
     rate: float,
     bias: bool,
+    recompute: bool,
     device: torch.device,
     num_classes: int,
     size: int,
@@ -69,7 +70,7 @@ def check_head(
 ) -> dict[str, Error]:
     """Loss and gradients of a partial FC; of a sampled one over the classes that got a gradient."""
     torch.manual_seed(0)
-    head = PartialFC(margin, size, num_classes, rate, bias)
+    head = PartialFC(margin, size, num_classes, rate, bias, recompute_logits=recompute)
     embeddings = torch.randn(batch, size)
     labels = torch.randint(num_classes, (batch,))
     labels[0] = -1
@@ -103,7 +104,7 @@ def check_head(
 def check_rounded(device: torch.device, num_classes: int, size: int, batch: int) -> dict[str, Error]:
     """As the trainer computes it where the network works in half precision."""
     with float32_products(device, "bf16"):
-        return check_head(MARGINS[0], 1.0, False, device, num_classes, size, batch, ROUNDED)
+        return check_head(MARGINS[0], 1.0, False, False, device, num_classes, size, batch, ROUNDED)
 
 
 def check_frozen(device: torch.device, num_classes: int, size: int, batch: int) -> dict[str, Error]:
@@ -125,12 +126,14 @@ def check_frozen(device: torch.device, num_classes: int, size: int, batch: int) 
     }
 
 
-def cases() -> Iterator[tuple[str, Margin, float, bool]]:
+def cases() -> Iterator[tuple[str, Margin, float, bool, bool]]:
     for margin in MARGINS:
         for rate in (1.0, 0.3):
-            yield f"partial FC, {type(margin).__name__}, rate {rate}", margin, rate, False
-    yield "partial FC, Softmax with bias, rate 1.0", Softmax(), 1.0, True
-    yield "partial FC, Softmax with bias, rate 0.3", Softmax(), 0.3, True
+            yield f"partial FC, {type(margin).__name__}, rate {rate}", margin, rate, False, False
+    for rate in (1.0, 0.3):
+        yield f"partial FC, Softmax with bias, rate {rate}", Softmax(), rate, True, False
+        yield f"partial FC, ArcFace, logits computed again, rate {rate}", MARGINS[0], rate, False, True
+        yield f"partial FC, Softmax with bias, logits computed again, rate {rate}", Softmax(), rate, True, True
 
 
 def check_rows_update(optimizer: type[torch.optim.Optimizer], device: torch.device) -> dict[str, Error]:
@@ -162,8 +165,8 @@ def check_heads(report: Report, device: torch.device, quick: bool) -> None:
     num_classes, size, batch = (500, 16, 24) if quick else (150_000, 256, 128)  # more than one block of classes
     for margin in MARGINS:
         report.check("heads", f"margin {type(margin).__name__}", lambda margin=margin: check_margin(margin, device))
-    for name, margin, rate, bias in cases():
-        work = (margin, rate, bias, device, num_classes, size, batch)
+    for name, *case in cases():
+        work = (*case, device, num_classes, size, batch)
         report.check("heads", name, lambda work=work: check_head(*work))
     report.check(
         "heads", "partial FC, ArcFace, beside half precision", lambda: check_rounded(device, num_classes, size, batch)

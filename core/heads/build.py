@@ -7,7 +7,7 @@ import torch
 
 from core.errors import UserError
 from core.heads.margins import ArcFace, CosFace, Margin, Softmax
-from core.heads.partial_fc import PartialFC
+from core.heads.partial_fc import BLOCK_CLASSES, PartialFC
 from core.memory import machine_memory
 from core.parallel.collectives import world_size
 from core.settings import Settings
@@ -34,7 +34,8 @@ def build_margin(loss: str, margin_scale: float, margin: float) -> Margin:
 def build_head(settings: Settings, num_classes: int) -> PartialFC:
     """The head over `num_classes` classes; a softmax has a bias where `classifier_bias` is set.
 
-    `UserError` before anything is allocated if its weights, their gradient and the optimiser's state have no room.
+    `UserError` before anything is allocated if its weights, their gradient, the optimiser's state and the logits have
+    no room.
     """
     margin = build_margin(settings.loss, settings.margin_scale, settings.margin)
     _require_memory(settings, num_classes)
@@ -47,6 +48,7 @@ def build_head(settings: Settings, num_classes: int) -> PartialFC:
         settings.sample_rate,
         bias,
         interclass_filtering_threshold=threshold,
+        recompute_logits=settings.recompute_logits,
     )
 
 
@@ -54,15 +56,22 @@ def _require_memory(settings: Settings, num_classes: int) -> None:
     """`UserError` unless the ranks of this machine have the memory for their shares of the head."""
     copies = 3 if settings.optimizer == "adamw" else 2 if settings.momentum else 1
     rows = -(-num_classes // world_size())
-    rows_of_gradient = math.ceil(rows * (settings.sample_rate if settings.sampled_epochs is None else 1.0))
-    share = (rows * copies + rows_of_gradient) * settings.embedding_size * 4
-    if settings.device != "cpu" and torch.cuda.is_available():
+    rows_of_step = math.ceil(rows * (settings.sample_rate if settings.sampled_epochs is None else 1.0))
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
         room, place = torch.cuda.mem_get_info()[0], "the GPU"
     else:
         room, place = machine_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "a rank of this machine"
+    of_weights = (rows * copies + rows_of_step) * settings.embedding_size * 4
+    of_logits, of_a_block = (
+        settings.batch_size * world_size() * columns * 4
+        for columns in (rows_of_step, min(rows_of_step, BLOCK_CLASSES["cuda" if on_gpu else "cpu"]))
+    )
+    share = of_weights + (of_a_block if settings.recompute_logits else of_logits)
     if share > room:
+        advice = "" if settings.recompute_logits or of_weights + of_a_block > room else "set recompute_logits=True, "
         raise UserError(
             f"the head of {num_classes:,} classes with embedding_size {settings.embedding_size} takes {share:,} bytes "
-            f"for weights, gradient and optimiser, but {place} has {room:,}: number the classes from 0 on without "
-            "gaps, lower embedding_size, or train on more machines or GPUs"
+            f"for weights, gradient, optimiser and logits, but {place} has {room:,}: {advice}number the classes from 0 "
+            "on without gaps, lower embedding_size, or train on more machines or GPUs"
         )

@@ -8,6 +8,7 @@ in the step, W ranks.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -40,82 +41,147 @@ MIN_NORM = 1e-12
 """Class weights shorter than this are divided by it, as `torch.nn.functional.normalize` does."""
 
 
+@dataclass(frozen=True)
+class _Logits:
+    """The logits `(B, C)` of this rank's classes that take part, written a block of classes at a time.
+
+    `classes` `(C,)` are the rows of `weight` and `bias` that take part, in order, or None for all. `targets` `(B,)` is
+    the column of a sample's class, -1 if this rank does not hold it. For a margin on cosines the embeddings come
+    normalised and the weights as they are: their `inverse_norms` `(C,)` scale the columns, so that no normalised copy
+    of the weights is made. Cosines of other classes above `limit`, if there is one, are left out: -inf.
+    """
+
+    embeddings: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    classes: torch.Tensor | None
+    targets: torch.Tensor
+    inverse_norms: torch.Tensor | None
+    margin: Margin
+    limit: float | None
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.weight if self.classes is None else self.classes)
+
+    def blocks(self) -> Iterator[slice]:
+        """Slices of the C columns."""
+        step = BLOCK_CLASSES[self.weight.device.type]
+        for start in range(0, self.num_classes, step):
+            yield slice(start, min(start + step, self.num_classes))
+
+    def rows(self, tensor: torch.Tensor, block: slice) -> torch.Tensor:
+        """Those of a block's classes, of the weights or the biases."""
+        return tensor[block] if self.classes is None else tensor.index_select(0, self.classes[block])
+
+    def own_columns(self, block: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each sample whether its class is in the block, `(B,)`, and in which column, `(B, 1)`; 0 if it is not."""
+        here = (self.targets >= block.start) & (self.targets < block.stop)
+        return here, torch.where(here, self.targets - block.start, 0).unsqueeze(1)
+
+    def write(self, block: slice, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the logits of a block with the weights `rows` to `out`.
+
+        Returns the samples' logits with their own classes before the margin, `(B,)`; 0 if these are in other blocks.
+        """
+        if self.bias is None:
+            torch.mm(self.embeddings, rows.T, out=out)
+        else:
+            torch.addmm(self.rows(self.bias, block), self.embeddings, rows.T, out=out)
+        if self.inverse_norms is not None:
+            out *= self.margin.s * self.inverse_norms[block]
+        here, columns = self.own_columns(block)
+        own = out.gather(1, columns).squeeze(1)
+        if self.limit is not None:
+            out.masked_fill_(out > self.limit * self.margin.s, -math.inf)
+        # After the filter, which does not apply to own classes; other samples keep what is in their first column.
+        with_margin = self.margin.target_logits(own / self.margin.s)
+        out.scatter_(1, columns, torch.where(here.unsqueeze(1), with_margin.unsqueeze(1), out.gather(1, columns)))
+        return torch.where(here, own, 0.0)
+
+
 class _ShardedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of `margin(embeddings @ weight.T + bias)`, this rank holding C of the softmax's classes.
+    """Mean cross-entropy of the logits of all ranks (`_Logits` says of what), this rank holding C of the columns.
 
-    `classes` `(C,)` are the rows of `weight` and `bias` that take part, in order, or None for all; with them the
-    gradients of the two are sparse, of these rows alone. `targets` `(B,)` is the column of a sample's class, -1 if this
-    rank does not hold it; samples outside `valid` `(B,)` are ignored; `with_gradient` says whether a backward pass may
-    follow. For a margin on cosines the embeddings come normalised and the weights as they are: their norms scale the
-    columns of the logits, so that no normalised copy of the weights is made. Cosines of other classes above `limit`, if
-    there is one, are left out of the softmax.
+    Samples outside `valid` `(B,)` are ignored; `with_gradient` says whether a backward pass may follow. With `classes`
+    the gradients of weight and bias are sparse, of these rows alone. That of the embeddings is this rank's share, times
+    W.
 
-    The one `(B, C)` buffer holds the logits, then the probabilities, then the gradient. The backward pass uses it up;
-    autograd's version check refuses a second one. The gradient of the embeddings is this rank's share, times W.
+    A `(B, C)` buffer holds the logits, then their exponentials, then the gradient. The backward pass uses it up;
+    autograd's version check refuses a second one. With `recompute` it is one block wide and not kept: the forward pass
+    has a running maximum and sum (Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv
+    1805.02867), the backward pass makes each block's logits again.
     """
 
     @staticmethod
-    def forward(ctx, embeddings, weight, bias, classes, targets, valid, margin, limit, group, with_gradient):
-        logits = weight.new_empty(len(embeddings), len(weight) if classes is None else len(classes))
-        inverse_norms = weight.new_empty(logits.shape[1]) if margin.normalized else None
-        for block in _blocks(logits):
-            part, rows = logits[:, block], _rows(weight, classes, block)
-            if bias is None:
-                torch.mm(embeddings, rows.T, out=part)
-            else:
-                torch.addmm(_rows(bias, classes, block), embeddings, rows.T, out=part)
+    def forward(ctx, embeddings, weight, bias, classes, targets, valid, margin, limit, recompute, group, with_gradient):
+        inverse_norms = weight.new_empty(len(weight if classes is None else classes)) if margin.normalized else None
+        logits = _Logits(embeddings, weight, bias, classes, targets, inverse_norms, margin, limit)
+        buffer = _buffer(logits, recompute)
+        own = embeddings.new_zeros(len(embeddings))
+        sums = torch.zeros_like(own)
+        # Finite: where all classes of an ignored sample are left out, a difference to -inf would not be a number.
+        maxima = torch.full_like(own, torch.finfo(own.dtype).min)
+        for block in logits.blocks():
+            rows, part = logits.rows(weight, block), _part(buffer, block, recompute)
             if inverse_norms is not None:
                 torch.linalg.vector_norm(rows, dim=1, out=inverse_norms[block]).clamp_(min=MIN_NORM).reciprocal_()
-                part *= margin.s * inverse_norms[block]
-
-        held, columns, slopes = targets >= 0, targets.clamp(min=0).unsqueeze(1), None
-        if logits.shape[1] > 0:
-            own = logits.gather(1, columns).squeeze(1)
-            with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, with_gradient)
-            if limit is not None:
-                for block in _blocks(logits):
-                    logits[:, block].masked_fill_(logits[:, block] > limit * margin.s, -math.inf)
-            # After the filter: the first column of a sample whose class another rank holds stays filtered.
-            own = torch.where(held, with_margin, logits.gather(1, columns).squeeze(1))
-            logits.scatter_(1, columns, own.unsqueeze(1))
-            maxima = logits.amax(1)
+            own += logits.write(block, rows, part)
+            before, maxima = maxima, torch.maximum(maxima, part.amax(1))
+            if recompute:
+                sums = sums * (before - maxima).exp() + _exponentials(part, maxima).sum(1)
+        before, maxima = maxima, all_reduce_(maxima.clone(), "max", group)
+        if recompute:
+            sums *= (before - maxima).exp()
         else:
-            own = logits.new_zeros(len(logits))
-            maxima = torch.full_like(own, -math.inf)
-        # Of an ignored sample all classes may be left out: a difference to -inf would not be a number.
-        all_reduce_(maxima.clamp_(min=torch.finfo(maxima.dtype).min), "max", group)
-        sums = torch.zeros_like(own)
-        for block in _blocks(logits):
-            sums += logits[:, block].sub_(maxima.unsqueeze(1)).exp_().sum(1)
-        own = torch.where(held, own - maxima, 0.0)
+            for block in logits.blocks():
+                sums += _exponentials(buffer[:, block], maxima).sum(1)
+
+        with_margin, slopes = _value_and_slope(margin.target_logits, own / margin.s, with_gradient)
+        own = torch.where(targets >= 0, with_margin - maxima, 0.0)
         sums, own = all_reduce_(torch.stack([sums, own]), "sum", group)
-        num_valid = valid.sum(dtype=logits.dtype).clamp(min=1.0)
+        num_valid = valid.sum(dtype=own.dtype).clamp(min=1.0)
         loss = torch.where(valid, sums.log() - own, 0.0).sum() / num_valid
 
         if with_gradient:
-            logits *= torch.where(valid, 1.0 / (num_valid * sums), 0.0).unsqueeze(1)
-            if slopes is not None:
-                own = logits.gather(1, columns).squeeze(1)
-                own = torch.where(held, (own - 1.0 / num_valid) * slopes / margin.s, own)
-                logits.scatter_(1, columns, own.unsqueeze(1))
-            ctx.save_for_backward(logits, embeddings, weight, classes, inverse_norms)
-            ctx.margin_scale, ctx.num_ranks = margin.s, world_size(group)
+            shares = torch.where(valid, 1.0 / (num_valid * sums), 0.0)
+            ctx.save_for_backward(
+                embeddings, weight, bias, classes, targets, inverse_norms,
+                None if recompute else buffer, maxima, shares, slopes, 1.0 / num_valid,
+            )  # fmt: skip
+            ctx.margin, ctx.limit, ctx.num_ranks = margin, limit, world_size(group)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):  # pyrefly: ignore[bad-override]  (once_differentiable hides the signature)
         (loss_gradient,) = gradients
-        gradient, embeddings, weight, classes, inverse_norms = ctx.saved_tensors
+        embeddings, weight, bias, classes, targets, inverse_norms, *saved = ctx.saved_tensors
+        buffer, maxima, shares, slopes, of_sample = saved
+        logits = _Logits(embeddings, weight, bias, classes, targets, inverse_norms, ctx.margin, ctx.limit)
+        recompute = buffer is None
         of_embeddings = of_weight = of_bias = None
         with torch.autocast(loss_gradient.device.type, enabled=False):
-            gradient *= loss_gradient if inverse_norms is None else loss_gradient * ctx.margin_scale * inverse_norms
+            if recompute:
+                buffer = _buffer(logits, recompute)
             if ctx.needs_input_grad[0]:
                 of_embeddings = torch.zeros_like(embeddings)
             if ctx.needs_input_grad[1]:
-                of_weight = weight.new_empty(gradient.shape[1], weight.shape[1])
-            for block in _blocks(gradient):
-                part, rows = gradient[:, block], _rows(weight, classes, block)
+                of_weight = weight.new_empty(logits.num_classes, weight.shape[1])
+            if ctx.needs_input_grad[2]:
+                of_bias = weight.new_empty(logits.num_classes)
+            for block in logits.blocks():
+                rows, part = logits.rows(weight, block), _part(buffer, block, recompute)
+                if recompute:
+                    logits.write(block, rows, part)
+                    _exponentials(part, maxima)
+                part *= shares.unsqueeze(1)
+                here, columns = logits.own_columns(block)
+                own = part.gather(1, columns).squeeze(1)
+                own = torch.where(here, (own - of_sample) * slopes / ctx.margin.s, own)
+                part.scatter_(1, columns, own.unsqueeze(1))
+                part *= loss_gradient if inverse_norms is None else loss_gradient * ctx.margin.s * inverse_norms[block]
                 if of_embeddings is not None:
                     of_embeddings.addmm_(part, rows)
                 if of_weight is not None:
@@ -123,25 +189,29 @@ class _ShardedCrossEntropy(torch.autograd.Function):
                     if inverse_norms is not None:
                         along = torch.linalg.vecdot(of_rows, rows).mul_(inverse_norms[block].square())
                         of_rows.addcmul_(rows, along.unsqueeze(1), value=-1.0)
+                if of_bias is not None:
+                    torch.sum(part, 0, out=of_bias[block])
             if of_embeddings is not None:
                 of_embeddings *= ctx.num_ranks
-            if ctx.needs_input_grad[2]:
-                of_bias = gradient.sum(0)
         if classes is not None:
             of_weight, of_bias = (_sparse(rows, classes, len(weight)) for rows in (of_weight, of_bias))
-        return of_embeddings, of_weight, of_bias, *[None] * 7
+        return of_embeddings, of_weight, of_bias, *[None] * 8
 
 
-def _blocks(logits: torch.Tensor) -> Iterator[slice]:
-    """Slices of the columns of the logits `(B, C)`."""
-    num_classes, step = logits.shape[1], BLOCK_CLASSES[logits.device.type]
-    for start in range(0, num_classes, step):
-        yield slice(start, min(start + step, num_classes))
+def _buffer(logits: _Logits, recompute: bool) -> torch.Tensor:
+    """Room for all logits `(B, C)`, or for one block of them."""
+    width = min(logits.num_classes, BLOCK_CLASSES[logits.weight.device.type]) if recompute else logits.num_classes
+    return logits.weight.new_empty(len(logits.embeddings), width)
 
 
-def _rows(tensor: torch.Tensor, classes: torch.Tensor | None, block: slice) -> torch.Tensor:
-    """The rows of a block of the classes that take part."""
-    return tensor[block] if classes is None else tensor.index_select(0, classes[block])
+def _part(buffer: torch.Tensor, block: slice, recompute: bool) -> torch.Tensor:
+    """The block's columns of a `_buffer`."""
+    return buffer[:, : block.stop - block.start] if recompute else buffer[:, block]
+
+
+def _exponentials(logits: torch.Tensor, maxima: torch.Tensor) -> torch.Tensor:
+    """Those of the logits `(B, c)` less the maxima `(B,)`, in their place."""
+    return logits.sub_(maxima.unsqueeze(1)).exp_()
 
 
 def _sparse(rows: torch.Tensor | None, classes: torch.Tensor, num_classes: int) -> torch.Tensor | None:
@@ -183,13 +253,15 @@ class PartialFC(nn.Module):
     Collectives, with more than one rank: forward 3 gathers (batch sizes, embeddings, labels) and 2 all-reduces (`(B,)`
     and `(2, B)`), backward 1 reduce-scatter (gradient of the embeddings), constructor 1 broadcast of a seed.
 
-    Memory: one `(B, C)` buffer, B counting all ranks, for logits and gradient, and the gradient of the weights, of the
-    rows that take part. With all classes that gradient is dense, with a sample of them sparse (COO, coalesced): step,
-    gradient and update then cost what the sample costs (the optimisers are in `core.engine.row_optimizers`).
+    Memory: one `(B, C)` buffer, B counting all ranks, for logits and gradient, or with `recompute_logits` one block of
+    it, and the gradient of the weights, of the rows that take part. With all classes that gradient is dense, with a
+    sample of them sparse (COO, rows in order): step, gradient and update then cost what the sample costs (the
+    optimisers are in `core.engine.row_optimizers`).
 
     Gradients: those of `weight` and `bias` are the exact derivatives of the global mean and must not be averaged over
     ranks (keep the module out of DistributedDataParallel). That of the embeddings is W times the derivative, so that
-    the average that DistributedDataParallel takes over the ranks is exact. One backward pass for one forward pass.
+    the average that DistributedDataParallel takes over the ranks is exact. One backward pass for one forward pass,
+    unless logits are computed again.
 
     Dtype: all in the weights' dtype, float32 unless the module is converted, under autocast too.
 
@@ -214,6 +286,8 @@ class PartialFC(nn.Module):
         bias: a bias for every class; plain softmax only.
         interclass_filtering_threshold: cosines with other classes above it are taken for mistakes of the labels (two
             classes of one person) and left out of a sample's softmax, where arcface_torch sets them to 0; None: none.
+        recompute_logits: keep no logits for the backward pass, but compute each block again: the same up to rounding,
+            with less memory and a third more products. May be changed between steps.
         group: process group of the ranks; None: the default one, or a single process if none is initialised.
 
     Raises:
@@ -230,6 +304,7 @@ class PartialFC(nn.Module):
         bias: bool = False,
         group: dist.ProcessGroup | None = None,
         interclass_filtering_threshold: float | None = None,
+        recompute_logits: bool = False,
     ):
         super().__init__()
         if num_classes < 1:
@@ -244,6 +319,7 @@ class PartialFC(nn.Module):
         self.num_classes = num_classes
         self.sample_rate = sample_rate
         self.interclass_filtering_threshold = interclass_filtering_threshold
+        self.recompute_logits = recompute_logits
         self.group = group
         rows_per_rank = math.ceil(num_classes / world_size(group))
         self.class_start = min(rank(group) * rows_per_rank, num_classes)
@@ -287,6 +363,7 @@ class PartialFC(nn.Module):
                 labels >= 0,
                 self.margin,
                 self.interclass_filtering_threshold,
+                self.recompute_logits,
                 self.group,
                 torch.is_grad_enabled(),
             )

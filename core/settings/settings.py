@@ -72,6 +72,9 @@ class Settings:
     sampled_epochs: int | None = key(
         None, "first epochs, in which sample_rate holds; later steps use all classes; None: it always holds", minimum=0
     )
+    recompute_logits: bool = key(
+        False, "keep no logits for the backward pass, but compute them again: less memory, a third more products"
+    )
     interclass_filtering_threshold: float = key(
         0.0,
         "cosines with other classes above it are left out of the softmax, as mistakes of the labels; 0: none are",

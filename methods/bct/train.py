@@ -70,6 +70,7 @@ class BCT(Method[BCTSettings]):
             old_class = self._take_own(run)
         else:
             old_class = self._synthesise(run)
+        self.old_classifier.recompute_logits = settings.recompute_logits
         self.register_buffer("old_class", torch.from_numpy(old_class), persistent=False)
 
     def _synthesise(self, run: Run[BCTSettings]) -> np.ndarray:

@@ -117,6 +117,7 @@ class UniBCT(Method[UniBCTSettings]):
         else:
             prototypes = prepare_class_means(run.old_model.features, run.ranks)[self.classes]
         self.prototypes = FrozenClassifier(ArcFace(settings.compat_scale, settings.compat_margin), prototypes)
+        self.prototypes.recompute_logits = settings.recompute_logits
         position = torch.from_numpy(np.where(known, known.cumsum() - 1, -1))
         self.register_buffer("position", position, persistent=False)
 

@@ -1,5 +1,6 @@
 """What the tests of the sharded head share: heads and batches to try, and the plain softmax classifier beside them."""
 
+import pytest
 import torch
 from torch.nn.functional import log_softmax, normalize
 
@@ -8,6 +9,8 @@ from core.heads.margins import ArcFace, CosFace, Softmax
 
 D = 6
 MARGINS = {"arcface": (ArcFace(), False), "cosface": (CosFace(s=30.0, m=0.3), False), "softmax": (Softmax(), True)}
+
+BOTH_WAYS = pytest.mark.parametrize("recompute", [False, True], ids=["logits kept", "logits computed again"])
 
 
 def batch(step, num_classes):
@@ -19,7 +22,7 @@ def batch(step, num_classes):
 
 def run_step(head, embeddings, labels):
     """Loss, gradients and place of this rank's shard."""
-    embeddings = embeddings.to(head.weight.dtype).requires_grad_()
+    embeddings = embeddings.to(head.weight.dtype, copy=True).requires_grad_()
     given = labels.clone()
     head.zero_grad()
     loss = head(embeddings, labels)

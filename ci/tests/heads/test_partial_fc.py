@@ -1,6 +1,6 @@
 import pytest
 import torch
-from plain_softmax import MARGINS, D, batch, make_head, reference, run_step
+from plain_softmax import BOTH_WAYS, MARGINS, D, batch, make_head, reference, run_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import core.heads.partial_fc as partial_fc
@@ -9,9 +9,11 @@ from core.heads import PartialFC
 from core.heads.margins import ArcFace, CosFace, Softmax
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_embeddings_and_a_large_loss_scale_give_the_scaled_gradient(dtype):
+def test_half_precision_embeddings_and_a_large_loss_scale_give_the_scaled_gradient(dtype, recompute):
     head = make_head("arcface", 10, torch.float32)
+    head.recompute_logits = recompute
     embeddings, labels = batch(0, 10)
     embeddings = embeddings.to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -28,9 +30,11 @@ def test_half_precision_embeddings_and_a_large_loss_scale_give_the_scaled_gradie
     assert relative < torch.finfo(dtype).eps
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("name", MARGINS)
-def test_gradients_are_finite_where_embeddings_lie_on_their_class(name):
+def test_gradients_are_finite_where_embeddings_lie_on_their_class(name, recompute):
     head = make_head(name, 4, torch.float32)
+    head.recompute_logits = recompute
     embeddings = torch.cat([head.weight.detach() * 30, -head.weight.detach()]).requires_grad_()
     loss = head(embeddings, torch.arange(4).repeat(2))
     loss.backward()
@@ -39,8 +43,10 @@ def test_gradients_are_finite_where_embeddings_lie_on_their_class(name):
     assert head.weight.grad.isfinite().all()
 
 
-def test_without_gradient_the_loss_is_the_same():
+@BOTH_WAYS
+def test_without_gradient_the_loss_is_the_same(recompute):
     head = make_head("arcface", 10, torch.float64)
+    head.recompute_logits = recompute
     embeddings, labels = batch(0, 10)
     expected = head(embeddings, labels).item()
     with torch.inference_mode():
@@ -58,11 +64,13 @@ def test_the_random_draw_goes_on_from_a_saved_generator_state():
     assert not torch.equal(draws[0] != 0, draws[1] != 0)
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("name", MARGINS)
 @pytest.mark.parametrize("block", [1, 7, 23, 4096])
-def test_blocks_of_classes_of_any_size_give_the_full_softmax(name, block, monkeypatch):
+def test_blocks_of_classes_of_any_size_give_the_full_softmax(name, block, recompute, monkeypatch):
     monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", block)
     head = make_head(name, 23, torch.float64)
+    head.recompute_logits = recompute
     embeddings, labels = batch(0, 23)
     step = run_step(head, embeddings, labels)
     bias = None if head.bias is None else head.bias.detach()
@@ -87,21 +95,44 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-def test_beside_gradient_and_logits_no_tensor_is_larger_than_a_block(monkeypatch):
+@pytest.mark.parametrize("name", MARGINS)
+def test_logits_that_grow_from_block_to_block_are_summed_relative_to_the_largest_of_all(name, monkeypatch):
+    monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 1)
+    head = make_head(name, 40, torch.float32)
+    with torch.no_grad():  # from -1 to 1 along the embedding; lengths beyond what an exponential takes
+        angles = torch.linspace(3.1, 0.1, 40)
+        head.weight.zero_()[:, 0] = 300 * angles.cos()
+        head.weight[:, 1] = 300 * angles.sin()
+    embeddings, labels = torch.eye(D)[[0, 0, 0]] * 2, torch.tensor([0, 39, 20])
+    kept = run_step(head, embeddings, labels)
+    head.recompute_logits = True
+    again = run_step(head, embeddings, labels)
+    bias = None if head.bias is None else head.bias.detach()
+    expected = reference(name, embeddings, head.weight.detach(), bias, labels)
+    for what in ("loss", "embeddings", "weight", *(() if bias is None else ("bias",))):
+        scale = expected[what].abs().max().item()
+        assert again[what].isfinite().all()
+        torch.testing.assert_close(again[what].double(), expected[what], atol=1e-5 * scale, rtol=0)
+        torch.testing.assert_close(again[what], kept[what], atol=1e-6 * scale, rtol=0)
+
+
+@BOTH_WAYS
+def test_beside_gradient_and_logits_no_tensor_is_larger_than_a_block(recompute, monkeypatch):
     monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 64)
-    head = PartialFC(ArcFace(), 256, 8192)
+    head = PartialFC(ArcFace(), 256, 8192, recompute_logits=recompute)
     embeddings, labels = torch.randn(4, 256, requires_grad=True), torch.arange(4)
     with Sizes() as sizes:
         head(embeddings, labels).backward()
     weights, logits, block = 4 * 256 * 8192, 4 * 4 * 8192, 4 * 256 * 64
     of_step = {pointer: size for pointer, size in sizes.made.items() if pointer != head.weight.data_ptr()}
     large = sorted((size for size in of_step.values() if size > block), reverse=True)
-    assert large == [weights, logits]
+    assert large == ([weights] if recompute else [weights, logits])
 
 
-def test_with_a_sample_of_the_classes_nothing_is_as_large_as_all_weights(monkeypatch):
+@BOTH_WAYS
+def test_with_a_sample_of_the_classes_nothing_is_as_large_as_all_weights(recompute, monkeypatch):
     monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 64)
-    head = PartialFC(ArcFace(), 256, 8192, sample_rate=0.125)
+    head = PartialFC(ArcFace(), 256, 8192, sample_rate=0.125, recompute_logits=recompute)
     embeddings, labels = torch.randn(4, 256, requires_grad=True), torch.arange(4)
     with Sizes() as sizes:
         head(embeddings, labels).backward()
@@ -132,11 +163,12 @@ def test_class_weights_looked_up_beside_a_sample_have_sparse_gradients_of_the_sa
     torch.testing.assert_close(sampled.weight.grad.to_dense(), alone + dense.weight.grad)
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("name", ["arcface", "cosface"])
-def test_classes_that_look_like_the_samples_own_are_left_out_of_its_softmax(name, monkeypatch):
+def test_classes_that_look_like_the_samples_own_are_left_out_of_its_softmax(name, recompute, monkeypatch):
     monkeypatch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 7)
     head = make_head(name, 23, torch.float64)
-    head.interclass_filtering_threshold = 0.3
+    head.interclass_filtering_threshold, head.recompute_logits = 0.3, recompute
     embeddings, labels = batch(0, 23)
     embeddings[0] = head.weight.detach()[labels[0]]  # on its own class, which is never left out
     weights = head.weight.detach()
@@ -160,13 +192,17 @@ def test_classes_that_look_like_the_samples_own_are_left_out_of_its_softmax(name
     torch.testing.assert_close(step["weight"], of_weights, atol=1e-10, rtol=1e-9)
 
 
-def test_a_second_backward_pass_is_refused():
+def test_a_second_backward_pass_is_refused_unless_logits_are_computed_again():
     head = make_head("arcface", 10, torch.float32)
     embeddings, labels = batch(0, 10)
     loss = head(embeddings, labels)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
+    head.recompute_logits = True
+    loss = head(embeddings, labels)
+    first, second = (torch.autograd.grad(loss, head.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_what_makes_no_sense_is_refused():

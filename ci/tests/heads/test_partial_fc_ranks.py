@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from plain_softmax import MARGINS, D, batch, make_head, reference, run_step
+from plain_softmax import BOTH_WAYS, MARGINS, D, batch, make_head, reference, run_step
 from rank_processes import run_on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import core.heads.partial_fc as partial_fc
 from core.errors import UserError
 from core.heads import PartialFC
 
@@ -39,7 +40,13 @@ def worker(rank, num_ranks):
 
 
 def look(rank, num_ranks, group):
-    """Everything that is compared between numbers of ranks, on one rank."""
+    """Everything that is compared between numbers of ranks, on one rank, with up to 3 classes in a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(partial_fc.BLOCK_CLASSES, "cpu", 3)
+        return look_by_blocks(rank, num_ranks, group)
+
+
+def look_by_blocks(rank, num_ranks, group):
     results = {}
     for case in CASES:
         head = make_head(*case, group=group)
@@ -48,19 +55,26 @@ def look(rank, num_ranks, group):
         results[(*case, "whole")] = head.whole()
         for step, sizes in enumerate(STEPS[num_ranks]):
             parts = [cut(tensor, sizes, rank) for tensor in batch(step, case[1])]
-            results[(*case, step)] = run_step(head, *parts)
+            for head.recompute_logits in (False, True):
+                results[(*case, step, head.recompute_logits)] = run_step(head, *parts)
     for name, (margin, bias) in MARGINS.items():
         for rate in RATES:
             head = make_head(name, 10, torch.float64, rate, group)
-            torch.manual_seed(rank)
             parts = [cut(tensor, STEPS[num_ranks][0], rank) for tensor in batch(0, 10)]
-            results[name, rate] = run_step(head, *parts)
-            head, ignored = make_head(name, 10, torch.float32, rate, group), torch.full((rank + 1,), -1)
-            results[name, rate, "all ignored"] = run_step(head, torch.randn(rank + 1, D), ignored)
+            ignored = torch.full((rank + 1,), -1)
+            for head.recompute_logits in (False, True):
+                torch.manual_seed(rank)
+                results[name, rate, head.recompute_logits] = run_step(head, *parts)
+            head.float()
+            for head.recompute_logits in (False, True):
+                step = run_step(head, torch.randn(rank + 1, D), ignored)
+                results[name, rate, "all ignored", head.recompute_logits] = step
         torch.manual_seed(7 + rank)
         results[name, "first weights"] = parameters_of(PartialFC(margin, D, 2500, bias=bias, group=group))
     for name, classes, rate in FILTERED:
-        results["filtered", name, classes, rate] = filtered_step(name, classes, rate, rank, num_ranks, group)
+        for recompute in (False, True):
+            step = filtered_step(name, classes, rate, recompute, rank, num_ranks, group)
+            results["filtered", name, classes, rate, recompute] = step
     results["data parallel"] = data_parallel_step(rank, num_ranks, group)
     labels = torch.tensor([10 if rank == num_ranks - 1 else 0])
     with pytest.raises(UserError) as caught:
@@ -91,11 +105,11 @@ def two_groups(num_classes):
     return embeddings, labels, weight
 
 
-def filtered_step(name, num_classes, rate, rank, num_ranks, group):
+def filtered_step(name, num_classes, rate, recompute, rank, num_ranks, group):
     """A step that leaves out conflicting classes, and which classes this rank took part with."""
     embeddings, labels, weight = two_groups(num_classes)
     head = make_head(name, num_classes, torch.float64, rate, group)
-    head.interclass_filtering_threshold = LIMIT
+    head.interclass_filtering_threshold, head.recompute_logits = LIMIT, recompute
     with torch.no_grad():
         head.weight.copy_(weight[head.class_start : head.class_start + head.num_local])
     torch.manual_seed(rank)
@@ -150,8 +164,9 @@ BY_MARGIN = pytest.mark.parametrize("name", MARGINS)
 
 
 @ON_RANKS
+@BOTH_WAYS
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}")
-def test_loss_and_gradients_are_those_of_the_full_softmax(results_of, num_ranks, case):
+def test_loss_and_gradients_are_those_of_the_full_softmax(results_of, num_ranks, case, recompute):
     results = results_of(num_ranks)
     weight, bias = joined(results, case, "weight"), joined(results, case, "bias")
     assert len(weight) == case[1]
@@ -159,7 +174,7 @@ def test_loss_and_gradients_are_those_of_the_full_softmax(results_of, num_ranks,
     for step in range(2):
         embeddings, labels = batch(step, case[1])
         expected = reference(case[0], embeddings.to(case[2]), weight, bias, labels)
-        assert_same_as_reference(results, (*case, step), expected, tolerance)
+        assert_same_as_reference(results, (*case, step, recompute), expected, tolerance)
 
 
 @ON_RANKS
@@ -201,12 +216,13 @@ def test_classes_are_laid_out_as_torch_chunk_does(results_of, num_ranks, num_cla
 
 
 @ON_RANKS
+@BOTH_WAYS
 @BY_MARGIN
 @pytest.mark.parametrize("rate", RATES[:2])
-def test_sampled_head_is_the_softmax_over_positives_and_some_others(results_of, num_ranks, name, rate):
-    results = results_of(num_ranks)
+def test_sampled_head_is_the_softmax_over_positives_and_some_others(results_of, num_ranks, name, rate, recompute):
+    results, key = results_of(num_ranks), (name, rate, recompute)
     embeddings, labels = batch(0, 10)
-    gradient = joined(results, (name, rate), "weight")
+    gradient = joined(results, key, "weight")
     sampled = (gradient != 0).any(1)
     positives = torch.zeros(10, dtype=torch.bool)
     positives[labels[labels >= 0]] = True
@@ -222,13 +238,14 @@ def test_sampled_head_is_the_softmax_over_positives_and_some_others(results_of, 
         of_sampled = expected[what]
         expected[what] = of_sampled.new_zeros(10, *of_sampled.shape[1:])
         expected[what][sampled] = of_sampled
-    assert_same_as_reference(results, (name, rate), expected, 1e-13)
+    assert_same_as_reference(results, key, expected, 1e-13)
 
 
 @ON_RANKS
+@BOTH_WAYS
 @pytest.mark.parametrize("name, num_classes, rate", FILTERED)
-def test_conflicting_classes_of_every_rank_are_left_out(results_of, num_ranks, name, num_classes, rate):
-    results, key = results_of(num_ranks), ("filtered", name, num_classes, rate)
+def test_conflicting_classes_of_every_rank_are_left_out(results_of, num_ranks, name, num_classes, rate, recompute):
+    results, key = results_of(num_ranks), ("filtered", name, num_classes, rate, recompute)
     embeddings, labels, weight = two_groups(num_classes)
     filtered = torch.cosine_similarity(embeddings[:, None], weight, dim=2) > LIMIT
     assert filtered[0, num_classes // 2 :].all() and filtered[2].all() and labels[2] == -1
@@ -264,13 +281,15 @@ def test_first_weights_do_not_depend_on_the_number_of_ranks(results_of, name):
 
 
 @ON_RANKS
+@BOTH_WAYS
 @BY_MARGIN
 @pytest.mark.parametrize("rate", RATES)
-def test_a_batch_of_ignored_samples_has_no_loss_and_no_gradient(results_of, num_ranks, name, rate):
+def test_a_batch_of_ignored_samples_has_no_loss_and_no_gradient(results_of, num_ranks, name, rate, recompute):
     for result in results_of(num_ranks):
-        assert result[name, rate, "all ignored"]["loss"] == 0
+        step = result[name, rate, "all ignored", recompute]
+        assert step["loss"] == 0
         for what in ("embeddings", "weight", "bias"):
-            gradient = result[name, rate, "all ignored"][what]
+            gradient = step[what]
             assert gradient is None or (gradient == 0).all()
 
 

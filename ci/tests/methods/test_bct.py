@@ -76,6 +76,11 @@ def test_old_classifier_is_never_trained(store, ranks):
     assert {name for name, p in method.named_parameters() if p.requires_grad} == {"classifier.weight"}
 
 
+def test_no_classifier_keeps_logits_where_the_settings_say_so(store, ranks):
+    method = make_method("bct", store, ranks, "recompute_logits=True")
+    assert method.classifier.recompute_logits and method.old_classifier.recompute_logits
+
+
 def test_released_scale_is_the_default_and_another_is_refused_if_it_makes_no_sense(store, ranks):
     assert make_method("bct", store, ranks).old_classifier.margin.s == 1.0
     with pytest.raises(UserError, match="'compat_scale' in the command line must be a number > 0"):

@@ -71,6 +71,11 @@ def test_classification_is_alone_until_the_first_refinement(store, ranks):
     assert terms == {0: {"cls"}, 9: {"cls"}, 10: {"cls", "bct"}, 34: {"cls", "bct"}}
 
 
+def test_no_classifier_keeps_logits_where_the_settings_say_so(store, ranks):
+    method = make_method("unibct", store, ranks, "recompute_logits=True")
+    assert method.classifier.recompute_logits and method.prototypes.recompute_logits
+
+
 def test_class_without_old_features_is_no_prototype_and_its_samples_are_left_out(store, ranks):
     method, batch = make_method("unibct", store, ranks), make_batch(store, epoch=10)
     set_prototypes(method)
