@@ -16,6 +16,7 @@ from ci.benchmarks.harness import private_memory
 from ci.benchmarks.harness.bench import Bench, Sample, SetUpError, digits, measure, summarise, threads_restored
 from ci.benchmarks.harness.machine import busy
 from core.files import ROOT
+from core.heads import PartialFC
 
 NAMES = program.first_lines()
 WANT_MORE = ("backfill_curves", "gallery_milvus", "gallery_upgrade")
@@ -37,6 +38,18 @@ def test_a_benchmark_runs_and_keeps_what_it_prints(name, tmp_path, capsys):
     assert all(line in printed for line in kept["notes"])
     for told in (kept["machine"]["cpu"], kept["versions"]["numpy"], kept["versions"]["bctlab"]):
         assert told in printed
+
+
+def test_a_head_whose_gradient_is_not_that_of_the_plain_loss_fails_its_benchmark(tmp_path, monkeypatch):
+    forward = PartialFC.forward
+
+    def doubled(*given):
+        loss = forward(*given)
+        return loss + (loss - loss.detach())
+
+    monkeypatch.setattr(PartialFC, "forward", doubled)
+    with pytest.raises(AssertionError, match="PartialFC, embeddings"):
+        program.main(["partial_fc", "--quick", "--repeats", "1", "--out", str(tmp_path)])
 
 
 def test_a_gallery_in_a_milvus_file_is_measured(tmp_path):
