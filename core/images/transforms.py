@@ -7,7 +7,6 @@ restores the augmentation too.
 import math
 from collections.abc import Callable, Sequence
 
-import cv2
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,6 +56,8 @@ def flip(images: Tensor) -> Tensor:
     rows = mirrored.flatten().nonzero().flatten()  # on a GPU the program would wait for their number
     pixels = images.permute(0, 2, 3, 1)  # as they lie in memory
     if pixels.shape[3] <= 4 and pixels.dtype in (torch.uint8, torch.float32):
+        import cv2  # here, so that a GPU needs no more than PyTorch
+
         flipped = pixels.clone(memory_format=torch.contiguous_format)  # OpenCV wants exact strides of sides of 1 too
         each = flipped.numpy()
         for row in rows.tolist():  # a call is a small part of the mirroring, in which OpenCV is four times as fast
