@@ -248,6 +248,10 @@ def plan(args: Namespace) -> int:
     new = None
     if not args.new.startswith(NAMED):
         new = load_encoder(args.new, args.network, device, **preprocessing(args))
+    if not 1e-12 <= args.far <= 1:
+        raise UserError(f"--far must be above 0 and at most 1, got {args.far}")
+    if args.seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {args.seed}")
     words, common = words_of(args), {"place": args.images, "far": args.far, "seed": args.seed}
     with Gallery.open(place_of(args)) as gallery:
         if args.pairs is not None:

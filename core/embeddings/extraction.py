@@ -130,7 +130,7 @@ class _Work:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(self.path.name + PARTIAL)
+        return _partial(self.path)
 
     def is_finished(self) -> bool:
         """The first rank's answer: another may see the folder later. Collective."""
@@ -228,6 +228,14 @@ def require_writable_store(path: Path) -> None:
     """`UserError` unless there is a finished store at `path`, which is only read, or one can be written."""
     if not _is_finished(path):
         require_replaceable(path, folder=True)
+        if _partial(path).is_symlink():  # what it leads to would be emptied
+            raise UserError(
+                f"{_partial(path)} is a link, and is needed as a folder: remove it, then repeat the command"
+            )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
 
 
 def _is_finished(path: Path) -> bool:

@@ -24,6 +24,8 @@ __all__ = ["INDEXES", "Found", "search"]
 
 logger = logging.getLogger(__name__)
 INDEXES = ("exact", "hnsw", "ivf")
+MOST_HITS = 10**6
+"""That a query can ask for."""
 RECALL_QUERIES = 100
 """That are searched exactly too, to measure the recall of another index."""
 SCHEMA = {"query": pl.Int64, "rank": pl.Int64, "id": pl.String, "score": pl.Float32, "far": pl.Float64,
@@ -75,8 +77,8 @@ def search(
     and where rates are asked for or needed and a calibration is missing. Memory: unit queries in float64, and for each
     version k hits a query, some 150 bytes each.
     """
-    if k < 1:
-        raise UserError(f"k = {k} hits cannot be found: ask for 1 or more")
+    if not 1 <= k <= MOST_HITS:
+        raise UserError(f"k = {k} hits cannot be found: ask for 1 to {MOST_HITS:,}")
     if max_far is not None and not 0 < max_far <= 1:
         raise UserError(f"a false accept rate lies between 0 and 1, got {max_far}")
     if index not in INDEXES:

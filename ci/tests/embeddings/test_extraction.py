@@ -170,6 +170,15 @@ def test_interrupted_extraction_of_another_model_is_not_gone_on_with(data, ranks
     assert encoder.module.images == 35 and store.info.model_fingerprint == encoder.fingerprint
 
 
+def test_a_link_in_the_place_of_an_unfinished_extraction_is_refused_and_not_followed(data, ranks, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "store.partial").symlink_to("mine")
+    with pytest.raises(UserError, match=r"store\.partial is a link, and is needed as a folder: remove it"):
+        extract_embeddings(projection_encoder(), data, tmp_path / "store", ranks, batch_size=4)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
 def test_interrupted_extraction_with_a_damaged_array_begins_again(data, ranks, tmp_path):
     broken, encoder = projection_encoder(), projection_encoder()
     broken.module.fail_at = 6

@@ -149,6 +149,10 @@ DAMAGES = {
     "slots": "UPDATE versions SET slots = 1000000000000",
     "fewer slots": "UPDATE versions SET slots = 3",
     "blob": "UPDATE slots SET slots = x'00112233'",
+    "rows": "UPDATE entries SET row = row + 1000000",
+    "view": "CREATE VIEW more AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i FROM n",
+    "trigger": "CREATE TRIGGER t BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'no'); END",
+    "virtual": "CREATE VIRTUAL TABLE words USING fts5(word)",
     "no blob": "UPDATE slots SET slots = 'text'",
     "behind": "UPDATE slots SET slots = x'ffffff7f' || substr(slots, 5)",
 }
@@ -166,6 +170,18 @@ def test_a_gallery_whose_tables_are_damaged_is_a_line(gallery, name):
             opened.search(vectors(3), "name:old", 5)
 
     assert "damaged" in line_of(search, extra=1 << 28)
+
+
+def test_rows_beyond_those_of_sqlite_are_a_line(gallery):
+    with sqlite3.connect(gallery / "gallery.sqlite") as db:
+        db.execute("UPDATE entries SET row = 9223372036854775807 WHERE row = 49")
+    db.close()
+
+    def verify():
+        with Gallery.open(gallery) as opened:
+            raise UserError(str(opened.verify()) + "damaged")
+
+    assert "damaged" in line_of(verify)
 
 
 def test_a_gallery_s_vectors_that_become_shorter_are_a_line(gallery):

@@ -116,6 +116,12 @@ class Database:
             raise UserError(
                 f"the gallery {self.place} has format {version}, newer than {FORMAT} of this program: use a newer one"
             )
+        # A view or a trigger would run the file's own statements, without end if it likes.
+        strange = self._connection.execute(
+            "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%'"
+        ).fetchone()
+        if strange is not None:
+            raise UserError(self._explanation("it has a {} {:.40}, as no gallery has".format(*strange)))
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
 
@@ -171,6 +177,8 @@ class Database:
             raise  # a fault of the program
         except sqlite3.DatabaseError as error:
             raise UserError(self._explanation(str(error))) from error
+        except OverflowError as error:
+            raise UserError(self._explanation("its rows have numbers that no entry has")) from error
         except UnicodeEncodeError as error:
             raise UserError(f"an id, class or path is not UTF-8: {error.object[:200]!a}; correct it") from error
         except UnicodeDecodeError as error:  # SQLite's message quotes the damaged bytes

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from core.errors import UserError
 from core.gallery.folder.database import ENTRY_INDEX, chunks
 from core.gallery.store import Entries
 
@@ -62,9 +63,11 @@ def find(db: sqlite3.Connection, ids: Sequence[str]) -> np.ndarray:
 
 
 def ids_of(db: sqlite3.Connection, rows: np.ndarray) -> np.ndarray:
-    """Ids of entries that are there, of dtype object, in the shape of `rows`."""
+    """Ids of entries, of dtype object, in the shape of `rows`; `UserError` if one is not there."""
     unique, inverse = np.unique(rows, return_inverse=True)
     ids = dict(_where_in(db, "row, id", "row", unique.tolist()))
+    if len(ids) < len(unique):
+        raise UserError("the gallery is damaged: vectors have no entries; restore it from a backup")
     return np.array([ids[row] for row in unique.tolist()], object)[inverse.reshape(rows.shape)]
 
 
