@@ -10,7 +10,6 @@ import math
 import mmap
 import os
 import re
-import stat
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -107,8 +106,6 @@ def _read_header(path: Path, what: str, remedy: str) -> tuple[np.dtype, tuple[in
     """Type, shape, order, and where the numbers begin."""
     path = require_file(path, what)
     problem = f"{path} is not a readable .npy file ({what})"
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise UserError(f"{problem}: it is a device or a pipe; {remedy}")
     with reading(path, f".npy file ({what})", remedy), open(path, "rb") as file:
         text, offset = _header_text(file, problem, remedy)
         size = os.fstat(file.fileno()).st_size

@@ -36,7 +36,7 @@ def require_file(path: str | Path, what: str) -> Path:
     if stat.S_ISDIR(kind):
         raise UserError(f"{what} not found: {path} is a folder")
     if not stat.S_ISREG(kind):  # a pipe without a writer and /dev/zero would be read for ever
-        raise UserError(f"{what} cannot be read: {path} is a device or a pipe: name a plain file")
+        raise UserError(f"{what} cannot be read: {path}: it is a device or a pipe; name a plain file")
     return path
 
 

@@ -77,7 +77,7 @@ def test_gigabytes_are_refused_unread(tmp_path, source):
     else:
         path.symlink_to("/dev/zero")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match="more than 32 MB"):
+    with pytest.raises(UserError, match="more than 32 MB" if source == "sparse" else "it is a device or a pipe"):
         read_json(path, "file")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 * MOST_BYTES >> 10
 

@@ -345,7 +345,9 @@ def test_missing_input_is_told_by_what_is_there_instead(tmp_path):
     assert require_file(tmp_path / "file", "records") == tmp_path / "file"
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(UserError, match=f"records cannot be read: {path} is a device or a pipe: name a plain file"):
+        with pytest.raises(
+            UserError, match=f"records cannot be read: {path}: it is a device or a pipe; name a plain file"
+        ):
             require_file(path, "records")
     with pytest.raises(UserError, match="~nobody_here/x is in the home of a user who is not known here"):
         resolve("~nobody_here/x")

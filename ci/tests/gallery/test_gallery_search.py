@@ -311,7 +311,7 @@ def test_vectors_that_are_not_mapped_yet_are_not_overlooked(store):
         (QUERIES[0], "new", {}, "queries must be numbers"),
         (np.full((2, 8), np.nan), "new", {}, "row 0 of the queries is not finite"),
         (np.zeros((2, 8)), "new", {}, "row 0 of the queries is zero"),
-        (QUERIES, "new", {"k": 0}, "ask for 1 or more"),
+        (QUERIES, "new", {"k": 0}, "ask for 1 to 1,000,000"),
         (QUERIES, "new", {"max_far": 0.0}, "between 0 and 1"),
         (QUERIES, "new", {"max_far": math.nan}, "between 0 and 1"),
         (QUERIES, "new", {"index": "tree"}, "choose one of exact, hnsw, ivf"),
