@@ -249,7 +249,7 @@ def plan(args: Namespace) -> int:
     if not args.new.startswith(NAMED):
         new = load_encoder(args.new, args.network, device, **preprocessing(args))
     if not 1e-12 <= args.far <= 1:
-        raise UserError(f"--far must be above 0 and at most 1, got {args.far}")
+        raise UserError(f"--far must be from 1e-12 to 1, got {args.far}")
     if args.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {args.seed}")
     words, common = words_of(args), {"place": args.images, "far": args.far, "seed": args.seed}

@@ -1,6 +1,7 @@
 """Maps behind networks and behind embeddings that are stored, and side information beside either."""
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,7 +84,7 @@ def _by_channel(numbers: Triple) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32).view(3, 1, 1)
 
 
-class _ComputedRows:
+class _ComputedRows(ABC):
     """float32 (N, D), computed when they are read."""
 
     dtype, ndim = np.dtype(np.float32), 2
@@ -94,8 +95,8 @@ class _ComputedRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Any, /) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...  # noqa: D105
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype)
