@@ -5,8 +5,8 @@ are updated by the usual formulas, and all other rows stay as they are: neither 
 that takes no part in a step, as in arcface_torch's PartialFC V2. With dense zeros in their place both would. A step
 costs what its rows cost, whatever C is. Parameters with dense gradients are updated by PyTorch's own optimiser.
 
-Memory beside weights, gradient and state: a few blocks of rows. Where several micro-batches have added up (COO, not
-coalesced), the rows are sorted and summed first, for which the host waits on CUDA.
+Memory beside weights, gradient and state: a few blocks of rows. Where several micro-batches have added up, the rows are
+sorted and summed first. The host waits on CUDA for the answer whether they have.
 """
 
 from abc import abstractmethod
@@ -36,7 +36,7 @@ class _ByRows(Optimizer):
         result = super().step(closure)
         for group, parameter, gradient in sparse:
             parameter.grad = gradient
-            self._step_rows(group, parameter, gradient.coalesce())
+            self._step_rows(group, parameter, _in_order(gradient))
         return result
 
     def _step_rows(self, group: Mapping[str, Any], parameter: Tensor, gradient: Tensor) -> None:
@@ -56,6 +56,15 @@ class _ByRows(Optimizer):
         self, group: Mapping[str, Any], state: Mapping[str, Tensor], gradient: Tensor, weight: Tensor, *moments: Tensor
     ) -> tuple[Tensor, ...]:
         """The new `weight` and `moments` of some rows, of their `gradient`; all of one shape. Changes none of them."""
+
+
+def _in_order(gradient: Tensor) -> Tensor:
+    """The gradient with each row once, rising. Autograd forgets that one is so already, and sorting copies it all."""
+    if not gradient.is_coalesced():
+        rows = gradient._indices()[0]
+        if (rows[1:] > rows[:-1]).all():
+            return gradient._coalesced_(True)
+    return gradient.coalesce()
 
 
 class RowSGD(_ByRows, SGD):

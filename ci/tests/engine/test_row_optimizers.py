@@ -87,6 +87,19 @@ def test_gradients_of_all_rows_give_what_the_dense_optimizer_gives(name):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("rows", "copied"), [([1, 4, 7], False), ([4, 1, 7], True), ([1, 4, 4], True)])
+def test_gradients_that_are_in_order_are_not_copied_and_others_are_summed(rows, copied):
+    weight = torch.zeros(ROWS, 5, requires_grad=True)
+    taken = torch.nn.functional.embedding(torch.tensor(rows), weight, sparse=True)
+    (taken * torch.tensor([[1.0], [2.0], [4.0]])).sum().backward()
+    assert not weight.grad.is_coalesced()  # what autograd leaves behind
+    expected = weight.grad.to_dense()
+    ordered = row_optimizers._in_order(weight.grad)
+    assert torch.equal(ordered.to_dense(), expected)
+    assert ordered.is_coalesced() and ordered.indices()[0].tolist() == sorted(set(rows))
+    assert (ordered.values().data_ptr() != weight.grad._values().data_ptr()) == copied
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_rows_that_come_twice_count_with_the_sum_and_dense_parameters_move_beside(name):
     torch.manual_seed(0)
