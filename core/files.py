@@ -41,9 +41,16 @@ def require_file(path: str | Path, what: str) -> Path:
 
 
 def first_line(path: str | Path, what: str) -> bytes:
-    """The first line of a table, `what` being its kind; `UserError` if it is longer than that of any table."""
+    """The first line of a table, `what` being its kind.
+
+    `UserError` if it is longer than that of any table, or if the table ends in a byte of zero, which no text has: a
+    file of zeros as large as the disk would fill the memory of what parses it.
+    """
     with open(require_file(path, what), "rb") as file:
         line = file.readline(LONGEST_LINE + 1)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        if file.read(1) == b"\0":
+            raise UserError(f"{path} is no {what}: it ends in zeros, as an unfinished copy does; get the file again")
     if len(line) > LONGEST_LINE:
         raise UserError(f"{path} is no {what}: its first line has more than {LONGEST_LINE} bytes; get the file again")
     return line

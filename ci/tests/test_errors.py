@@ -79,6 +79,10 @@ def test_error_of_the_system_on_a_path_is_one_line_and_status_2(end, number, adv
         (lambda: Path("/dev/full").write_text("x"), "cannot read or write a file: No space left on device; make room"),
         (lambda: "a\udcff".encode(), "a name is not UTF-8: 'a\\udcff'; rename the file or folder"),
         (fail(UserError("two\nlines  of text")), "two lines of text"),
+        (
+            fail(OSError(errno.ENOMEM, "Cannot allocate memory")),
+            "the memory is used up ([Errno 12] Cannot allocate memory): ",
+        ),
     ],
 )
 def test_what_the_system_and_libraries_raise_on_paths_is_one_line_and_status_2(end, program, start):

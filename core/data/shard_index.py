@@ -98,7 +98,7 @@ def find_shards(names: Sequence[str | Path]) -> list[Path]:
     shards = [shard for path in map(Path, names) for shard in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
     if not shards:
         raise UserError(f"no shard (.tar) in {', '.join(map(str, names))}")
-    ((shard, times),) = Counter(shard.resolve() for shard in shards).most_common(1)
+    ((shard, times),) = Counter(map(os.path.realpath, shards)).most_common(1)
     if times > 1:
         raise UserError(f"{shard} is named {times} times: name a shard, or the folder that it is in, once")
     return shards

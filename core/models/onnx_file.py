@@ -1,6 +1,7 @@
 """An `.onnx` file with all that belongs to it: the files that its weights may lie in, and the fingerprint over them."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -92,9 +93,10 @@ def _data_files(path: Path, model: onnx.ModelProto) -> list[Path]:
     folder = path.parent.resolve()
     for location, size in needed.items():
         file = path.parent / location
-        if Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
+        target = Path(os.path.realpath(file))  # unlike resolve(), without an error for links that lead in a circle
+        if Path(location).is_absolute() or not target.is_relative_to(folder):
             raise UserError(
-                f"{path} keeps weights outside its folder, in {location} ({file.resolve()}), which is not read: copy "
+                f"{path} keeps weights outside its folder, in {location} ({target}), which is not read: copy "
                 "the model and its data into one folder"
             )
         if not file.is_file():

@@ -37,7 +37,7 @@ class OnnxNetwork(nn.Module):
     """Normalised images (B, 3, H, W) to float32 embeddings (B, D), by ONNX Runtime with as many threads as torch uses.
 
     The output is the one called `embedding`, else the first of two dimensions, else the first. A model with a fixed
-    batch runs in parts of that size. Failures of the runtime are passed on. Attributes: `path`, `inputs` and `output`
+    batch runs in parts of that size. `UserError` if the runtime fails. Attributes: `path`, `inputs` and `output`
     (as ONNX Runtime describes them) and `metadata`.
     """
 
@@ -104,8 +104,16 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(np.concatenate(parts)[: len(pixels)]).to(images.device)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
-        with _stopped_in_time() if self._trial else nullcontext() as options:
-            (embeddings,) = self._session.run([self.output.name], {self.inputs[0].name: pixels}, options)
+        try:
+            with _stopped_in_time() if self._trial else nullcontext() as options:
+                (embeddings,) = self._session.run([self.output.name], {self.inputs[0].name: pixels}, options)
+        except Exception as error:  # ONNX Runtime has many exceptions without a common base
+            if self._trial:
+                raise
+            raise UserError(
+                f"ONNX Runtime cannot run {self.path} on {len(pixels)} images at once: {error}; set a smaller batch, "
+                "or export the model again"
+            ) from error
         embeddings = np.asarray(embeddings, np.float32)
         return embeddings.reshape(embeddings.shape[:2]) if set(embeddings.shape[2:]) == {1} else embeddings
 
@@ -220,7 +228,7 @@ def _open_session(path: str | Path, device: torch.device, trial: bool = False) -
     if trial:  # or constants would be computed here, where nothing can stop them
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and said in one line
     providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():

@@ -314,6 +314,13 @@ def test_shard_that_is_named_twice_is_refused_and_like_names_in_other_folders_ar
             find_shards(names)
 
 
+def test_link_in_a_circle_is_a_line(tmp_path):
+    link = tmp_path / "train-000000.tar"
+    link.symlink_to(link)
+    with pytest.raises(UserError, match="shard cannot be read: .*correct the links, which lead in a circle"):
+        write_shard_index(find_shards([link]), tmp_path / "shards.npz")
+
+
 def test_tool_writes_the_index(tmp_path, samples, monkeypatch):
     shards = write_shards(tmp_path / "a", samples)
     tool = load_program(ROOT / "tools" / "index_shards.py")

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,16 @@ def test_malformed_or_contradicting_line_is_named_with_its_file(tree, file, line
         read_pairs(images)
         read_identification(images)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["face_tid_mid.txt", "template_pair_label.txt", "1N_gallery_G1.csv"])
+def test_file_that_ends_in_zeros_is_refused_before_it_is_parsed(tree, file):
+    path = meta(tree, file)
+    os.truncate(path, 1 << 36)
+    with pytest.raises(UserError, match="is no meta file: it ends in zeros, as an unfinished copy does"):
+        images = open_tree(tree)
+        read_pairs(images)
+        read_identification(images)
 
 
 def test_blank_lines_and_windows_line_ends_are_read_and_an_empty_file_is_not(tree):

@@ -7,6 +7,7 @@ from limited_child import line_of
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import SIDE, Graph
 
+from core.errors import UserError
 from core.models import onnx_model
 from core.models.encoder import load_encoder
 
@@ -93,8 +94,6 @@ def test_graphs_that_take_any_amount_are_a_line(tmp_path, name):
 
 def check(path):
     """The encoder, with its errors in one line as `run_program` writes them."""
-    from core.errors import UserError
-
     try:
         load_encoder(path)
     except UserError as error:
@@ -149,6 +148,15 @@ def test_constants_that_promise_more_than_they_hold_are_a_line(tmp_path, dims, s
         whole.indices.CopyFrom(int64("i", [1, 10**11]))
         onnx.save(model, path)
     assert str(path) in line_of(lambda: check(path), extra=3 << 30)
+
+
+def test_a_model_that_runs_on_one_image_alone_is_a_line(tmp_path):
+    path = write(tmp_path / "m.onnx", [node("Reshape", ["data", "s"], ["out"])], [int64("s", [1, 3, SIDE, SIDE])])
+    encoder = load_encoder(path)
+    with pytest.raises(
+        UserError, match=r"(?s)cannot run .*m\.onnx on 2 images at once: .*; set a smaller batch, or export"
+    ):
+        encoder(np.zeros((2, SIDE, SIDE, 3), np.uint8))
 
 
 def test_honest_models_are_read_as_before(tmp_path):
