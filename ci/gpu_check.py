@@ -30,6 +30,7 @@ from ci.gpu.stand_ins import stand_in  # noqa: E402
 missing = stand_in()
 
 from ci.gpu.decoding import check_decoding  # noqa: E402
+from ci.gpu.embeddings import check_embeddings  # noqa: E402
 from ci.gpu.heads import check_heads  # noqa: E402
 from ci.gpu.images import check_images  # noqa: E402
 from ci.gpu.losses import check_losses  # noqa: E402
@@ -48,6 +49,7 @@ CORRECTNESS = {
     "images": check_images,
     "decoding": check_decoding,
     "vectors": check_vectors,
+    "embeddings": check_embeddings,
     "training": check_training,
 }
 PARTS = (*CORRECTNESS, "throughput")

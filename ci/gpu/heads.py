@@ -101,6 +101,31 @@ def check_head(
     return errors
 
 
+def check_filtered(device: torch.device, size: int) -> dict[str, Error]:
+    """Other classes whose cosine is above a threshold, between two that occur, count for nothing."""
+    torch.manual_seed(0)
+    num_classes, margin = 40, MARGINS[1]
+    head = PartialFC(margin, size, num_classes, interclass_filtering_threshold=0.2)
+    embeddings, labels = torch.randn(24, size), torch.randint(num_classes, (24,))
+    with torch.no_grad():
+        head.weight.normal_()
+    mine, plain = (embeddings.to(*place, copy=True).requires_grad_() for place in ((device,), ("cpu", torch.float64)))
+    cosines = normalize(plain) @ normalize(head.weight.detach().double()).T
+    own = one_hot(labels, num_classes).bool()
+    filtered = (cosines > 0.2) & ~own
+    if filtered.all() or not filtered.any() or (cosines - 0.2).abs().min() < 1e-6:
+        raise AssertionError("the threshold leaves nothing to filter, or is one of the cosines")
+    logits = margin.s * torch.where(own, cosines - margin.m, cosines)
+    expected = cross_entropy(logits.masked_fill(filtered, -torch.inf), labels)
+    expected.backward()
+    loss = head.to(device)(mine, labels.to(device))
+    loss.backward()
+    return {
+        "loss": difference(loss, expected, CLOSE / 20),
+        "gradient of embeddings": difference(mine.grad, plain.grad, CLOSE),
+    }
+
+
 def check_rounded(device: torch.device, num_classes: int, size: int, batch: int) -> dict[str, Error]:
     """As the trainer computes it where the network works in half precision."""
     with float32_products(device, "bf16"):
@@ -171,6 +196,7 @@ def check_heads(report: Report, device: torch.device, quick: bool) -> None:
     report.check(
         "heads", "partial FC, ArcFace, beside half precision", lambda: check_rounded(device, num_classes, size, batch)
     )
+    report.check("heads", "partial FC, CosFace, filtered", lambda: check_filtered(device, size))
     for optimizer in (RowSGD, RowAdamW):
         work = partial(check_rows_update, optimizer, device)
         report.check("heads", f"update of sampled rows, {optimizer.__name__}", work)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from launching import load_program
 
+import ci.gpu.embeddings
+import core.models.encoder
 from ci.gpu.report import Report
 from ci.gpu.steps import Sizes
 from ci.gpu.throughput import Throughput
@@ -68,6 +70,15 @@ def test_planted_faults_fail_and_the_other_checks_go_on(tmp_path, monkeypatch):
         "flip + affine + light + noise + occlusion",
     }  # fmt: skip
     assert failed == 8 and outcomes["margin CosFace"] == outcomes["flip"] == "ok"
+
+
+def test_wrong_pixels_and_prototypes_fail(tmp_path, monkeypatch):
+    normalize, refined = core.models.encoder.normalize, ci.gpu.embeddings.refined_prototypes
+    monkeypatch.setattr(core.models.encoder, "normalize", lambda *given: 1.01 * normalize(*given))
+    monkeypatch.setattr(ci.gpu.embeddings, "refined_prototypes", lambda *given: refined(*given).roll(1, 0))
+    failed, results = check(tmp_path, "embeddings")
+    wrong = {result["name"] for result in results if result["outcome"] == "FAILED"}
+    assert failed == 3 and wrong == {"encoder r18", "encoder vit_t", "refined prototypes"}
 
 
 @pytest.mark.parametrize("share, outcome", [(1.09, "ok"), (1.11, "FAILED"), (0.91, "ok"), (0.89, "FAILED")])
