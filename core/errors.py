@@ -3,16 +3,22 @@
 import errno
 import os
 import re
+import signal
 import sys
 import sysconfig
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 __all__ = ["REMEDIES", "UserError", "explain", "number_of", "run_program"]
 
-ERROR_STATUS = 2
+ERROR_STATUS, INTERRUPTED = 2, 130
+SECONDS_TO_CLEAN_UP = 5.0
+"""After Ctrl-C."""
 LONGEST_LINE = 4000
 """Characters: parsers quote the files that they cannot read."""
 REMEDIES = {
@@ -58,11 +64,14 @@ def run_program(main: Callable[[], None]) -> NoReturn:
 
     Under torchrun the failing ranks agree, through torchrun's own store, on the one that prints; a rank whose
     collective broke because another rank has already reported its error exits silently.
+
+    Ctrl-C ends it with status 130, some seconds later at most; a second one at once.
     """
     try:
-        main()
+        with _interruptible():
+            main()
     except KeyboardInterrupt:
-        _leave(130)
+        _leave(INTERRUPTED)
     except Exception as error:
         line = _line_of(error)
         if line is not None:
@@ -74,6 +83,32 @@ def run_program(main: Callable[[], None]) -> NoReturn:
             _leave(ERROR_STATUS)
         raise
     sys.exit(0)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Meanwhile Ctrl-C leaves `SECONDS_TO_CLEAN_UP` for temporary files to be removed and workers to be ended.
+
+    Workers that are interrupted while they start may hold what the clean-up waits for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGALRM):
+            signal.signal(each, lambda number, frame: os._exit(INTERRUPTED))
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_CLEAN_UP)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def explain(error: OSError) -> str:

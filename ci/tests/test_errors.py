@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import torch
 import core
 import core.errors
 from core.errors import UserError, run_program
+from core.files import ROOT
 
 
 @pytest.fixture
@@ -107,3 +111,35 @@ def test_fault_of_the_program_keeps_its_traceback(error):
     with pytest.raises(type(error)) as raised:
         run_program(fail(error))
     assert raised.value is error
+
+
+STUCK = """
+import time, core.errors
+core.errors.SECONDS_TO_CLEAN_UP = {seconds}
+
+def main():
+    print("working", flush=True)
+    try:
+        time.sleep(100)
+    finally:
+        print("cleaning up", flush=True)
+        time.sleep({cleaning})
+        print("clean", flush=True)
+
+core.errors.run_program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cleaning", "presses", "clean"), [(60, 0, 1, True), (0.3, 100, 1, False), (60, 100, 2, False)]
+)
+def test_ctrl_c_ends_a_program_with_130_also_one_whose_cleaning_up_does_not_end(seconds, cleaning, presses, clean):
+    code = STUCK.format(seconds=seconds, cleaning=cleaning)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, cwd=ROOT) as program:
+        assert program.stdout.readline() == "working\n"
+        for _ in range(presses):
+            program.send_signal(signal.SIGINT)
+            if program.stdout.readline() != "cleaning up\n":
+                break
+        assert program.stdout.read() == ("clean\n" if clean else "")
+        assert program.wait(60) == 130 and program.stderr.read() == ""

@@ -29,7 +29,7 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
     images first. Every rank must call this.
     """
     direction = _direction(settings, method)
-    _require_place(settings.run_folder, method, ranks)
+    _require_place(settings.run_folder, method, method_name, ranks)
     loaded = [load_model(argument, ranks) for argument in settings.models]
     _require_other_models(loaded)
     run = Fitting(settings, method_name, direction, ranks, *loaded)
@@ -62,12 +62,14 @@ def _direction(settings: MapSettings, method: MapMethod) -> str | None:
     return settings.direction
 
 
-def _require_place(output: Path, method: MapMethod, ranks: Ranks) -> None:
+def _require_place(output: Path, method: MapMethod, method_name: str, ranks: Ranks) -> None:
     """`UserError` unless the run folder can be written and holds no model, and no trained map that would be lost."""
     folder = RunFolder(output)
     if (output / "model.pt").exists():
         raise UserError(f"output {output} is the run folder of a model: name another one")
-    if not isinstance(method, TrainedMap) and (output / "checkpoint.pt").exists():
+    # a method that fits two maps has its checkpoint in the folder above
+    of_another = (output / "map.pt").exists() and folder.read_config().get("method", method_name) != method_name
+    if not isinstance(method, TrainedMap) and (of_another or (output / "checkpoint.pt").exists()):
         raise UserError(f"output {output} is the run folder of a map that was trained: name another one")
     if ranks.is_first:
         folder.require_writable()

@@ -168,6 +168,11 @@ def test_a_map_in_closed_form_does_not_replace_one_that_was_trained(fit):
     with pytest.raises(UserError, match=r"output .*run is the run folder of a map that was trained: name another one"):
         fit("linear_map")
     assert (folder / "map.pt").read_bytes() == before
+    fit("lambda_orthogonality", "num_epoch=1", output="both", new="other")
+    with pytest.raises(UserError, match=r"output .*old_to_new is the run folder of a map that was trained"):
+        fit("linear_map", output="both/old_to_new", new="other")
+    again = fit("linear_map", output="plain")
+    assert fit("linear_map", output="plain") == again
 
 
 def test_side_information_is_a_second_half_of_the_vectors_that_a_map_takes(fit, models, tmp_path, tiny_records):
