@@ -178,7 +178,7 @@ class Comparison:
         items = [f"- **{test}**: {self._summary(test)}" for test in self.tests]
         fewer = [method for method in self.methods if not self._is_on_all_seeds(method)]
         if fewer:
-            items.append(f"- In the tables alone, as they were not run on all seeds: {', '.join(fewer)}.")
+            items.append(f"- Left out of this list, as they were not run on all seeds: {', '.join(fewer)}.")
         return "\n".join(items)
 
     def completed_by(self, other: "Comparison") -> "Comparison":
@@ -222,7 +222,7 @@ class Comparison:
                 ("before the update", {row: self._found(test, *row) - old for row in maps}),
             ):
                 less = [f"{', '.join(row)} ({by:.1f})" for row, by in change.items() if by <= -0.05]
-                sentences.append(f"With a map less is found than {than}: {'; '.join(less) or 'nowhere'}.")
+                sentences.append(f"Roads with a map that find less than {than}: {'; '.join(less) or 'none'}.")
         return " ".join(sentences)
 
     def _described(self, test: str, method: str, road: str) -> str:

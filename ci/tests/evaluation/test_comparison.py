@@ -89,13 +89,13 @@ def test_summary_names_the_best_road_the_best_without_a_map_and_the_best_without
     assert "Without a map: near 66.0 ± 8.5" in first
     assert f"Without compatible training: independent, {GALLERY} 75.0 ± 7.1" in first
     assert (
-        "With a map less is found than without one: nowhere." in first
+        "Roads with a map that find less than without one: none." in first
     )  # of both seeds 66 directly and with the query map
     worse = [one for one in roads.entries if (one.method, one.road, one.seed) != ("near", QUERY, 0)]
     worse.append(road("near", 0, 84, QUERY, 67, 4, 11))
-    assert f"With a map less is found than without one: near, {QUERY} (-0.5)." in Comparison(worse).summary()
-    assert "With a map less is found than before the update: nowhere." in first
-    assert f"With a map less is found than before the update: independent, {QUERY} (-1.2)." in second
+    assert f"Roads with a map that find less than without one: near, {QUERY} (-0.5)." in Comparison(worse).summary()
+    assert "Roads with a map that find less than before the update: none." in first
+    assert f"Roads with a map that find less than before the update: independent, {QUERY} (-1.2)." in second
     assert second.startswith("- **B**: 30.0 ± 0.0 before")
 
 

@@ -69,7 +69,7 @@ def test_methods_that_were_not_run_again_stay_and_are_not_compared_over_other_se
     assert found.methods == ["bct", "l2"] and found.seeds == [0, 3]
     assert found.values("bct", "A")["new/old"].tolist() == [60, 60] and found.values("l2", "A")["new/old"] == [70]
     assert "Best: bct 60.0 ± 0.0" in found.summary() and found.summary().endswith(
-        "In the tables alone, as they were not run on all seeds: l2."
+        "Left out of this list, as they were not run on all seeds: l2."
     )
 
 
