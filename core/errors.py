@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import select
 import signal
 import sys
 import sysconfig
@@ -16,7 +17,8 @@ from typing import NoReturn
 
 __all__ = ["REMEDIES", "UserError", "explain", "number_of", "run_program"]
 
-ERROR_STATUS, INTERRUPTED = 2, 130
+ERROR_STATUS, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+STDOUT = 1
 SECONDS_TO_CLEAN_UP = 5.0
 """After Ctrl-C."""
 LONGEST_LINE = 4000
@@ -65,13 +67,21 @@ def run_program(main: Callable[[], None]) -> NoReturn:
     Under torchrun the failing ranks agree, through torchrun's own store, on the one that prints; a rank whose
     collective broke because another rank has already reported its error exits silently.
 
+    Whatever reads its output may close it (`| head`): status 141, and no word.
+
     Ctrl-C ends it with status 130, some seconds later at most; a second one at once.
     """
     try:
         with _interruptible():
             main()
+            sys.stdout.flush()
     except KeyboardInterrupt:
         _leave(INTERRUPTED)
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # for what is still to be written
+        _leave(CLOSED_PIPE)
     except Exception as error:
         line = _line_of(error)
         if line is not None:
@@ -83,6 +93,13 @@ def run_program(main: Callable[[], None]) -> NoReturn:
             _leave(ERROR_STATUS)
         raise
     sys.exit(0)
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads what is written to stdout any more."""
+    output = select.poll()
+    output.register(STDOUT, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 @contextmanager

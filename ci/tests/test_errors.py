@@ -118,8 +118,8 @@ import time, core.errors
 core.errors.SECONDS_TO_CLEAN_UP = {seconds}
 
 def main():
-    print("working", flush=True)
     try:
+        print("working", flush=True)
         time.sleep(100)
     finally:
         print("cleaning up", flush=True)
@@ -143,3 +143,18 @@ def test_ctrl_c_ends_a_program_with_130_also_one_whose_cleaning_up_does_not_end(
                 break
         assert program.stdout.read() == ("clean\n" if clean else "")
         assert program.wait(60) == 130 and program.stderr.read() == ""
+
+
+@pytest.mark.parametrize("lines", [2, 100_000])
+def test_output_that_nobody_reads_to_its_end_is_no_fault(lines):
+    main = f"[print('a line') for _ in range({lines})]"
+    code = f"import core.errors, time; core.errors.run_program(lambda: (time.sleep(0.5), {main}))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, cwd=ROOT) as program:
+        program.stdout.close()
+        assert program.stderr.read() == "" and program.wait(60) == 141
+
+
+def test_closed_pipe_of_something_else_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(core.errors, "_output_is_closed", lambda: False)
+    with pytest.raises(BrokenPipeError):
+        run_program(fail(BrokenPipeError(errno.EPIPE, "Broken pipe")))

@@ -129,11 +129,16 @@ def write_shard_index(shards: Sequence[Path], index: Path, num_workers: int = 1)
     with replaced_atomically(index) as temporary:
         np.savez(
             temporary,
-            shards=np.array([os.path.relpath(shard, index.parent) for shard in shards]),
+            shards=np.array([_path_from(index, shard) for shard in shards]),
             sizes=made.sizes, counts=made.counts, offsets=offsets, lengths=lengths, labels=labels,
         )  # fmt: skip
     logger.info("%s: %d images in %d shards", index, len(offsets), len(shards))
     return made
+
+
+def _path_from(index: Path, shard: Path) -> str:
+    """The path from the index's folder to the shard, of real folders: the system follows links before it goes up."""
+    return os.path.relpath(os.path.join(os.path.realpath(shard.parent), shard.name), os.path.realpath(index.parent))
 
 
 def read_shard_index(path: str | Path) -> ShardIndex:

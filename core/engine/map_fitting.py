@@ -8,13 +8,12 @@ from pathlib import Path
 from core.data.open_dataset import ImageDataset, open_images
 from core.embeddings.extraction import default_store_path, extract_together, require_writable_store
 from core.engine.map_method import FittedMap, Fitting, MapMethod, Model, load_model
-from core.engine.map_training import TrainedMap
 from core.engine.run_folder import RunFolder
 from core.errors import UserError
 from core.files import resolve
 from core.models.maps.fit import MIN_PAIRS
 from core.parallel.ranks import Ranks
-from core.settings.map_settings import MapSettings
+from core.settings.map_settings import MapSettings, MapTrainingSettings
 
 __all__ = ["fit_maps"]
 
@@ -26,10 +25,10 @@ def fit_maps(settings: MapSettings, method: MapMethod, method_name: str, ranks: 
 
     The embeddings are made by all ranks where they are missing; the maps are fitted by the first rank alone, so that
     they are the same for any number of ranks. Mistakes are reported before anything is embedded, those that need no
-    images first. Every rank must call this.
+    images first; only a checkpoint of another run is found after it. Every rank must call this.
     """
     direction = _direction(settings, method)
-    _require_place(settings.run_folder, method, method_name, ranks)
+    _require_place(settings, method_name, ranks)
     loaded = [load_model(argument, ranks) for argument in settings.models]
     _require_other_models(loaded)
     run = Fitting(settings, method_name, direction, ranks, *loaded)
@@ -62,15 +61,21 @@ def _direction(settings: MapSettings, method: MapMethod) -> str | None:
     return settings.direction
 
 
-def _require_place(output: Path, method: MapMethod, method_name: str, ranks: Ranks) -> None:
+def _require_place(settings: MapSettings, method_name: str, ranks: Ranks) -> None:
     """`UserError` unless the run folder can be written and holds no model, and no trained map that would be lost."""
-    folder = RunFolder(output)
+    output = settings.run_folder
+    folder, checkpoint = RunFolder(output), output / "checkpoint.pt"
     if (output / "model.pt").exists():
         raise UserError(f"output {output} is the run folder of a model: name another one")
-    # a method that fits two maps has its checkpoint in the folder above
-    of_another = (output / "map.pt").exists() and folder.read_config().get("method", method_name) != method_name
-    if not isinstance(method, TrainedMap) and (of_another or (output / "checkpoint.pt").exists()):
-        raise UserError(f"output {output} is the run folder of a map that was trained: name another one")
+    if isinstance(settings, MapTrainingSettings):
+        if settings.resume and not checkpoint.exists() and list(output.glob("**/map.pt")):
+            raise UserError(
+                f"{output} holds a map but no checkpoint.pt to go on from: name another output, or replace it with "
+                "resume=false"
+            )
+    # a method that trains two maps has its checkpoint in the folder above
+    elif checkpoint.exists() or folder.read_config().get("method", method_name) != method_name:
+        raise UserError(f"output {output} is the run folder of a training: name another one")
     if ranks.is_first:
         folder.require_writable()
 

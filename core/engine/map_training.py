@@ -214,11 +214,6 @@ class _Training:
     def _resume(self) -> None:
         """Take up the checkpoint in the run folder, if there is one; `UserError` if it is of another run."""
         if not self.checkpoint.exists():
-            if list(self.folder.path.glob("**/map.pt")):
-                raise UserError(
-                    f"{self.folder.path} holds a map but no checkpoint.pt to go on from: name another output, or "
-                    "replace it with resume=false"
-                )
             return
         try:
             saved = torch.load(self.checkpoint, map_location=self.run.device, weights_only=True)

@@ -74,5 +74,6 @@ def fit_calibration(impostor: np.ndarray) -> ScoreCalibration:
     tail = max(2, min(TAIL, len(ordered) // 10))
     scores = np.unique(ordered[-np.unique(np.geomspace(tail, len(ordered), KNOTS).astype(np.int64))])
     reached = len(ordered) - np.searchsorted(ordered, scores, "left")
-    decay = float(ordered[-tail:].mean() - ordered[-tail])
+    excess = ordered[-tail:] - ordered[-tail]
+    decay = float(excess.sum() / (tail - 1))  # that of the knot is no excess
     return ScoreCalibration(mean, deviation, scores, np.log(reached / len(ordered)), decay if decay > 0 else deviation)

@@ -13,12 +13,12 @@ from core.data.foreign_lists import plain_text
 from core.errors import UserError
 from core.files import require_file
 
-__all__ = ["located", "read_ids", "read_image_list", "read_images", "read_labels", "require_once"]
+__all__ = ["located", "read_ids", "read_image_list", "read_images", "read_labels", "read_lines", "require_once"]
 
 
 def read_ids(path: str | Path) -> pl.Series:
     """One id a line, any text; `UserError` with file and line for an empty line and an id that comes twice."""
-    ids = _read_lines(path, "list of ids")
+    ids = read_lines(path, "list of ids")
     if (ids == "").any():
         raise UserError(f"{path}, line {_first(ids == '') + 1} is empty: each line is the id of a vector")
     require_once(ids, lambda row: f"{path}, line {row + 1}")
@@ -27,7 +27,7 @@ def read_ids(path: str | Path) -> pl.Series:
 
 def read_labels(path: str | Path) -> pl.Series:
     """One class a line, null for an empty line, whose entry has none."""
-    labels = _read_lines(path, "list of classes")
+    labels = read_lines(path, "list of classes")
     return labels.set(labels == "", None)
 
 
@@ -38,7 +38,7 @@ def read_image_list(path: str | Path) -> pl.DataFrame:
     blanks itself. Relative paths are below the folder of the list. `UserError` with file and line for a line of another
     form, and an id that comes twice.
     """
-    lines = _read_lines(path, "list of images")
+    lines = read_lines(path, "list of images")
     line = pl.col("line")
     tabbed = line.str.contains("\t", literal=True)
     table = (
@@ -94,7 +94,8 @@ def _first(mask: pl.Series) -> int:
     return int(mask.arg_true()[0])
 
 
-def _read_lines(path: str | Path, what: str) -> pl.Series:
+def read_lines(path: str | Path, what: str) -> pl.Series:
+    """The lines of a text without their ends; `UserError` naming `what` if it is missing or of another encoding."""
     text = plain_text(require_file(path, what).read_bytes())
     try:
         decoded = text.decode()

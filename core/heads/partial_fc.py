@@ -381,7 +381,11 @@ class PartialFC(nn.Module):
         held = (columns >= 0) & (columns < self.num_local)
         # An empty shard gets a row, so that its rank takes part in the backward pass too.
         weight = self.weight if self.num_local else nn.functional.pad(self.weight, (0, 0, 0, 1))
-        rows = embedding(torch.where(held, columns, 0), weight, sparse=self.sample_rate < 1.0 and self.num_local > 0)
+        # Labels of other ranks are looked up at a class of the batch: a sparse gradient names no class without a part.
+        columns = torch.where(held, columns, 0)
+        spare = columns.amax() if len(columns) else 0
+        sparse = self.sample_rate < 1.0 and self.num_local > 0
+        rows = embedding(torch.where(held, columns, spare), weight, sparse=sparse)
         rows = torch.where(held[:, None], rows, 0)
         return sum_over_ranks(rows, self.group).split(counts)[rank(self.group)]
 

@@ -314,6 +314,17 @@ def test_shard_that_is_named_twice_is_refused_and_like_names_in_other_folders_ar
             find_shards(names)
 
 
+def test_index_in_a_folder_behind_a_link_finds_its_shards(tmp_path, samples):
+    write_shards(tmp_path / "shards", samples)
+    (tmp_path / "far" / "disk").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "disk")
+    (tmp_path / "shards link").symlink_to(tmp_path / "shards")
+    for folder in ("shards", "shards link"):
+        index = tmp_path / "link" / f"{folder}.npz"
+        write_shard_index(find_shards([tmp_path / folder]), index)
+        assert open_dataset(index).num_images == len(samples)
+
+
 def test_link_in_a_circle_is_a_line(tmp_path):
     link = tmp_path / "train-000000.tar"
     link.symlink_to(link)

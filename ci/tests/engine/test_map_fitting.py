@@ -165,11 +165,11 @@ def test_too_few_images_and_stores_of_others_are_refused(fit, models, tmp_path, 
 def test_a_map_in_closed_form_does_not_replace_one_that_was_trained(fit):
     folder = fit("fct", *SHORT)
     before = (folder / "map.pt").read_bytes()
-    with pytest.raises(UserError, match=r"output .*run is the run folder of a map that was trained: name another one"):
+    with pytest.raises(UserError, match=r"output .*run is the run folder of a training: name another one"):
         fit("linear_map")
     assert (folder / "map.pt").read_bytes() == before
     fit("lambda_orthogonality", "num_epoch=1", output="both", new="other")
-    with pytest.raises(UserError, match=r"output .*old_to_new is the run folder of a map that was trained"):
+    with pytest.raises(UserError, match=r"output .*old_to_new is the run folder of a training"):
         fit("linear_map", output="both/old_to_new", new="other")
     again = fit("linear_map", output="plain")
     assert fit("linear_map", output="plain") == again

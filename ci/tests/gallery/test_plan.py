@@ -207,6 +207,10 @@ def test_pairs_are_read_from_files(tmp_path):
     sample = pair_sample(*paths)
     assert sample.old == pytest.approx(old / np.linalg.norm(old, axis=1, keepdims=True), abs=1e-6)
     assert sample.identities.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and sample.identity_names[3] == "Zoë 3"
+    text = paths[2].read_text().replace(" ", "\u2028")  # no end of a line in any other list either
+    paths[2].write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    again = pair_sample(*paths)
+    assert again.identities.tolist() == sample.identities.tolist() and again.identity_names[0] == "Zoë\u20280"
     for file, content, message in (
         ("labels.txt", "a\nb\n", "10 vectors of .*old.npy, but 2 identities"),
         ("labels.txt", "a\n\nb\n", "line 2 is empty"),

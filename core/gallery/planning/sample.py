@@ -7,7 +7,7 @@ import numpy as np
 
 from core.arrays import open_vector_array
 from core.errors import UserError
-from core.files import require_file
+from core.gallery.text_lists import read_lines
 from core.models.maps.vectors import open_vectors, unit_rows
 
 __all__ = ["Sample", "pair_sample"]
@@ -59,8 +59,7 @@ class Sample:
 
 def pair_sample(old: str | Path, new: str | Path, labels: str | Path) -> Sample:
     """The sample of two `.npy` files of vectors and a text file with an identity a line; `UserError` as `Sample.of`."""
-    lines = require_file(labels, "file of identities").read_text("utf-8", errors="surrogateescape").splitlines()
-    identities = [line.strip() for line in lines]
+    identities = [line.strip() for line in read_lines(labels, "file of identities")]
     while identities and not identities[-1]:
         identities.pop()
     if "" in identities:
