@@ -2,7 +2,7 @@
 
     for seed in 0 1 2; do
         B=work_dirs/benchmark/glyphs/seed_$seed
-        for model in independent mixbct bct; do
+        for model in independent mixbct bct l2 unibct nccl advbct lce hot_refresh; do
             M="rec=$B/data/train_part_70_class old_model=$B/old_class new_model=$B/opclass/$model seed=$seed"
             L="methods/linear_map/train.py methods/linear_map/configs/glyphs.py"
             O=work_dirs/curves/${model}_$seed
