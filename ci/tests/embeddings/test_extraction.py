@@ -19,6 +19,7 @@ from tiny import projection_encoder, write_records, write_run_folder
 
 import core.claims as claims
 import core.embeddings.extraction as extraction
+from core.arrays import open_array
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
 from core.embeddings.extraction import default_store_path, extract_embeddings, extract_together
@@ -403,6 +404,33 @@ def test_file_system_that_cannot_reserve_room_is_accepted(data, ranks, tmp_path,
 def test_room_for_the_whole_store_is_taken_at_once(tmp_path):
     extraction._reserve(tmp_path / "features.npy", np.float32, (100_000, 8))
     assert (tmp_path / "features.npy").stat().st_blocks * 512 >= 3_200_000
+
+
+@pytest.mark.parametrize("size", [1, 5, 512])
+def test_blocks_share_no_page(tmp_path, size):
+    """On a network disk, a machine that writes a page writes all of it."""
+    file = tmp_path / "features.npy"
+    extraction._reserve(file, np.float32, (2 * extraction.BLOCK + 1, size))
+    array = open_array(file, mode="r+")
+    block = array[extraction.BLOCK : 2 * extraction.BLOCK]
+    assert (block.ctypes.data - array.ctypes.data + array.offset) % 4096 == block.nbytes % 4096 == 0
+    block[:] = 1.0
+    array.flush()
+    for mode in (None, "r"):
+        read = np.load(file, mmap_mode=mode)
+        assert read.dtype == np.float32 and read.shape == array.shape
+        assert read.sum() == block.size and read[extraction.BLOCK :][:-1].all()
+
+
+def test_interrupted_extraction_whose_blocks_share_pages_begins_again(data, ranks, tmp_path):
+    broken, encoder = projection_encoder(), projection_encoder()
+    broken.module.fail_at = 6
+    with pytest.raises(KeyboardInterrupt):
+        extract_embeddings(broken, data, tmp_path / "store", ranks, batch_size=4)
+    features = tmp_path / "store.partial" / "features.npy"
+    np.save(features, np.load(features))
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
+    assert encoder.module.images == 35 and store.features.any(axis=1).all()
 
 
 def test_label_that_is_no_class_is_named_by_its_record_and_leaves_nothing(tmp_path, ranks):
