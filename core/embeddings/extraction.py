@@ -212,7 +212,7 @@ def _make(
             raise
         except UserError:  # the images or the model must be replaced, and then nothing here is of use
             for work in unfinished:
-                shutil.rmtree(work.partial, ignore_errors=True)
+                _abandon(work.partial, ranks)
             raise
         barrier()
         if ranks.is_first:
@@ -291,6 +291,18 @@ def _can_go_on(partial: Path, info: StoreInfo) -> bool:
         return (done.dtype, done.shape) == (np.bool_, (-(-info.num_images // BLOCK),))
     except (FileNotFoundError, ValueError, RecursionError):
         return False
+
+
+def _abandon(partial: Path, ranks: Ranks) -> None:
+    """Remove an extraction. Of several ranks the others still write there, and would report that files are missing.
+
+    Without a plan the next extraction begins anew.
+    """
+    if ranks.world_size == 1:
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            (partial / "plan.json").unlink()
 
 
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:

@@ -38,6 +38,21 @@ core.embeddings.extraction.BLOCK = 4
 runpy.run_path({str(ROOT / "tools" / "extract_features.py")!r}, run_name="__main__")
 """
 
+SLOW_FIRST_RANK = """
+import os, time
+import core.embeddings.extraction as extraction
+
+mark_done = extraction._mark_done
+
+def mark_after_the_error(partial, *arguments):
+    while os.environ["RANK"] == "0" and (partial / "plan.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    mark_done(partial, *arguments)
+
+extraction._mark_done = mark_after_the_error
+"""
+
 
 @pytest.fixture
 def records(tmp_path) -> Path:
@@ -494,3 +509,20 @@ def test_tool_on_two_ranks_gives_the_store_of_one(records, tmp_path):
     assert np.array_equal(one.features, two.features) and two.labels().tolist() == LABELS and one.info == two.info
     images, _ = RecordDataset(records).batch([34])
     assert np.allclose(load_encoder(model)(images).numpy(), one.features[34:], atol=1e-5)
+
+
+def test_ranks_beside_one_with_a_bad_image_report_no_error_of_their_own(tmp_path, ranks):
+    model, good = write_run_folder(tmp_path / "old"), RecordDataset(write_records(tmp_path / "train", LABELS))
+    with RecordWriter(tmp_path / "bad") as writer:
+        for row in range(20):
+            writer.write(row, 0.0, b"no image" if row == 5 else good.payload(row))
+    (tmp_path / "extract.py").write_text(SLOW_FIRST_RANK + TOOL)
+    words = ["--model", model, "--rec", tmp_path / "bad", "--out", tmp_path / "store", "--batch-size", 4]
+    words += ["--num-workers", 0, "--device", "cpu"]
+    statuses, outputs = Launch(tmp_path / "extract.py", words, tmp_path / "logs", ranks=2).wait()
+    assert statuses[1] == 2 and "bad.rec: record 5 " in outputs[1].splitlines()[-1], outputs
+    assert statuses[0] == 1 and "by peer" in outputs[0] and "error: " not in outputs[0], outputs
+    assert not (tmp_path / "store.partial" / "plan.json").exists()
+    with pytest.raises(UserError, match=r"bad\.rec: record 5 "):
+        extract_embeddings(load_encoder(model), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
+    assert not list(tmp_path.glob("store*"))
