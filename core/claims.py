@@ -167,8 +167,8 @@ def _release(lock: io.FileIO, folder: Path, made: list[Path]) -> None:
         return
     _held.discard(lock)
     with lock, suppress(OSError):
-        lock.truncate(0)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
         if _is_at(lock, folder / CLAIM):
             (folder / CLAIM).unlink()
     for path in made:

@@ -14,7 +14,7 @@ from core.engine.trainer import Trainer
 from core.errors import UserError
 from core.evaluation.validation import Validation
 from core.logs import set_up_logging
-from core.parallel.ranks import process_group
+from core.parallel.ranks import LONG_PATIENCE, process_group
 from core.settings import ProgramSettings, describe, load_settings, split_arguments
 
 __all__ = ["load_method", "map_program", "train_program"]
@@ -63,7 +63,7 @@ def map_program(method: MapMethod, program: str, description: str | None) -> Non
     if settings is None:
         return
     name = Path(program).resolve().parent.name
-    with process_group(settings.device) as ranks:
+    with process_group(settings.device, LONG_PATIENCE) as ranks:  # the first one trains the map alone
         logger.info("%s on %d x %s", name, ranks.world_size, ranks.device.type)
         with RunFolder(settings.run_folder).claimed(f"fit of {name}", ranks):
             fit_maps(settings, method, name, ranks)

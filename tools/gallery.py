@@ -41,7 +41,7 @@ from core.gallery.vector_files import open_vectors
 from core.logs import set_up_logging
 from core.models.encoder import load_encoder
 from core.outputs import replaced_atomically, require_replaceable
-from core.parallel.ranks import process_group
+from core.parallel.ranks import LONG_PATIENCE, process_group
 
 MODEL = f"run folder, .pt state dict, .onnx file, or {NAMED}TEXT for a model that is not at hand"
 NETWORK = "network of a .pt state dict"
@@ -302,7 +302,7 @@ def backfill(args: Namespace) -> None:
     if args.failed is not None:
         require_replaceable(args.failed)
     options = BackfillOptions(args.images, args.batch_size, args.num_workers, args.rate, args.block)
-    with process_group(args.device) as ranks, ExitStack() as opened:
+    with process_group(args.device, LONG_PATIENCE) as ranks, ExitStack() as opened:  # the first one maps and writes
         gallery = opened.enter_context(Gallery.open(place_of(args))) if ranks.is_first else None
         encoder = None
         if args.new is not None:

@@ -15,6 +15,24 @@ SECONDS = 120
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["core.program", "torch._dynamo"])
 
+FIRST_RANK_ALONE = """
+import runpy, time
+from torch import distributed
+import {module}
+
+join, work = distributed.init_process_group, {module}.{function}
+
+def join_for_an_instant(*arguments, timeout, **options):
+    join(*arguments, timeout=timeout / 3600, **options)
+
+def work_for_long(*arguments, **options):
+    time.sleep(3)
+    return work(*arguments, **options)
+
+distributed.init_process_group, {module}.{function} = join_for_an_instant, work_for_long
+runpy.run_path({program!r}, run_name="__main__")
+"""
+
 
 class Launch:
     """A program that is running on some ranks, each rank a process whose stdout and stderr go to a file."""
@@ -41,6 +59,17 @@ class Launch:
             process.kill()
             process.join()
         return [process.exitcode for process in self.processes], [log.read_text() for log in self.logs]
+
+
+def launch_with_long_work(program: Path, work: str, arguments: list, folder: Path) -> Launch:
+    """A program on two ranks, in a world where an hour is a second and the first rank's `work` takes three.
+
+    `work`: the module and the name of a function that the first rank alone calls while the others wait.
+    """
+    module, _, function = work.rpartition(".")
+    wrapper = folder / "first_rank_alone.py"
+    wrapper.write_text(FIRST_RANK_ALONE.format(module=module, function=function, program=str(program)))
+    return Launch(wrapper, arguments, folder / "logs", ranks=2)
 
 
 def free_port() -> str:

@@ -75,6 +75,20 @@ def test_a_claim_that_others_have_joined_ends_with_the_last_of_them(tmp_path, ho
         pass
 
 
+def test_a_claim_that_its_first_process_ends_before_others_still_says_whose_it_is(tmp_path, holding):
+    first, end_of_first = holding(tmp_path, claimed, "training")
+    other, end = holding(tmp_path, joined)
+    end_of_first.set()
+    first.join()
+    with pytest.raises(UserError, match=rf"training, process {first.pid} on "), claimed(tmp_path, "another"):
+        pass
+    end.set()
+    other.join()
+    with claimed(tmp_path, "another"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_joining_a_folder_that_another_work_is_taking_is_refused(tmp_path):
     with open(tmp_path / CLAIM, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

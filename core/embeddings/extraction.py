@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import os
 import shutil
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +39,9 @@ __all__ = ["PLAIN_AND_MIRRORED", "Views", "default_store_path", "extract_embeddi
 logger = logging.getLogger(__name__)
 BLOCK = 4096
 """Rows that are embedded and marked as done together: the most that a killed extraction loses for each rank."""
+PAGE = 4096
+"""Bytes before the numbers of an array. A block is a multiple of them, so that no page of memory holds two blocks: on a
+network disk each machine writes whole pages, with what it last knew of the rows of others."""
 
 Views: TypeAlias = Mapping[str, Callable[[Encoder, Mapping[str, Tensor]], Tensor]]
 """By the name of its array: a function from a batch of a source, on the model's device, to float32 (B, D)."""
@@ -207,7 +212,7 @@ def _make(
             raise
         except UserError:  # the images or the model must be replaced, and then nothing here is of use
             for work in unfinished:
-                shutil.rmtree(work.partial, ignore_errors=True)
+                _abandon(work.partial, ranks)
             raise
         barrier()
         if ranks.is_first:
@@ -279,17 +284,37 @@ def _can_go_on(partial: Path, info: StoreInfo) -> bool:
         plans = (read_json(partial / name, "plan of an extraction") for name in ("plan.json", "store.json"))
         if any(plan != asdict(info) for plan in plans):
             return False
-        open_arrays(partial, info)
+        arrays = open_arrays(partial, info)
+        if any(arrays[view].offset != PAGE for view in info.views):  # as an earlier version made them
+            return False
         done = read_array(partial / "done.npy")
         return (done.dtype, done.shape) == (np.bool_, (-(-info.num_images // BLOCK),))
     except (FileNotFoundError, ValueError, RecursionError):
         return False
 
 
+def _abandon(partial: Path, ranks: Ranks) -> None:
+    """Remove an extraction. Of several ranks the others still write there, and would report that files are missing.
+
+    Without a plan the next extraction begins anew.
+    """
+    if ranks.world_size == 1:
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            (partial / "plan.json").unlink()
+
+
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    """Make an array of zeros for which the disk has set its room aside."""
-    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    reserve(file, file.stat().st_size)
+    """Make an array of zeros, after a header of a `PAGE`, for which the disk has set its room aside."""
+    kind = np.dtype(dtype)
+    fields = {"descr": kind.str, "fortran_order": False, "shape": shape}
+    start = np.lib.format.magic(1, 0) + struct.pack("<H", PAGE - 10)  # what is left after these 10 bytes
+    size = PAGE + math.prod(shape) * kind.itemsize
+    with open(file, "wb") as handle:
+        handle.write(start + repr(fields).encode().ljust(PAGE - len(start) - 1) + b"\n")
+        handle.truncate(size)
+    reserve(file, size)
 
 
 def _embed_missing_blocks(
@@ -326,7 +351,10 @@ def _embed_missing_blocks(
 
 
 def _mark_done(partial: Path, arrays: Sequence[np.memmap], block: int) -> None:
-    """Keep for later runs that a block is in the arrays."""
+    """Keep for later runs that a block is in the arrays.
+
+    Machines that mark blocks at once may undo each other's marks, which only costs a later run some work.
+    """
     for array in arrays:
         array.flush()
     done = open_array(partial / "done.npy", mode="r+")

@@ -15,10 +15,13 @@ from core.errors import UserError
 from core.parallel.collectives import barrier, broadcast_object
 from core.parallel.launcher import end_with_launcher, own_store
 
-__all__ = ["Ranks", "average_gradients", "claimed_by_ranks", "process_group", "share_buffers"]
+__all__ = ["LONG_PATIENCE", "Ranks", "average_gradients", "claimed_by_ranks", "process_group", "share_buffers"]
 
 PATIENCE = timedelta(minutes=60)
-"""The first rank may test or write while the others wait."""
+"""How long a rank waits for the others, of which the first one may test or write. For ranks that hang: when one dies,
+the others end at once."""
+LONG_PATIENCE = timedelta(days=20)
+"""For programs whose first rank may work alone for hours. Its milliseconds fit into 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,13 @@ class Ranks:
 
 
 @contextmanager
-def process_group(device: str = "auto") -> Iterator[Ranks]:
+def process_group(device: str = "auto", patience: timedelta = PATIENCE) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, or make one for this process alone.
 
     `device`: "auto", "cuda" or "cpu". On CUDA each local rank uses its own GPU, with nccl for device tensors and gloo
-    for host tensors; on the CPU gloo is used for all. The group is destroyed at the end, unless an exception is raised.
-    Under torchrun the process ends when torchrun does, even if that is killed.
+    for host tensors; on the CPU gloo is used for all. `patience`: how long a rank waits for the others. The group is
+    destroyed at the end, unless an exception is raised. Under torchrun the process ends when torchrun does, even if
+    that is killed.
     """
     if device not in ("auto", "cuda", "cpu"):
         raise UserError(f"unknown device {device!r}: choose 'auto', 'cuda' or 'cpu'")
@@ -64,8 +68,8 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
         backend,
         rank=rank,
         world_size=world_size,
-        store=own_store(PATIENCE) if "WORLD_SIZE" in os.environ else distributed.HashStore(),
-        timeout=PATIENCE,
+        store=own_store(patience) if "WORLD_SIZE" in os.environ else distributed.HashStore(),
+        timeout=patience,
         device_id=place if place.type == "cuda" else None,
     )
     yield Ranks(rank, world_size, place)

@@ -19,6 +19,7 @@ from tiny import projection_encoder, write_records, write_run_folder
 
 import core.claims as claims
 import core.embeddings.extraction as extraction
+from core.arrays import open_array
 from core.data.recordio import RecordWriter
 from core.data.records import RecordDataset
 from core.embeddings.extraction import default_store_path, extract_embeddings, extract_together
@@ -35,6 +36,21 @@ import runpy
 import core.embeddings.extraction
 core.embeddings.extraction.BLOCK = 4
 runpy.run_path({str(ROOT / "tools" / "extract_features.py")!r}, run_name="__main__")
+"""
+
+SLOW_FIRST_RANK = """
+import os, time
+import core.embeddings.extraction as extraction
+
+mark_done = extraction._mark_done
+
+def mark_after_the_error(partial, *arguments):
+    while os.environ["RANK"] == "0" and (partial / "plan.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    mark_done(partial, *arguments)
+
+extraction._mark_done = mark_after_the_error
 """
 
 
@@ -405,6 +421,33 @@ def test_room_for_the_whole_store_is_taken_at_once(tmp_path):
     assert (tmp_path / "features.npy").stat().st_blocks * 512 >= 3_200_000
 
 
+@pytest.mark.parametrize("size", [1, 5, 512])
+def test_blocks_share_no_page(tmp_path, size):
+    """On a network disk, a machine that writes a page writes all of it."""
+    file = tmp_path / "features.npy"
+    extraction._reserve(file, np.float32, (2 * extraction.BLOCK + 1, size))
+    array = open_array(file, mode="r+")
+    block = array[extraction.BLOCK : 2 * extraction.BLOCK]
+    assert (block.ctypes.data - array.ctypes.data + array.offset) % 4096 == block.nbytes % 4096 == 0
+    block[:] = 1.0
+    array.flush()
+    for mode in (None, "r"):
+        read = np.load(file, mmap_mode=mode)
+        assert read.dtype == np.float32 and read.shape == array.shape
+        assert read.sum() == block.size and read[extraction.BLOCK :][:-1].all()
+
+
+def test_interrupted_extraction_whose_blocks_share_pages_begins_again(data, ranks, tmp_path):
+    broken, encoder = projection_encoder(), projection_encoder()
+    broken.module.fail_at = 6
+    with pytest.raises(KeyboardInterrupt):
+        extract_embeddings(broken, data, tmp_path / "store", ranks, batch_size=4)
+    features = tmp_path / "store.partial" / "features.npy"
+    np.save(features, np.load(features))
+    store = extract_embeddings(encoder, data, tmp_path / "store", ranks, batch_size=4)
+    assert encoder.module.images == 35 and store.features.any(axis=1).all()
+
+
 def test_label_that_is_no_class_is_named_by_its_record_and_leaves_nothing(tmp_path, ranks):
     with RecordWriter(tmp_path / "bad") as writer:
         writer.write(0, (2, 1), b"")
@@ -466,3 +509,20 @@ def test_tool_on_two_ranks_gives_the_store_of_one(records, tmp_path):
     assert np.array_equal(one.features, two.features) and two.labels().tolist() == LABELS and one.info == two.info
     images, _ = RecordDataset(records).batch([34])
     assert np.allclose(load_encoder(model)(images).numpy(), one.features[34:], atol=1e-5)
+
+
+def test_ranks_beside_one_with_a_bad_image_report_no_error_of_their_own(tmp_path, ranks):
+    model, good = write_run_folder(tmp_path / "old"), RecordDataset(write_records(tmp_path / "train", LABELS))
+    with RecordWriter(tmp_path / "bad") as writer:
+        for row in range(20):
+            writer.write(row, 0.0, b"no image" if row == 5 else good.payload(row))
+    (tmp_path / "extract.py").write_text(SLOW_FIRST_RANK + TOOL)
+    words = ["--model", model, "--rec", tmp_path / "bad", "--out", tmp_path / "store", "--batch-size", 4]
+    words += ["--num-workers", 0, "--device", "cpu"]
+    statuses, outputs = Launch(tmp_path / "extract.py", words, tmp_path / "logs", ranks=2).wait()
+    assert statuses[1] == 2 and "bad.rec: record 5 " in outputs[1].splitlines()[-1], outputs
+    assert statuses[0] == 1 and "by peer" in outputs[0] and "error: " not in outputs[0], outputs
+    assert not (tmp_path / "store.partial" / "plan.json").exists()
+    with pytest.raises(UserError, match=r"bad\.rec: record 5 "):
+        extract_embeddings(load_encoder(model), RecordDataset(tmp_path / "bad"), tmp_path / "store", ranks)
+    assert not list(tmp_path.glob("store*"))

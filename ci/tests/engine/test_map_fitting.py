@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import Launch
+from launching import Launch, launch_with_long_work
 from tiny import write_records, write_run_folder
 
 import core.engine.map_fitting
@@ -291,3 +291,16 @@ def test_two_ranks_give_the_maps_of_one(method, words, fit, models, tiny_records
     assert statuses == [0, 0], outputs
     assert_same_map(alone, tmp_path / "two")
     assert np.array_equal(*(EmbeddingStore.open(f).features for f in (models / "old_features", tmp_path / "old2")))
+
+
+def test_ranks_wait_for_hours_while_the_first_one_trains(models, tiny_records, tmp_path):
+    words = arguments(tiny_records, models, tmp_path / "run")
+    launch = launch_with_long_work(
+        ROOT / "methods" / "linear_map" / "train.py",
+        "core.engine.map_fitting._save",
+        [ROOT / "configs" / "maps" / "glyphs.py", *words],
+        tmp_path,
+    )
+    statuses, outputs = launch.wait()
+    assert statuses == [0, 0], outputs
+    assert (tmp_path / "run" / "map.pt").exists()

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import polars as pl
 import pytest
-from launching import Launch, load_program
+from launching import Launch, launch_with_long_work, load_program
 from tiny import noise, write_run_folder
 from torch import distributed
 
@@ -99,6 +99,11 @@ class Story:
     def backfill(self, *words: object) -> dict:
         own = "--plan plan --block 5 --batch-size 4 --num-workers 0 --device cpu"
         return self.run("backfill", *own.split(), "--road", "gallery_map", *words)
+
+    def words_of_ranks(self) -> list[object]:
+        """Of the same backfill, for processes of another folder."""
+        own = "--road gallery_map --block 5 --batch-size 4 --num-workers 0 --device cpu"
+        return ["backfill", self.folder / "G", "--plan", self.folder / "plan", *own.split()]
 
     def hits(self, *words: str, model: str = "new") -> pl.DataFrame:
         """The first hit of each query."""
@@ -260,12 +265,18 @@ def test_two_ranks_give_the_same_vectors(story: Story) -> None:
     story.backfill()
     alone = story.new_vectors()
     story.run("rollback")
-    words = "backfill G --plan plan --road gallery_map --block 5 --batch-size 4 --num-workers 0 --device cpu".split()
-    words[1], words[3] = story.folder / "G", story.folder / "plan"
-    statuses, logs = Launch(TOOL, words, story.folder / "logs", ranks=2).wait()
+    statuses, logs = Launch(TOOL, story.words_of_ranks(), story.folder / "logs", ranks=2).wait()
     assert statuses == [0, 0], logs
     assert f"{COUNT} of {COUNT} entries have new vectors" in logs[0] and "entries" not in logs[1]
     assert story.new_vectors() == alone
+
+
+def test_ranks_wait_for_hours_while_the_first_one_orders_the_gallery(story: Story) -> None:
+    story.create()
+    words = story.words_of_ranks()
+    statuses, logs = launch_with_long_work(TOOL, "core.gallery.backfill.begin", words, story.folder).wait()
+    assert statuses == [0, 0], logs
+    assert f"{COUNT} of {COUNT} entries have new vectors" in logs[0]
 
 
 def test_second_backfill_is_refused_at_once(story: Story) -> None:
