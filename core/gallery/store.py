@@ -140,6 +140,10 @@ class Store(Protocol):
         """(B, D) as they were given; `UserError` if an entry has none of that version."""
         ...
 
+    def vectors_at(self, key: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Those of `rows` that still exist and have a vector of a version, in their order, and the vectors (B, D)."""
+        ...
+
     def search(self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact") -> Hits:
         """The k entries whose vectors of a version have the largest cosines with unit queries (Q, D) float32.
 

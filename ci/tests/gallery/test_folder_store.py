@@ -94,6 +94,9 @@ def assert_same(store, model):
         rows = np.array([entry["row"] for entry in there], np.int64)
         if len(rows):
             np.testing.assert_array_equal(store.vectors(key, rows), [entry["vectors"][key] for entry in there])
+            some, found = store.vectors_at(key, np.arange(model.next_row + 2)[::-1])  # also of others, and of none
+            np.testing.assert_array_equal(some, sorted(rows)[::-1])
+            np.testing.assert_array_equal(found, store.vectors(key, some))
         queries = unit(vectors(3, key, seed=99)).astype(np.float32)
         for without in ((), [other for other in counts if other != key]):
             hits = store.search(key, queries, 5, without)

@@ -100,6 +100,9 @@ def snapshot(store):
         lacking = {text for block in store.entries(lacking=key, size=64) for text in block.ids}
         have = np.array([text not in lacking for text in ids], dtype=bool)
         vectors = store.vectors(key, rows[have])
+        some, found = store.vectors_at(key, np.append(rows, rows.max(initial=0) + 1))  # also of others, and of none
+        np.testing.assert_array_equal(some, rows[have])
+        np.testing.assert_array_equal(found, vectors)
         assert store.counts()[key] == have.sum()
         state["vectors"][key] = {text: v.tolist() for text, v in zip(np.array(ids, object)[have], vectors)}
     return state

@@ -237,13 +237,18 @@ class FolderStore:
             return folder_entries.find(db, ids)
 
     def vectors(self, key: str, rows: np.ndarray) -> np.ndarray:  # noqa: D102
+        found, vectors = self.vectors_at(key, rows)
+        if len(missing := np.asarray(rows)[~np.isin(rows, found)]):
+            raise UserError(f"{self.place} has no vector of {key} for the entry of row {missing[0]}: add it first")
+        return vectors
+
+    def vectors_at(self, key: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # noqa: D102
         rows = np.asarray(rows, np.int64)
         with self._opened(key) as (db, stored, vectors):
             slots = slots_at(db, stored.number, rows)
-            if len(missing := rows[slots < 0]):
-                raise UserError(f"{self.place} has no vector of {key} for the entry of row {missing[0]}: add it first")
-            require_slots(slots, len(vectors))
-            return np.array(vectors[slots])
+            there = slots >= 0
+            require_slots(slots[there], len(vectors))
+            return rows[there], np.array(vectors[slots[there]])
 
     def search(  # noqa: D102
         self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact"

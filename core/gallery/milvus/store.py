@@ -284,13 +284,18 @@ class MilvusStore:
 
     def vectors(self, key: str, rows: np.ndarray) -> np.ndarray:
         """See `Store.vectors`; float32."""
+        found, vectors = self.vectors_at(key, rows)
+        if len(missing := np.asarray(rows)[~np.isin(rows, found)]):
+            raise UserError(f"entry {missing[0]} of {self.place} has no vector of {key}")
+        return vectors
+
+    def vectors_at(self, key: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Store.vectors_at`; float32."""
         rows = np.asarray(rows, dtype=np.int64)
         head = self._state.head()
         found, vectors, _ = self._select_vectors(self._number(head, key), rows)
-        there = np.isin(rows, found) & head.is_entry(rows)
-        if not there.all():
-            raise UserError(f"entry {rows[~there][0]} of {self.place} has no vector of {key}")
-        return vectors[np.searchsorted(found, rows)]
+        rows = rows[np.isin(rows, found) & head.is_entry(rows)]
+        return rows, vectors[np.searchsorted(found, rows)].reshape(len(rows), head.versions[key][1].size)
 
     def search(self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact") -> Hits:
         """See `Store.search`; of entries with equal cosines the one with the lower row comes first.
