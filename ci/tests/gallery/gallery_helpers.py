@@ -58,6 +58,9 @@ class MemoryStore:
         self._vectors.setdefault(version.key, {})
 
     def drop_version(self, key: str, documents: Mapping[str, Any] | None = None) -> None:
+        others = set().union(*(of_key for other, of_key in self._vectors.items() if other != key))
+        if not others.issuperset(self._vectors[key]):
+            raise UserError(f"{self.place}: entries have a vector of {key} alone")
         del self._versions[key], self._vectors[key]
         self.set_documents(documents or {})
 

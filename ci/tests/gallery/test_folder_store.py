@@ -241,6 +241,21 @@ def test_a_mistake_is_told_in_one_line_and_changes_nothing(gallery, call, messag
     assert gallery.counts()["old"] == 3 and gallery.verify() == []
 
 
+def test_no_entry_loses_its_only_vector(gallery):
+    """A version is dropped when each of its entries has another vector."""
+    gallery.enrol(["both", "again"], {"old": vectors(2), "new": vectors(2, "new")})
+    gallery.enrol(["late", "later"], {"old": vectors(2)})
+    with pytest.raises(UserError, match="2 entries have a vector of old alone, the first 'late', perhaps enrolled"):
+        gallery.drop_version("old", {"note": 1})
+    assert gallery.counts() == {"old": 4, "new": 2} and gallery.document("note") is None
+    gallery.add_vectors("new", gallery.find(["late", "later"]), vectors(2, "new"))
+    gallery.drop_version("old", {"note": 1})
+    assert gallery.counts() == {"new": 4} and gallery.document("note") == 1
+    gallery.enrol(["none", "nor this one"], {})
+    (fault,) = gallery.verify()
+    assert "2 entries have no vector, the first 'none': delete them or insert them again" in fault
+
+
 def test_rows_are_never_given_again(gallery, tmp_path):
     gallery.enrol(["a", "b"], {"old": vectors(2)})
     gallery.delete(["a", "b"])

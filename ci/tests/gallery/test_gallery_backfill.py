@@ -450,6 +450,33 @@ def test_commit_refuses_a_damaged_store(case: Case, monkeypatch: pytest.MonkeyPa
     assert case.store.counts()[OLD.key] == COUNT
 
 
+@pytest.mark.parametrize("end", [commit, rollback])
+def test_an_entry_that_is_enrolled_during_the_end_keeps_its_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end
+) -> None:
+    """With the vector that is to be freed alone, after the entries without another one were looked for."""
+    case = Case(tmp_path, FolderStore.create(tmp_path / "gallery"), road="query_map")
+    case.backfill(1)
+    key, size = (OLD.key, OLD_SIZE) if end is commit else (NEW.fingerprint, NEW.embedding_size)
+    drop = case.store.drop_version
+
+    def drop_version(*arguments: object) -> None:
+        if case.store.find(["late"])[0] < 0:
+            case.store.enrol(["late"], {key: np.ones((1, size), np.float32)})
+        drop(*arguments)
+
+    monkeypatch.setattr(case.store, "drop_version", drop_version)
+    with pytest.raises(UserError, match=rf"1 entries have a vector of {key} alone, the first 'late'.*: repeat the"):
+        end(case.store)
+    assert case.store.counts()[key] == COUNT + 1 and read_upgrade(case.store) is not None
+    with pytest.raises(UserError, match=r"entries have no vector of .*\(late\)"):
+        end(case.store)
+    monkeypatch.undo()
+    case.store.delete(["late"])
+    assert end(case.store).total == COUNT and case.store.verify() == []
+    case.store.close()
+
+
 def test_rollback_refuses_entries_without_an_old_vector(case: Case) -> None:
     case.backfill(0.5)
     case.store.enrol(["late"], {NEW.fingerprint: np.ones((1, NEW.embedding_size), np.float32)})

@@ -31,7 +31,7 @@ from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
 from core.gallery.folder.index import INDEXES, search_index
-from core.gallery.folder.slots import live_slots, set_slots, slots_at
+from core.gallery.folder.slots import live_slots, set_slots, slots_at, without_slots
 from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, require_slots
 from core.gallery.store import BLOCK, Entries, Hits, Version
 from core.outputs import flush, flush_folder, sweep, writing
@@ -159,6 +159,13 @@ class FolderStore:
     def drop_version(self, key: str, documents: Mapping[str, Any] | None = None) -> None:  # noqa: D102
         with self._writing() as db:
             number = self._require(db, key).number
+            others = [other.number for other in stored_versions(db).values() if other.number != number]
+            alone = without_slots(db, live_slots(db, number)[0], others)
+            if ids := folder_entries.entries_at(db, alone).ids:
+                raise UserError(
+                    f"{self.place}: {len(ids)} entries have a vector of {key} alone, the first {ids[0][:200]!r}, "
+                    "perhaps enrolled meanwhile: repeat the command"
+                )
             for table, column in (("slots", "version"), ("vector_checksums", "version"), ("versions", "number")):
                 db.execute(f"DELETE FROM {table} WHERE {column} = ?", (number,))
             _set_documents(db, documents or {})
