@@ -268,21 +268,22 @@ class FolderStore:
                     f"queries of shape {queries.shape} cannot search {self.place}, whose vectors of {key} have size "
                     f"{stored.version.size}: embed the queries with that model"
                 )
-            rows, slots = live_slots(db, stored.number)
+            rows, live = live_slots(db, stored.number)
+            order = np.argsort(live)  # the vectors are read as they lie on the disk
+            rows, live = rows[order], live[order]
+            slots = live
             for other in without:
                 left = ~np.isin(rows, live_slots(db, self._require(db, other).number)[0], assume_unique=True)
                 rows, slots = rows[left], slots[left]
-            order = np.argsort(slots)  # the vectors are read as they lie on the disk
-            rows, slots = rows[order], slots[order]
             if not len(rows):
                 return Hits(scores, ids)
-            require_slots(slots, len(vectors))
+            require_slots(live, len(vectors))
             count = min(k, len(rows))
             if index == "exact":
                 found, places = search(queries, UnitRows(vectors, slots), count)
             elif index in INDEXES:
                 file = self._folder / f"index-{index}-{stored.file}.faiss"
-                found, places = search_index(index, queries, vectors, slots, count, file)
+                found, places = search_index(index, queries, vectors, live, slots, count, file)
             else:
                 raise UserError(f"there is no index {index}: name one of exact, {', '.join(INDEXES)}")
             order = np.lexsort((rows[places], -found))  # among equal ones the lower row comes first
