@@ -13,6 +13,7 @@ torchrun. docs/upgrade.md tells the whole story.
 """
 
 import json
+import logging
 import sys
 from argparse import Namespace
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from core.arrays import open_vector_array
 from core.errors import UserError, run_program
 from core.evaluation.tables import format_rate, format_table
 from core.gallery import Gallery
-from core.gallery.backfill import FAILED, BackfillOptions
+from core.gallery.backfill import FAILED, MOST_LISTED, BackfillOptions
 from core.gallery.backfill import backfill as embed_again
 from core.gallery.exports import FORMATS
 from core.gallery.model_versions import NAMED, key_of
@@ -43,6 +44,7 @@ from core.models.encoder import load_encoder
 from core.outputs import replaced_atomically, require_replaceable
 from core.parallel.ranks import LONG_PATIENCE, process_group
 
+logger = logging.getLogger(__name__)
 MODEL = f"run folder, .pt state dict, .onnx file, or {NAMED}TEXT for a model that is not at hand"
 NETWORK = "network of a .pt state dict"
 VECTORS = ".npy, .parquet or faiss file"
@@ -288,7 +290,9 @@ def add_backfill_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--images", help="list of lines `path id`, folder, or records; without it the gallery's paths")
     parser.add_argument("--rate", type=float, help="images a second at most, to spare the machine")
     parser.add_argument("--block", type=int, default=BLOCK, help="entries written together: the most a kill repeats")
-    parser.add_argument("--failed", type=Path, help="file to write: id and reason of each image that cannot be used")
+    parser.add_argument(
+        "--failed", type=Path, help=f"file to write: id and reason of the first {MOST_LISTED:,} images that failed"
+    )
     parser.add_argument("--new", help="new model, if it is not where the plan found it or needs what follows")
     parser.add_argument("-net", "--network", help=NETWORK)
     add_preprocessing_arguments(parser, model="--new")
@@ -314,6 +318,9 @@ def backfill(args: Namespace) -> None:
     if args.failed is not None:
         with replaced_atomically(args.failed) as temporary:
             temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in done.reasons.items()), "utf-8")
+        if more := done.failed - len(done.reasons):
+            listing = f"{args.failed} lists the first {len(done.reasons)} images that cannot be used"
+            logger.warning("%s; %d more are not in it: mend those and repeat the backfill", listing, more)
     text = f"{args.gallery}: {done.done} of {done.total} entries have new vectors, {done.embedded} of them since now"
     if done.failed:
         text += f"; {done.failed} images cannot be used, and their old vectors stay:{listed(done.reasons)}"

@@ -25,7 +25,7 @@ from core.parallel.collectives import broadcast_object
 from core.parallel.ranks import Ranks
 from core.progress import Progress
 
-__all__ = ["FAILED", "Backfilled", "BackfillOptions", "backfill"]
+__all__ = ["FAILED", "MOST_LISTED", "Backfilled", "BackfillOptions", "backfill"]
 
 logger = logging.getLogger(__name__)
 WINDOW = 16

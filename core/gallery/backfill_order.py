@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 
 from core.errors import UserError
-from core.gallery.begin import old_vectors
 from core.gallery.documents import map_from_document
 from core.gallery.orders import OF_MAP, map_priorities
 from core.gallery.store import Entries, Store
@@ -84,8 +83,8 @@ def _mixed(rows: np.ndarray, seed: np.uint64) -> np.ndarray:
 def _of_vectors(
     store: Store, old: str, rows: np.ndarray, compute: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """`compute(rows, old vectors)` at the rows (B,) that still exist, 0 for others."""
-    there, vectors = old_vectors(store, old, rows)
+    """`compute(rows, old vectors)` at the rows (B,) that still exist and have an old vector, 0 for others."""
+    there, vectors = store.vectors_at(old, rows)
     values = np.zeros(len(rows))
     if len(there):
         values[np.isin(rows, there)] = compute(there, vectors)
@@ -98,8 +97,10 @@ def _class_means(store: Store, old: str) -> tuple[np.ndarray, dict[str | None, i
     sums, sizes = np.zeros((0, store.versions()[old].size), np.float32), np.zeros(0)
     for entries in store.entries():
         labels = dict(zip(entries.rows.tolist(), entries.labels))
-        rows, vectors = old_vectors(store, old, entries.rows)
+        rows, vectors = store.vectors_at(old, entries.rows)
         labelled = np.array([labels[row] is not None for row in rows.tolist()], bool)
+        if not labelled.any():
+            continue
         own = [classes.setdefault(labels[row], len(classes)) for row in rows[labelled].tolist()]
         grown = len(classes) - len(sums)
         sums = np.concatenate([sums, np.zeros((grown, sums.shape[1]), np.float32)])

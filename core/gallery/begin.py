@@ -7,8 +7,6 @@ import hashlib
 import logging
 from pathlib import Path
 
-import numpy as np
-
 from core.errors import UserError
 from core.files import require_file
 from core.gallery.documents import calibrations_to_document, map_from_document, map_to_document, read_upgrade
@@ -18,7 +16,7 @@ from core.gallery.upgrade import Upgrade
 from core.models.maps import Map
 from core.progress import Progress
 
-__all__ = ["BEFORE", "begin", "old_vectors"]
+__all__ = ["BEFORE", "begin"]
 
 logger = logging.getLogger(__name__)
 BEFORE = "calibrations_before"
@@ -116,26 +114,18 @@ def _require_gallery(store: Store, plan: Plan) -> Version:
 
 
 def _fill_mapped(store: Store, old: str, mapped: str, mapping: Map) -> None:
-    """Map the vectors of all entries that have none of the version `mapped` yet, block by block."""
-    total, done = len(store), store.counts()[mapped]
+    """Map the old vectors of all entries that have none of the version `mapped` yet, block by block.
+
+    Entries that were enrolled with a new vector alone have nothing to be mapped, and need not be.
+    """
+    counts = store.counts()
+    total, done = counts[old], counts[mapped]
     if done >= total:
         return
     store.require_room(4 * store.versions()[mapped].size * (total - done))
     with Progress("mapping the old vectors", total, "vectors", initial=done) as progress:
         for entries in store.entries(lacking=mapped):
-            rows, vectors = old_vectors(store, old, entries.rows)
+            rows, vectors = store.vectors_at(old, entries.rows)
             if len(rows):
                 store.add_vectors(mapped, rows, mapping(vectors))
-            progress.update(len(entries.rows))
-
-
-def old_vectors(store: Store, old: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (B,) that still exist, and their vectors (B, D): entries may be deleted while they are read."""
-    while True:
-        try:
-            return rows, store.vectors(old, rows)
-        except UserError:
-            left = store.entries_at(rows).rows
-            if len(left) == len(rows):
-                raise
-            rows = left
+            progress.update(len(rows))

@@ -55,10 +55,10 @@ def creating_store(place: str | Path) -> Iterator[Store]:
             if store.versions() and store.document(CREATION) is None:
                 raise UserError(f"there is a gallery {store.place} already: name another, or drop its collections")
             store.set_documents({CREATION: True})
-            for key in store.versions():
-                store.drop_version(key)
             for entries in store.entries():
                 store.delete(entries.ids)
+            for key in store.versions():
+                store.drop_version(key)
             yield store
             store.set_documents({CREATION: None})
     finally:

@@ -89,7 +89,10 @@ class Store(Protocol):
         ...
 
     def drop_version(self, key: str, documents: Mapping[str, Any] | None = None) -> None:
-        """Remove a version with all its vectors and free their room; with it replace `documents`, in the same step."""
+        """Remove a version with all its vectors and free their room; with it replace `documents`, in the same step.
+
+        `UserError` if an entry would be left without any vector: nothing would find it again.
+        """
         ...
 
     def require_room(self, needed: int) -> None:
@@ -140,6 +143,10 @@ class Store(Protocol):
         """(B, D) as they were given; `UserError` if an entry has none of that version."""
         ...
 
+    def vectors_at(self, key: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Those of `rows` that still exist and have a vector of a version, in their order, and the vectors (B, D)."""
+        ...
+
     def search(self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact") -> Hits:
         """The k entries whose vectors of a version have the largest cosines with unit queries (Q, D) float32.
 
@@ -148,7 +155,10 @@ class Store(Protocol):
         ...
 
     def verify(self) -> list[str]:
-        """Check every checksum, that every id is there once, and that every vector has its entry; the faults found."""
+        """The faults found: checks every checksum, that every id is there once, and which vector is whose.
+
+        An entry without any vector is one too, and a vector without an entry.
+        """
         ...
 
     def claimed(self, work: str) -> AbstractContextManager[None]:

@@ -58,6 +58,9 @@ class MemoryStore:
         self._vectors.setdefault(version.key, {})
 
     def drop_version(self, key: str, documents: Mapping[str, Any] | None = None) -> None:
+        others = set().union(*(of_key for other, of_key in self._vectors.items() if other != key))
+        if not others.issuperset(self._vectors[key]):
+            raise UserError(f"{self.place}: entries have a vector of {key} alone")
         del self._versions[key], self._vectors[key]
         self.set_documents(documents or {})
 
@@ -113,11 +116,16 @@ class MemoryStore:
         return np.array([self._rows.get(name, -1) for name in ids], np.int64)
 
     def vectors(self, key: str, rows: np.ndarray) -> np.ndarray:
-        of_key = self._vectors[key]
-        if any(row not in of_key for row in rows.tolist()):
+        found, vectors = self.vectors_at(key, rows)
+        if len(found) < len(rows):
             raise UserError(f"an entry has no vector of {key}")
-        found = [of_key[row] for row in rows.tolist()]
-        return np.stack(found) if found else np.empty((0, self._versions[key].size), np.float32)
+        return vectors
+
+    def vectors_at(self, key: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        of_key = self._vectors[key]
+        there = np.array([row for row in rows.tolist() if row in of_key], np.int64)
+        found = [of_key[row] for row in there.tolist()]
+        return there, np.stack(found) if found else np.empty((0, self._versions[key].size), np.float32)
 
     def search(self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact") -> Hits:
         left_out = set().union(*(self._vectors[each] for each in without)) if without else set()

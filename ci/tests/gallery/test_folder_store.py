@@ -94,6 +94,9 @@ def assert_same(store, model):
         rows = np.array([entry["row"] for entry in there], np.int64)
         if len(rows):
             np.testing.assert_array_equal(store.vectors(key, rows), [entry["vectors"][key] for entry in there])
+            some, found = store.vectors_at(key, np.arange(model.next_row + 2)[::-1])  # also of others, and of none
+            np.testing.assert_array_equal(some, sorted(rows)[::-1])
+            np.testing.assert_array_equal(found, store.vectors(key, some))
         queries = unit(vectors(3, key, seed=99)).astype(np.float32)
         for without in ((), [other for other in counts if other != key]):
             hits = store.search(key, queries, 5, without)
@@ -236,6 +239,21 @@ def test_a_mistake_is_told_in_one_line_and_changes_nothing(gallery, call, messag
     assert (len(gallery), gallery.counts(), gallery.verify()) == (1, {"old": 1, "new": 0}, [])
     gallery.enrol(["b", "c"], {"old": vectors(2)})
     assert gallery.counts()["old"] == 3 and gallery.verify() == []
+
+
+def test_no_entry_loses_its_only_vector(gallery):
+    """A version is dropped when each of its entries has another vector."""
+    gallery.enrol(["both", "again"], {"old": vectors(2), "new": vectors(2, "new")})
+    gallery.enrol(["late", "later"], {"old": vectors(2)})
+    with pytest.raises(UserError, match="2 entries have a vector of old alone, the first 'late', perhaps enrolled"):
+        gallery.drop_version("old", {"note": 1})
+    assert gallery.counts() == {"old": 4, "new": 2} and gallery.document("note") is None
+    gallery.add_vectors("new", gallery.find(["late", "later"]), vectors(2, "new"))
+    gallery.drop_version("old", {"note": 1})
+    assert gallery.counts() == {"new": 4} and gallery.document("note") == 1
+    gallery.enrol(["none", "nor this one"], {})
+    (fault,) = gallery.verify()
+    assert "2 entries have no vector, the first 'none': delete them or insert them again" in fault
 
 
 def test_rows_are_never_given_again(gallery, tmp_path):

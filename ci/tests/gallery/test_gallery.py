@@ -187,6 +187,7 @@ def test_an_old_model_at_hand_keeps_the_way_back_open(tmp_path):
     with make(tmp_path) as gallery:
         store = gallery.store
         store.add_version(Version("at hand", "at hand", 8, str(run)))
+        store.add_vectors("at hand", np.arange(COUNT), STORED)
         store.drop_version("vendor-v1")
         upgrade(gallery)
         with pytest.raises(UserError, match="may still be rolled back: give each a vector of at hand too"):

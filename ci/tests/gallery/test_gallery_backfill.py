@@ -21,9 +21,10 @@ from core.gallery.backfill_order import rows_in_order
 from core.gallery.begin import begin
 from core.gallery.commit import commit, rollback
 from core.gallery.documents import read_calibrations, read_upgrade
+from core.gallery.folder.store import FolderStore
 from core.gallery.planning.plan import Cost, Plan, Road, SampleFacts
 from core.gallery.search import search
-from core.gallery.store import Version
+from core.gallery.store import BLOCK, Store, Version
 from core.gallery.upgrade import ROADS
 from core.models.maps import Space, fit_map
 from core.parallel.ranks import Ranks
@@ -82,18 +83,18 @@ def write_plan(folder: Path, road: str = "gallery_map", order: str = "predicted_
 class Case:
     """A gallery of `COUNT` images, the plan of its upgrade, and what the new model gives for the images."""
 
-    def __init__(self, folder: Path, **plan: object):
+    def __init__(self, folder: Path, store: Store | None = None, **plan: object):
         self.folder = folder
         self.images = write_images(folder / "images")
         self.plan = write_plan(folder / "plan", **plan)
         self.ids = [f"person {number}" for number in range(COUNT)]
         self.old = vectors(COUNT, OLD_SIZE, 3).astype(np.float16)
         self.expected = NEW(self.images).numpy()
-        self.store = MemoryStore()
+        self.store = MemoryStore() if store is None else store
         self.store.add_version(OLD)
         paths = [str(folder / "images" / f"{number}.png") for number in range(COUNT)]
         self.store.enrol(self.ids, {OLD.key: self.old}, [f"class {n % 5}" for n in range(COUNT)], paths)
-        self.before = contents(self.store)
+        self.before = contents(self.store) if store is None else None
 
     def backfill(self, share: float, options: BackfillOptions = QUICK, **more: object):
         return backfill(self.store, self.plan, share, ALONE, options, encoder=NEW, **more)
@@ -191,6 +192,37 @@ def test_order(tmp_path: Path, order: str) -> None:
     case.backfill(0.5)
     assert set(case.new()) == {case.ids[row] for row in rows[:19]}
     np.testing.assert_array_equal(rows_in_order(case.store, upgrade), rows[19:])
+
+
+@pytest.mark.parametrize("order", ["predicted_error", "class_distance"])
+def test_entries_of_the_new_model_alone_do_not_stop_a_backfill(tmp_path: Path, order: str) -> None:
+    """They need no old vector: the others are mapped, ordered and embedded as if they were not there."""
+    case = Case(tmp_path, FolderStore.create(tmp_path / "gallery"), order=order)
+    case.backfill(0.5)
+    upgrade = read_upgrade(case.store)
+    rows = rows_in_order(case.store, upgrade)
+    given = np.ones((1, NEW.embedding_size), np.float32)
+    case.store.enrol(["late"], {NEW.fingerprint: given}, ["class 0"])
+    case.store.enrol(["not mapped"], {OLD.key: case.old[:1]}, ["of its own"], [str(case.folder / "images" / "0.png")])
+    assert case.backfill(0.5).done == 20
+    assert case.store.counts()[upgrade.mapped] == COUNT + 1
+    assert [row for row in rows_in_order(case.store, upgrade) if row < COUNT] == rows.tolist()
+    assert case.backfill(1).done == COUNT + 2
+    np.testing.assert_array_equal(case.store.vectors(NEW.fingerprint, case.store.find(["late"])), given)
+    assert commit(case.store).total == COUNT + 2
+    case.store.close()
+
+
+def test_class_distance_where_a_whole_block_has_no_class(tmp_path: Path) -> None:
+    """Entries without a class come last."""
+    store = FolderStore.create(tmp_path / "gallery")
+    store.add_version(OLD)
+    ids, labels = [str(n) for n in range(BLOCK + 10)], [None] * BLOCK + ["a"] * 10
+    store.enrol(ids, {OLD.key: vectors(BLOCK + 10, OLD_SIZE)}, labels)
+    upgrade = begin(store, write_plan(tmp_path / "plan", "query_map", "class_distance"))
+    rows = rows_in_order(store, upgrade)
+    assert set(rows[:10]) == set(range(BLOCK, BLOCK + 10)) and len(rows) == BLOCK + 10
+    store.close()
 
 
 def test_random_order_is_uniform(tmp_path: Path) -> None:
@@ -416,6 +448,33 @@ def test_commit_refuses_a_damaged_store(case: Case, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="1 faults, nothing is freed: block 3 is damaged"):
         commit(case.store)
     assert case.store.counts()[OLD.key] == COUNT
+
+
+@pytest.mark.parametrize("end", [commit, rollback])
+def test_an_entry_that_is_enrolled_during_the_end_keeps_its_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end
+) -> None:
+    """With the vector that is to be freed alone, after the entries without another one were looked for."""
+    case = Case(tmp_path, FolderStore.create(tmp_path / "gallery"), road="query_map")
+    case.backfill(1)
+    key, size = (OLD.key, OLD_SIZE) if end is commit else (NEW.fingerprint, NEW.embedding_size)
+    drop = case.store.drop_version
+
+    def drop_version(*arguments: object) -> None:
+        if case.store.find(["late"])[0] < 0:
+            case.store.enrol(["late"], {key: np.ones((1, size), np.float32)})
+        drop(*arguments)
+
+    monkeypatch.setattr(case.store, "drop_version", drop_version)
+    with pytest.raises(UserError, match=rf"1 entries have a vector of {key} alone, the first 'late'.*: repeat the"):
+        end(case.store)
+    assert case.store.counts()[key] == COUNT + 1 and read_upgrade(case.store) is not None
+    with pytest.raises(UserError, match=r"entries have no vector of .*\(late\)"):
+        end(case.store)
+    monkeypatch.undo()
+    case.store.delete(["late"])
+    assert end(case.store).total == COUNT and case.store.verify() == []
+    case.store.close()
 
 
 def test_rollback_refuses_entries_without_an_old_vector(case: Case) -> None:

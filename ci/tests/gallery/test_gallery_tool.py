@@ -298,6 +298,18 @@ def test_failed_images_are_told(story: Story) -> None:
     assert story.run("commit", "--delete-missing")["deleted"] == 1
 
 
+def test_a_list_of_failed_images_that_is_cut_says_so(
+    story: Story, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("core.gallery.backfill.MOST_LISTED", 1)
+    story.create()
+    for number in (3, 4, 5):
+        Path(f"images/person {number}.png").unlink()
+    assert story.backfill("--failed", "failed.txt")["failed"] == 3
+    assert len(Path("failed.txt").read_text().splitlines()) == 1
+    assert "failed.txt lists the first 1 images that cannot be used; 2 more are not in it" in caplog.text
+
+
 def test_require_that_is_not_met(story: Story) -> None:
     story.create()
     assert "gallery_map" in story.say("plan", *PLAN.split(), "--require", "top1=0")

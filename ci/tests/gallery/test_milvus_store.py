@@ -100,6 +100,9 @@ def snapshot(store):
         lacking = {text for block in store.entries(lacking=key, size=64) for text in block.ids}
         have = np.array([text not in lacking for text in ids], dtype=bool)
         vectors = store.vectors(key, rows[have])
+        some, found = store.vectors_at(key, np.append(rows, rows.max(initial=0) + 1))  # also of others, and of none
+        np.testing.assert_array_equal(some, rows[have])
+        np.testing.assert_array_equal(found, vectors)
         assert store.counts()[key] == have.sum()
         state["vectors"][key] = {text: v.tolist() for text, v in zip(np.array(ids, object)[have], vectors)}
     return state
@@ -456,6 +459,25 @@ def test_entries_at(store):
     found = store.entries_at(np.array([rows[0], 3, rows[1], 99, rows[2], rows[0]]))
     assert (found.ids, found.labels[1], found.images[1]) == (["id 7", "id 3", "id 5", "id 7"], "class", "a/b.jpg")
     np.testing.assert_array_equal(found.rows, rows[[0, 1, 2, 0]])
+
+
+def test_no_entry_loses_its_only_vector(store):
+    """A version is dropped when each of its entries has another vector, marked or just added."""
+    filled(store)
+    with pytest.raises(UserError, match="40 entries have a vector of 0a1b alone, perhaps enrolled meanwhile: repeat"):
+        store.drop_version(OLD.key)
+    store.add_version(NEW)
+    store.add_vectors(NEW.key, np.arange(40), np.ones((40, NEW.size)))
+    store.enrol(["late"], {OLD.key: np.ones((1, OLD.size))})
+    with pytest.raises(UserError, match="1 entries have a vector of 0a1b alone"):
+        store.drop_version(OLD.key, {"a": 1})
+    assert store.counts() == {OLD.key: 41, NEW.key: 40} and store.document("a") is None
+    store.delete(["late"])
+    store.drop_version(OLD.key, {"a": 1})
+    assert store.counts() == {NEW.key: 40} and store.document("a") == 1
+    store.enrol(["none"], {})
+    (fault,) = store.verify()
+    assert "the entry 'none' of faces in" in fault and "has no vector: delete it or insert it again" in fault
 
 
 def test_verify_tells_what_is_damaged(store):

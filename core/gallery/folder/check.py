@@ -27,12 +27,17 @@ def faults(db: sqlite3.Connection, file_of: Callable[[StoredVersion], VectorFile
     rows = np.fromiter((row for (row,) in db.execute("SELECT row FROM entries ORDER BY row")), np.int64)
     if len(rows) and rows[-1] >= db.execute("SELECT next_row FROM counters").fetchone()[0]:
         yield f"{FILE}: row {rows[-1]} would be given to another entry"
-    for stored in stored_versions(db).values():
+    versions = stored_versions(db).values()
+    for stored in versions:
         what = f"vectors of {stored.version.name} ({stored.version.key})"
         for line in _slot_faults(db, stored, rows):
             yield f"{what}: {line}"
         for line in _vector_faults(db, stored, file_of(stored)):
             yield f"{what}: {line}"
+    if len(alone := folder_slots.without_slots(db, rows, [stored.number for stored in versions])):
+        (first,) = folder_entries.ids_of(db, alone[:1])
+        what = f"{len(alone)} entries have no vector, the first {first[:200]!r}"
+        yield f"{FILE}: {what}: delete them or insert them again"
 
 
 def _document_faults(db: sqlite3.Connection) -> Iterator[str]:

@@ -26,6 +26,8 @@ TRAINING, AT_LEAST = 64, 39
 """Of IVF: vectors a list that its centres are fitted on, and the least that faiss wants."""
 LEAST_LISTS, SHARE = 8, 16
 """Of IVF: the least lists that are searched, and the part of all."""
+FEWEST = 16
+"""Where less than this part of the vectors is searched, an exact search of them is faster than through an index."""
 ROOM = 1 << 30
 """Bytes that reading an index may take besides four times its own."""
 STEP = 1 << 16
@@ -33,20 +35,23 @@ STEP = 1 << 16
 
 
 def search_index(
-    kind: str, queries: np.ndarray, vectors: np.ndarray, slots: np.ndarray, k: int, file: Path
+    kind: str, queries: np.ndarray, vectors: np.ndarray, live: np.ndarray, slots: np.ndarray, k: int, file: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines (Q, k) float32 and places (Q, k) in `slots`, best first, as an index finds them.
 
-    `vectors`: (S, D); `slots`: (N,) ascending, those that are searched. `file`: where the index is kept; it holds
-    another copy of the vectors as float32, on the disk and in memory. A score of -inf, with place 0, where it found
-    fewer than k.
+    `vectors`: (S, D); `live`: (M,) ascending, the slots that are in use, which the index is of, whichever of them a
+    search leaves out; `slots`: (N,) ascending, those of them that are searched. `file`: where the index is kept; it
+    holds another copy of the vectors as float32, on the disk and in memory. A score of -inf, with place 0, where it
+    found fewer than k.
     """
+    if FEWEST * len(slots) < len(live):
+        return search(queries, UnitRows(vectors, slots), k)
     index = _read(file, vectors.shape[1])
-    if index is None or _is_stale(index, slots):
-        index = _make(kind, vectors, slots)
+    if index is None or _is_stale(index, live):
+        index = _make(kind, vectors, live)
         _keep(index, file)
     indexed = _slots(index)
-    scores, found = _search(kind, index, queries, k, slots)
+    scores, found = _search(kind, index, queries, k, slots, len(live) / len(slots))
     new = np.setdiff1d(slots, indexed, assume_unique=True)
     if len(new):
         more, places = search(queries, UnitRows(vectors, new), min(k, len(new)))
@@ -57,10 +62,10 @@ def search_index(
     return np.where(found < 0, -np.inf, scores).astype(np.float32), places
 
 
-def _is_stale(index: Any, slots: np.ndarray) -> bool:
-    """Whether more than a quarter of the vectors are not in it, or less than half of those in it are searched."""
-    known = np.isin(slots, _slots(index)).sum()
-    return len(slots) - known > len(slots) / 4 or known < index.ntotal / 2
+def _is_stale(index: Any, live: np.ndarray) -> bool:
+    """Whether more than a quarter of the vectors are not in it, or less than half of those in it are in use."""
+    known = np.isin(live, _slots(index)).sum()
+    return len(live) - known > len(live) / 4 or known < index.ntotal / 2
 
 
 def _slots(index: Any) -> np.ndarray:
@@ -116,29 +121,34 @@ def _ivf(units: UnitRows) -> Any:
     return index
 
 
-def _search(kind: str, index: Any, queries: np.ndarray, k: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and slots (Q, k) of those in `slots`; -1 where there is none."""
+def _search(
+    kind: str, index: Any, queries: np.ndarray, k: int, slots: np.ndarray, wider: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and slots (Q, k) of those in `slots`; -1 where there is none.
+
+    `wider`: how many times as many candidates are looked at, to make up for those that are not in `slots`.
+    """
     faiss = import_faiss()
     wanted = np.zeros(max(slots[-1], _slots(index).max()) + 1, bool)
     wanted[slots] = True
     selector = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
     queries = np.ascontiguousarray(queries, np.float32)
-    return index.search(queries, k, params=INDEXES[kind].parameters(index, k, selector))
+    return index.search(queries, k, params=INDEXES[kind].parameters(index, k, selector, wider))
 
 
-def _hnsw_parameters(index: Any, k: int, selector: Any) -> Any:
-    return import_faiss().SearchParametersHNSW(efSearch=max(CANDIDATES, 2 * k), sel=selector)
+def _hnsw_parameters(index: Any, k: int, selector: Any, wider: float) -> Any:
+    return import_faiss().SearchParametersHNSW(efSearch=round(wider * max(CANDIDATES, 2 * k)), sel=selector)
 
 
-def _ivf_parameters(index: Any, k: int, selector: Any) -> Any:
+def _ivf_parameters(index: Any, k: int, selector: Any, wider: float) -> Any:
     lists = import_faiss().extract_index_ivf(index.index).nlist
-    return import_faiss().SearchParametersIVF(nprobe=max(LEAST_LISTS, lists // SHARE), sel=selector)
+    return import_faiss().SearchParametersIVF(nprobe=round(wider * max(LEAST_LISTS, lists // SHARE)), sel=selector)
 
 
 @dataclass(frozen=True)
 class _Kind:
     make: Callable[[UnitRows], Any]
-    parameters: Callable[[Any, int, Any], Any]
+    parameters: Callable[[Any, int, Any, float], Any]
 
 
 INDEXES = {"hnsw": _Kind(_hnsw, _hnsw_parameters), "ivf": _Kind(_ivf, _ivf_parameters)}

@@ -6,12 +6,13 @@ some entries writes only their blocks.
 
 import sqlite3
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from core.errors import UserError
 
-__all__ = ["ROWS", "damaged_blocks", "live_slots", "set_slots", "slots_at"]
+__all__ = ["ROWS", "damaged_blocks", "live_slots", "set_slots", "slots_at", "without_slots"]
 
 ROWS = 1000
 """Entries in a block: their slots, int32, just fit into a page of the database. Part of the format."""
@@ -32,6 +33,13 @@ def live_slots(db: sqlite3.Connection, version: int) -> tuple[np.ndarray, np.nda
     slots = np.frombuffer(b"".join(_whole(packed) for _, packed in found), DTYPE).reshape(len(found), ROWS)
     block, place = np.nonzero(slots != NONE)
     return blocks[block] * ROWS + place, slots[block, place].astype(np.int64)
+
+
+def without_slots(db: sqlite3.Connection, rows: np.ndarray, versions: Iterable[int]) -> np.ndarray:
+    """Those of the entries (B,) that have a vector of none of the versions."""
+    for version in versions:
+        rows = rows[~np.isin(rows, live_slots(db, version)[0], assume_unique=True)]
+    return rows
 
 
 def set_slots(db: sqlite3.Connection, version: int, rows: np.ndarray, slots: np.ndarray | int) -> None:

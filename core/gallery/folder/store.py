@@ -31,7 +31,7 @@ from core.gallery.folder import entries as folder_entries
 from core.gallery.folder.check import faults
 from core.gallery.folder.database import FILE, Database, StoredVersion, stored_versions
 from core.gallery.folder.index import INDEXES, search_index
-from core.gallery.folder.slots import live_slots, set_slots, slots_at
+from core.gallery.folder.slots import live_slots, set_slots, slots_at, without_slots
 from core.gallery.folder.vectors import SLOTS, UnitRows, VectorFile, require_slots
 from core.gallery.store import BLOCK, Entries, Hits, Version
 from core.outputs import flush, flush_folder, sweep, writing
@@ -159,6 +159,13 @@ class FolderStore:
     def drop_version(self, key: str, documents: Mapping[str, Any] | None = None) -> None:  # noqa: D102
         with self._writing() as db:
             number = self._require(db, key).number
+            others = [other.number for other in stored_versions(db).values() if other.number != number]
+            alone = without_slots(db, live_slots(db, number)[0], others)
+            if ids := folder_entries.entries_at(db, alone).ids:
+                raise UserError(
+                    f"{self.place}: {len(ids)} entries have a vector of {key} alone, the first {ids[0][:200]!r}, "
+                    "perhaps enrolled meanwhile: repeat the command"
+                )
             for table, column in (("slots", "version"), ("vector_checksums", "version"), ("versions", "number")):
                 db.execute(f"DELETE FROM {table} WHERE {column} = ?", (number,))
             _set_documents(db, documents or {})
@@ -237,13 +244,18 @@ class FolderStore:
             return folder_entries.find(db, ids)
 
     def vectors(self, key: str, rows: np.ndarray) -> np.ndarray:  # noqa: D102
+        found, vectors = self.vectors_at(key, rows)
+        if len(missing := np.asarray(rows)[~np.isin(rows, found)]):
+            raise UserError(f"{self.place} has no vector of {key} for the entry of row {missing[0]}: add it first")
+        return vectors
+
+    def vectors_at(self, key: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # noqa: D102
         rows = np.asarray(rows, np.int64)
         with self._opened(key) as (db, stored, vectors):
             slots = slots_at(db, stored.number, rows)
-            if len(missing := rows[slots < 0]):
-                raise UserError(f"{self.place} has no vector of {key} for the entry of row {missing[0]}: add it first")
-            require_slots(slots, len(vectors))
-            return np.array(vectors[slots])
+            there = slots >= 0
+            require_slots(slots[there], len(vectors))
+            return rows[there], np.array(vectors[slots[there]])
 
     def search(  # noqa: D102
         self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact"
@@ -256,21 +268,22 @@ class FolderStore:
                     f"queries of shape {queries.shape} cannot search {self.place}, whose vectors of {key} have size "
                     f"{stored.version.size}: embed the queries with that model"
                 )
-            rows, slots = live_slots(db, stored.number)
+            rows, live = live_slots(db, stored.number)
+            order = np.argsort(live)  # the vectors are read as they lie on the disk
+            rows, live = rows[order], live[order]
+            slots = live
             for other in without:
                 left = ~np.isin(rows, live_slots(db, self._require(db, other).number)[0], assume_unique=True)
                 rows, slots = rows[left], slots[left]
-            order = np.argsort(slots)  # the vectors are read as they lie on the disk
-            rows, slots = rows[order], slots[order]
             if not len(rows):
                 return Hits(scores, ids)
-            require_slots(slots, len(vectors))
+            require_slots(live, len(vectors))
             count = min(k, len(rows))
             if index == "exact":
                 found, places = search(queries, UnitRows(vectors, slots), count)
             elif index in INDEXES:
                 file = self._folder / f"index-{index}-{stored.file}.faiss"
-                found, places = search_index(index, queries, vectors, slots, count, file)
+                found, places = search_index(index, queries, vectors, live, slots, count, file)
             else:
                 raise UserError(f"there is no index {index}: name one of exact, {', '.join(INDEXES)}")
             order = np.lexsort((rows[places], -found))  # among equal ones the lower row comes first

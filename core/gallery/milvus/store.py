@@ -174,10 +174,24 @@ class MilvusStore:
         """See `Store.drop_version`; a version that is not there is no error."""
         with self._writing() as writing:
             head = writing.head
+            if key in head.versions:
+                self._require_others(head, key)
             versions = {other: value for other, value in head.versions.items() if other != key}
             writing.commit(documents, versions=versions, removals=head.removals + 1)
             if key in head.versions:
                 self._connection.drop(self._vectors(head.versions[key][0]))
+
+    def _require_others(self, head: Head, key: str) -> None:
+        """`UserError` if an entry has a vector of this version alone; in the turn of a writer all marks are right."""
+        number = self._number(head, key)
+        others = self._others(head, number)
+        marked = f" and not array_contains_any(others, {others})" if others else ""
+        alone = self._connection.count(self._vectors(number), head.condition + marked)
+        if alone:
+            raise UserError(
+                f"{self.place}: {alone} entries have a vector of {key} alone, perhaps enrolled meanwhile: repeat the "
+                "command"
+            )
 
     def require_room(self, needed: int) -> None:
         """Nothing: the server's disk is not seen from here."""
@@ -284,13 +298,18 @@ class MilvusStore:
 
     def vectors(self, key: str, rows: np.ndarray) -> np.ndarray:
         """See `Store.vectors`; float32."""
+        found, vectors = self.vectors_at(key, rows)
+        if len(missing := np.asarray(rows)[~np.isin(rows, found)]):
+            raise UserError(f"entry {missing[0]} of {self.place} has no vector of {key}")
+        return vectors
+
+    def vectors_at(self, key: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Store.vectors_at`; float32."""
         rows = np.asarray(rows, dtype=np.int64)
         head = self._state.head()
         found, vectors, _ = self._select_vectors(self._number(head, key), rows)
-        there = np.isin(rows, found) & head.is_entry(rows)
-        if not there.all():
-            raise UserError(f"entry {rows[~there][0]} of {self.place} has no vector of {key}")
-        return vectors[np.searchsorted(found, rows)]
+        rows = rows[np.isin(rows, found) & head.is_entry(rows)]
+        return rows, vectors[np.searchsorted(found, rows)].reshape(len(rows), head.versions[key][1].size)
 
     def search(self, key: str, queries: np.ndarray, k: int, without: Sequence[str] = (), index: str = "exact") -> Hits:
         """See `Store.search`; of entries with equal cosines the one with the lower row comes first.
@@ -380,8 +399,16 @@ class MilvusStore:
                 if _text_checksum(*texts) != sums[row]:
                     faults.append(f"the entry {row} of {self.place} is damaged")
             codes.append(_codes(block.ids))
+            without = block.rows
             for key, (number, _) in head.versions.items():
-                faults += self._verify_vectors(head, key, number, start, block.rows)
+                rows, found = self._verify_vectors(head, key, number, start, block.rows)
+                faults += found
+                without = np.setdiff1d(without, rows, assume_unique=True)
+            left = self.entries_at(without)  # without those that were removed meanwhile
+            faults += [
+                f"the entry {name[:200]!r} of {self.place} has no vector: delete it or insert it again"
+                for name in left.ids
+            ]
         values, counts = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *codes]), return_counts=True)
         return faults + self._repeated_ids(head, values[counts > 1])
 
@@ -394,13 +421,18 @@ class MilvusStore:
             ids += [text for text, there in zip(texts, np.isin(_codes(texts), codes)) if there]
         return [f"the id {text[:100]!r} is there more than once in {self.place}" for text in _repeated(ids)]
 
-    def _verify_vectors(self, head: Head, key: str, number: int, start: int, entries: np.ndarray) -> list[str]:
-        """Of one block: checksums, entries, and that no vector is marked with a version that the entry lacks."""
+    def _verify_vectors(
+        self, head: Head, key: str, number: int, start: int, entries: np.ndarray
+    ) -> tuple[np.ndarray, list[str]]:
+        """The rows of one block with a vector, and their faults.
+
+        Checked are checksums, entries, and that no vector is marked with a version that the entry lacks.
+        """
         fields = ["row", "vector", "others", "checksum"]
         found = self._connection.between(self._vectors(number), "row", start, start + BLOCK, fields)
         found = [row for row in found if head.is_entry(np.array([row["row"]]))[0]]
         if not found:
-            return []
+            return np.empty(0, dtype=np.int64), []
         rows, vectors, others = _as_vectors(found)
         sums = {row["row"]: row["checksum"] for row in found}
         wrong = _checksums(vectors) != np.array([sums[row] for row in rows.tolist()])
@@ -414,7 +446,7 @@ class MilvusStore:
                 f"entry {row} of {self.place} has no vector of {other_key}, but its vector of {key} is marked so"
                 for row in np.setdiff1d(marked, np.array(there, dtype=np.int64))
             ]
-        return faults
+        return rows, faults
 
     @contextmanager
     def _writing(self) -> Iterator[Writing]:
