@@ -157,6 +157,7 @@ def test_plan_comes_back_from_its_folder_with_its_maps(plan, tmp_path):
         (lambda folder: edit(folder, lambda plan: plan.pop("calibrations")), "damaged"),
         (lambda folder: edit(folder, lambda plan: plan.update(recommendation="fly")), "damaged"),
         (lambda folder: edit(folder, lambda plan: plan["roads"]["stay"].pop("nfr")), "damaged"),
+        (lambda folder: edit(folder, lambda plan: plan["maps"].update(query_map=[])), "plan of this version"),
         (lambda folder: (folder / "gallery_map" / "map.pt").write_bytes(b"x"), "gallery_map"),
         (lambda folder: (folder / "query_map" / "config.json").unlink(), "not found"),
         (

@@ -245,6 +245,8 @@ def _from_json(written: dict[str, Any]) -> Plan:
     known = {field.name: written[field.name] for field in fields(Plan) if field.name not in MAPS}
     if known["recommendation"] not in ROADS or set(known["roads"]) != set(ROADS) or not set(known["maps"]) <= set(MAPS):
         raise ValueError("these are not the roads")
+    if not all(isinstance(described, dict) for described in known["maps"].values()):
+        raise ValueError("these are not maps")
     built: dict[str, Any] = {
         "old": Version(**known["old"]),
         "new": Version(**known["new"]),
