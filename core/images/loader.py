@@ -163,6 +163,14 @@ def _images(source: ImageReader, rows: np.ndarray) -> str:
 
 
 def _begin_work(worker: int, at_work: Tensor) -> None:
-    """Note which process the worker is, and keep OpenCV's own threads from competing with the other workers."""
+    """Note which process the worker is, and keep OpenCV's own threads from competing with the other workers.
+
+    PyTorch's workers end when their parent is another process than when they looked first, which is after this. One
+    that starts slowly, while the main process ends at once with an error, would wait for its orders for ever, and with
+    it whoever reads the program's output.
+    """
     at_work[worker, 0] = os.getpid()
     cv2.setNumThreads(0)
+    parent = multiprocessing.parent_process()
+    if multiprocessing.get_start_method() == "fork" and parent is not None and os.getppid() != parent.pid:
+        os._exit(1)

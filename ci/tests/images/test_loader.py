@@ -112,16 +112,31 @@ run_program(lambda: list(load_batches(Deadly(-1), [[0]], 40)))
 """
 
 
-def test_workers_that_the_system_refuses_are_reported_with_their_number(tmp_path):
+def test_workers_that_the_system_refuses_are_reported_with_their_number():
     """In a fresh process: a fork of this one, with its threads, may wait for ever for a lock that one of them held."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "ci" / "tests"), os.path.dirname(__file__)])
-    with open(tmp_path / "lines", "w+") as lines:  # no pipe, which workers that are left over would keep open
-        command = [sys.executable, "-c", TOO_MANY]
-        done = subprocess.run(command, stderr=lines, env={**os.environ, "PYTHONPATH": paths}, timeout=200)
-        lines.seek(0)
-        text = lines.read()
-    assert done.returncode == 2, text
-    assert "error: num_workers is 40, and the system does not start so many" in text
+    command = [sys.executable, "-c", TOO_MANY]
+    done = subprocess.run(command, stderr=-1, env={**os.environ, "PYTHONPATH": paths}, timeout=200)
+    assert done.returncode == 2, done.stderr
+    assert b"error: num_workers is 40, and the system does not start so many" in done.stderr
+
+
+SLOW_START = """
+import os, time, cv2
+from core.images import loader
+from test_loader import Deadly
+cv2.setNumThreads = lambda count: time.sleep(1)
+workers = loader.load_batches(Deadly(-1), [[0], [1]], 2)
+loader._started, started = (lambda data: [started(data), os._exit(2)]), loader._started
+next(workers)
+"""
+
+
+def test_workers_that_start_after_the_main_process_has_ended_end_too():
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "ci" / "tests"), os.path.dirname(__file__)])
+    command = [sys.executable, "-c", SLOW_START]
+    done = subprocess.run(command, stderr=-1, env={**os.environ, "PYTHONPATH": paths}, timeout=60)  # waits for all
+    assert done.returncode == 2 and not done.stderr
 
 
 def test_rows_of_a_shuffled_batch_are_listed():
