@@ -149,7 +149,7 @@ def _line_of(error: Exception) -> str | None:
     """The line for a mistake that the user can correct, None for a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MemoryError) or _is_of_memory(error):
+    if _is_of_memory(error):
         said = str(error).splitlines()[0][:300] if str(error) else "MemoryError"
         return f"the memory is used up ({said}): set a smaller batch size, image size or network"
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
@@ -170,7 +170,9 @@ def _line_of(error: Exception) -> str | None:
 
 
 def _is_of_memory(error: Exception) -> bool:
-    """Whether PyTorch or the system, which names no file then, says that the memory is used up."""
+    """Whether Python, PyTorch or the system, which names no file then, says that the memory is used up."""
+    if isinstance(error, MemoryError):
+        return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM and error.filename is None
     return isinstance(error, RuntimeError) and OF_MEMORY.search(str(error)) is not None

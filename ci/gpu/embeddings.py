@@ -1,6 +1,7 @@
 """What works on stored embeddings, and the encoder that makes them, on the device against the CPU."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -23,14 +24,15 @@ from core.files import ROOT
 from core.models.encoder import Encoder
 from core.parallel.ranks import Ranks
 from core.program import load_method
+from core.settings.map_settings import ModelArgument
 
 CPU = torch.device("cpu")
 NETWORKS = {"r18": {"width": 16, "depth": 1}, "vit_t": {}}
 """With their options in the quick check."""
 MAPS = {"fct": {"hidden": 16}, "lambda_orthogonality": {}}
 """Methods that train a map, with options; FastFill wants a classifier too."""
-EDGE = 0.9
-"""A distance that many rows are near: on which side they lie is left to rounding."""
+NEAR = 0.9
+"""Distance to a class centre, of unit vectors."""
 
 
 def make_encoder(module: nn.Module, size: int, image_size: int, device: torch.device) -> Encoder:
@@ -75,7 +77,7 @@ def check_mask(device: torch.device, num_classes: int, size: int) -> dict[str, E
         store = make_store(Path(folder), num_classes, size, 6)
 
         def near_one(distances: Tensor, variances: Tensor) -> Tensor:
-            return (distances < EDGE + variances.to(distances)).sum(1) == 1
+            return (distances < NEAR + variances.to(distances)).sum(1) == 1
 
         found, expected = (mask_by_distances(store, near_one, Ranks(0, 1, place)) for place in (device, CPU))
     if expected.all() or not expected.any():
@@ -105,14 +107,13 @@ def fitted_output(name: str, device: torch.device, num_classes: int, size: int) 
         return torch.as_tensor(fitted.map(np.asarray(models[0].features.features)))
 
 
-def stored_model(argument, folder: Path, num_classes: int, size: int) -> Model:
+def stored_model(argument: ModelArgument, folder: Path, num_classes: int, size: int) -> Model:
     """A model whose stored embeddings are another linear function of the same vectors than the other model's."""
     path = folder / argument.which
     path.mkdir()
     store = make_store(path, num_classes, size, 6)
-    rng = np.random.default_rng(len(argument.which))
     if argument.which == "new":
-        turned = np.array(store.features) @ rng.standard_normal((size, size), dtype=np.float32)
+        turned = np.array(store.features) @ np.random.default_rng(3).standard_normal((size, size), dtype=np.float32)
         np.save(path / "features.npy", turned)
         store = EmbeddingStore.open(path)
     encoder = make_encoder(nn.Flatten(), size, 16, CPU)
@@ -130,5 +131,5 @@ def check_embeddings(report: Report, device: torch.device, quick: bool) -> None:
         if is_missing("threadpoolctl"):
             report.leave_out("embeddings", f"training of {name}", "threadpoolctl is not installed")
             continue
-        work = lambda name=name: check_map_training(name, device, num_classes, size)  # noqa: E731
+        work = partial(check_map_training, name, device, num_classes, size)
         report.check("embeddings", f"training of {name}", work, 20)

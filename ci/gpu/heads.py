@@ -23,8 +23,18 @@ CLOSE, ROUNDED = 2e-4, 2e-2
 """Of float32 with logits up to 64, as a share of the largest number, and of products of TF32."""
 
 
-def plain_loss(margin: Margin, embeddings: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """Mean cross-entropy with the margin's formula written out; labels below 0 are left out."""
+def plain_loss(
+    margin: Margin,
+    embeddings: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    threshold: float = math.inf,
+) -> Tensor:
+    """Mean cross-entropy with the margin's formula written out; labels below 0 are left out.
+
+    So are, sample by sample, other classes whose cosine is above `threshold`.
+    """
     if not margin.normalized:
         logits = embeddings @ weight.T + (0 if bias is None else bias)
         return cross_entropy(logits, labels, ignore_index=-1)
@@ -34,7 +44,8 @@ def plain_loss(margin: Margin, embeddings: Tensor, weight: Tensor, bias: Tensor 
         with_margin = torch.cos(torch.acos(cosines.clamp(-1 + 1e-9, 1 - 1e-9)) + margin.m)
     else:
         with_margin = cosines - margin.m
-    return cross_entropy(margin.s * torch.where(own, with_margin, cosines), labels, ignore_index=-1)
+    logits = margin.s * torch.where(own, with_margin, cosines)
+    return cross_entropy(logits.masked_fill((cosines > threshold) & ~own, -math.inf), labels, ignore_index=-1)
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -102,21 +113,18 @@ def check_head(
 
 
 def check_filtered(device: torch.device, size: int) -> dict[str, Error]:
-    """Other classes whose cosine is above a threshold, between two that occur, count for nothing."""
+    """A partial FC that leaves classes with a cosine above a threshold out of a sample's softmax."""
     torch.manual_seed(0)
-    num_classes, margin = 40, MARGINS[1]
-    head = PartialFC(margin, size, num_classes, interclass_filtering_threshold=0.2)
+    num_classes, threshold = 40, 0.2
+    head = PartialFC(MARGINS[1], size, num_classes, interclass_filtering_threshold=threshold)
     embeddings, labels = torch.randn(24, size), torch.randint(num_classes, (24,))
     with torch.no_grad():
         head.weight.normal_()
     mine, plain = (embeddings.to(*place, copy=True).requires_grad_() for place in ((device,), ("cpu", torch.float64)))
-    cosines = normalize(plain) @ normalize(head.weight.detach().double()).T
-    own = one_hot(labels, num_classes).bool()
-    filtered = (cosines > 0.2) & ~own
-    if filtered.all() or not filtered.any() or (cosines - 0.2).abs().min() < 1e-6:
-        raise AssertionError("the threshold leaves nothing to filter, or is one of the cosines")
-    logits = margin.s * torch.where(own, cosines - margin.m, cosines)
-    expected = cross_entropy(logits.masked_fill(filtered, -torch.inf), labels)
+    weight = head.weight.detach().double()
+    expected, whole = (plain_loss(MARGINS[1], plain, weight, None, labels, each) for each in (threshold, math.inf))
+    if expected.item() == whole.item():
+        raise AssertionError("no cosine is above the threshold")
     expected.backward()
     loss = head.to(device)(mine, labels.to(device))
     loss.backward()

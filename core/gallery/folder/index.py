@@ -27,7 +27,7 @@ TRAINING, AT_LEAST = 64, 39
 LEAST_LISTS, SHARE = 8, 16
 """Of IVF: the least lists that are searched, and the part of all."""
 FEWEST = 16
-"""Where less than this part of the vectors is searched, an exact search of them is faster than through an index."""
+"""Where less than one vector in so many is searched, an exact search of them takes the place of the index."""
 ROOM = 1 << 30
 """Bytes that reading an index may take besides four times its own."""
 STEP = 1 << 16
