@@ -1,5 +1,6 @@
 import argparse
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -12,8 +13,8 @@ from ci.fuzz.workers import Result, fuzz, input_of, limit_memory, read_once, see
 def main() -> int:
     parser = argparse.ArgumentParser(description="Damaged and hostile files for every reader of the project.")
     parser.add_argument("readers", nargs="*", metavar="READER", help=f"all, or some of {', '.join(READERS)}")
-    parser.add_argument("--count", type=int, default=10**9, help="inputs of all readers together")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each reader")
+    parser.add_argument("--count", type=int, help="inputs of all readers together (no limit)")
+    parser.add_argument("--seconds", type=float, help="for each reader (60, no limit with --count)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--out", type=Path, default=Path("fuzz_findings"), help="folder of the findings")
@@ -21,6 +22,8 @@ def main() -> int:
     args = parser.parse_args()
     if unknown := set(args.readers) - set(READERS):
         parser.error(f"no readers: {', '.join(sorted(unknown))}")
+    whole = 10**9 if args.count is None else args.count
+    seconds = args.seconds or (60.0 if args.count is None else math.inf)
     logging.disable()
     readers = [READERS[name] for name in args.readers or READERS]
     if args.input is not None:
@@ -34,13 +37,13 @@ def main() -> int:
         return 0
     results, weights = [], sum(reader.weight for reader in readers)
     for place, reader in enumerate(readers, 1):
-        count = -(-args.count * reader.weight // weights)
+        count = -(-whole * reader.weight // weights)
 
         def report(result: Result, place: int = place, count: int = count) -> None:
-            left = min(args.seconds - result.seconds, (count - result.inputs) * result.seconds / max(result.inputs, 1))
+            left = min(seconds - result.seconds, (count - result.inputs) * result.seconds / max(result.inputs, 1))
             print(f"{place}/{len(readers)} {_line(result)}, {left:.0f} s left", flush=True)
 
-        results.append(fuzz(reader, count, args.seconds, args.out, args.seed, args.jobs, report))
+        results.append(fuzz(reader, count, seconds, args.out, args.seed, args.jobs, report))
         print(f"{place}/{len(readers)} {_line(results[-1])}", flush=True)
         for kind, number in results[-1].found.most_common():
             print(f"    {number} x {kind}", flush=True)

@@ -22,6 +22,7 @@ PATIENCE = timedelta(minutes=60)
 the others end at once."""
 LONG_PATIENCE = timedelta(days=20)
 """For programs whose first rank may work alone for hours. Its milliseconds fit into 32 bits."""
+BY_TORCHRUN = "start with torchrun, which sets all of them, or unset them to use one process"
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def process_group(device: str = "auto", patience: timedelta = PATIENCE) -> Itera
         raise UserError(f"unknown device {device!r}: choose 'auto', 'cuda' or 'cpu'")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda' but PyTorch sees no GPU here: choose 'auto' or 'cpu'")
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = _place_in_group()
     if device == "cpu" or not torch.cuda.is_available():
         place, backend = torch.device("cpu"), "gloo"
     else:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_rank = _number("LOCAL_RANK", 0)
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}, "
@@ -74,6 +75,28 @@ def process_group(device: str = "auto", patience: timedelta = PATIENCE) -> Itera
     )
     yield Ranks(rank, world_size, place)
     distributed.destroy_process_group()
+
+
+def _place_in_group() -> tuple[int, int]:
+    """This process's rank and the number of ranks, which torchrun puts into the environment; 0 of 1 without it."""
+    world_size = _number("WORLD_SIZE", 1)
+    rank = _number("RANK", 0)
+    if rank >= world_size:
+        raise UserError(
+            f"the environment has RANK {rank} and WORLD_SIZE {world_size}, but ranks count from 0: {BY_TORCHRUN}"
+        )
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if "WORLD_SIZE" in os.environ and missing:
+        raise UserError(f"the environment has WORLD_SIZE {world_size}, but no {', no '.join(missing)}: {BY_TORCHRUN}")
+    return rank, world_size
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number from the environment; `UserError` if that has something else under its name."""
+    text = os.environ.get(name, str(default))
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise UserError(f"the environment has {name} {text!r:.50}, which is no whole number from 0: {BY_TORCHRUN}")
+    return int(text)
 
 
 @contextmanager
