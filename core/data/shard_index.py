@@ -169,7 +169,7 @@ def read_shard_index(path: str | Path) -> ShardIndex:
 def _array(archive: zipfile.ZipFile, name: str, most: int) -> np.ndarray:
     """An array of an .npz file of `most` bytes; `ValueError` if it has another size than it says."""
     member = archive.getinfo(f"{name}.npy")
-    if member.file_size > most:
+    if max(member.file_size, member.compress_size) > most:
         raise ValueError(f"{name} is larger than the file")
     file = io.BytesIO(archive.read(member))
     np.lib.format.read_magic(file)

@@ -155,9 +155,11 @@ def load_onnx_network(path: Path, device: torch.device, open_size: int, disk: in
 def _opened(path: Path, device: torch.device, open_size: int, trial: bool = False) -> OnnxNetwork:
     try:
         network = OnnxNetwork(path, device, open_size, trial)
+        _require_image_input(path, network)  # in here: names that are no text are found when they are asked for
+    except UserError:
+        raise
     except Exception as error:  # ONNX Runtime has many exceptions without a common base
         raise UserError(f"ONNX Runtime cannot load {path}: {error}") from error
-    _require_image_input(path, network)
     return network
 
 

@@ -205,6 +205,13 @@ def test_damaged_index_is_an_error(tmp_path, samples):
             archive.writestr(name, content)
     with pytest.raises(UserError, match="labels has not as many numbers as it says"):
         open_dataset(index)
+    np.savez(index, **whole)
+    content = bytearray(index.read_bytes())
+    described = content.rfind(b"PK\1\2", 0, content.rfind(b"labels.npy"))
+    content[described + 20 : described + 24] = b"\xff\xff\xff\xf0"  # the size as it is stored, 4 GB
+    index.write_bytes(content)
+    with pytest.raises(UserError, match="labels is larger than the file"):
+        open_dataset(index)
     index.write_bytes(b"PK")
     with pytest.raises(UserError, match="is not a readable index of shards"):
         open_dataset(index)

@@ -150,6 +150,14 @@ def test_constants_that_promise_more_than_they_hold_are_a_line(tmp_path, dims, s
     assert str(path) in line_of(lambda: check(path), extra=3 << 30)
 
 
+@pytest.mark.parametrize("text", [b"batch", b"data"], ids=["batch", "input"])
+def test_names_that_are_no_text_are_a_line(tmp_path, text):
+    path = write(tmp_path / "m.onnx", [node("Identity", ["data"], ["out"])], shape=("batch", 3, SIDE, SIDE))
+    path.write_bytes(path.read_bytes().replace(text, text[:1] + b"\x8b" + text[2:]))
+    with pytest.raises(UserError, match=r"ONNX Runtime cannot load .*m\.onnx: "):
+        check(path)
+
+
 def test_a_model_that_runs_on_one_image_alone_is_a_line(tmp_path):
     path = write(tmp_path / "m.onnx", [node("Reshape", ["data", "s"], ["out"])], [int64("s", [1, 3, SIDE, SIDE])])
     encoder = load_encoder(path)
