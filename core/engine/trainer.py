@@ -19,6 +19,7 @@ from core.backbones.onednn import avoid_unsafe_kernels
 from core.data.open_dataset import open_training_data
 from core.data.samplers import TrainSampler
 from core.engine.checkpoint import Position, TrainingState, latest_checkpoint, read_position, remove_leftovers
+from core.engine.compilation import compiling
 from core.engine.initial_weights import INITIAL_WEIGHTS, load_initial_backbone, open_initial_classes
 from core.engine.method import Batch, Method, Run
 from core.engine.old_model import load_old_model, open_old_features
@@ -380,7 +381,7 @@ class Trainer:
         logged: dict[str, Tensor] = {}
         for number, loaded in enumerate(micro_batches, 1):
             exchange = nullcontext() if number == len(micro_batches) else self.model.no_sync()
-            with exchange, float32_products(self.ranks.device, self.precision):
+            with exchange, compiling(settings.compile), float32_products(self.ranks.device, self.precision):
                 terms = self._forward(loaded, epoch)
                 total = torch.stack(list(terms.values())).sum() / settings.gradient_acc
                 self.scaler.scale(total).backward()

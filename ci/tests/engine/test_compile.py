@@ -11,6 +11,7 @@ from rank_processes import run_on_ranks
 from torch import Tensor, nn
 
 from core.engine.trainer import Trainer
+from core.errors import UserError
 from core.files import ROOT
 from core.parallel.ranks import Ranks
 from core.settings import load_settings
@@ -65,3 +66,18 @@ def test_one_rank(tmp_path, settings, ranks):
 
 def test_two_ranks(tmp_path, settings):
     assert run_on_ranks(partial(train_both_ways, folder=tmp_path, settings=settings), 2, tmp_path) == [[True], [True]]
+
+
+def test_machine_without_a_compiler_is_a_line(tmp_path, settings, ranks, monkeypatch):
+    def fails(graph: torch.fx.GraphModule, inputs: list[Any]) -> torch.fx.GraphModule:
+        raise RuntimeError("no C++ compiler\nin three lines\nor more")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    own = [f"output={tmp_path / 'run'}", "compile=True", "augment=()"]
+    old_model = load_program(ROOT / "old_model" / "train.py")
+    trainer = Trainer(
+        load_settings(tmp_path / "config.py", [*settings, *own]), old_model.OldModel(), "old_model", ranks
+    )
+    with pytest.raises(UserError, match=r"cannot compile the network on this machine \(.*no C\+\+ compiler\): install"):
+        trainer.train()
