@@ -18,7 +18,7 @@ import numpy as np
 from ci.benchmarks.harness.bench import Bench
 from core.embeddings.class_radii import largest_without_outliers
 from core.embeddings.class_values import distance_to_mean, means_and_values
-from core.embeddings.credible_rows import credible_mask, per_class_rank
+from core.embeddings.credible_rows import credible_mask
 from core.embeddings.statistics import class_means
 from core.embeddings.store import EmbeddingStore, StoreInfo
 
@@ -66,8 +66,12 @@ def plain_distances(store: EmbeddingStore, means: np.ndarray) -> np.ndarray:
 def plain_mask(store: EmbeddingStore) -> np.ndarray:
     labels = np.asarray(store.labels())
     distances = plain_distances(store, plain_means(store))
-    kept = np.ceil(np.round(KEEP * np.bincount(labels), 9))
-    return per_class_rank(distances, labels) < kept[labels]
+    sizes = np.bincount(labels)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    order = np.lexsort((distances, labels))
+    mask = np.empty(len(labels), np.bool_)
+    mask[order] = rank < np.ceil(np.round(KEEP * sizes, 9))[labels[order]]
+    return mask
 
 
 def radii(store: EmbeddingStore) -> np.ndarray:

@@ -79,22 +79,29 @@ def means_and_values(
 def order_within_classes(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The rows by class and in it by value, int64 (N,), equal ones as they come: `np.lexsort((values, labels))`.
 
-    Sorted labels are taken in chunks, which stay in a core's cache.
+    Sorted labels are taken in chunks, which stay in a core's cache, by as many threads as torch uses.
     """
     first = _first_rows(labels)
     if first is None:
         return np.lexsort((values, labels))
     order = np.empty(len(labels), np.int64)
     bounds = first[_chunks(first, SORTED_ROWS)].tolist()
-    for start, end in zip(bounds[:-1], bounds[1:]):
-        order[start:end] = np.lexsort((values[start:end], labels[start:end])) + start
+
+    def sort(some: slice) -> None:
+        for start, end in zip(bounds[some], bounds[some.start + 1 :]):
+            order[start:end] = np.lexsort((values[start:end], labels[start:end])) + start
+
+    for _ in in_order(sort, slices(0, len(bounds) - 1, CHUNKS), torch.get_num_threads()):
+        pass
     return order
 
 
 def _first_rows(labels: np.ndarray) -> np.ndarray | None:
     """The first row of each class that has rows, and the end, int64; None if the labels (N,) are not sorted."""
-    steps = np.diff(labels, prepend=-1)
-    return None if (steps < 0).any() else np.append(np.flatnonzero(steps), len(labels))
+    if (labels[1:] < labels[:-1]).any():
+        return None
+    starts = np.flatnonzero(labels[1:] != labels[:-1]) + 1
+    return np.concatenate([np.zeros(min(len(labels), 1), np.int64), starts, [len(labels)]])
 
 
 def _chunks(first: np.ndarray, rows: int) -> np.ndarray:

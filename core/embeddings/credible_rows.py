@@ -23,14 +23,13 @@ def dimension_scale(store: EmbeddingStore) -> np.ndarray:
     return 1 / np.sqrt(np.maximum(squares, 1e-24))
 
 
-def per_class_rank(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank of each value within its class, ascending from 0, int64 (N,); ties in row order."""
-    order = order_within_classes(values, labels)
-    first_of_class = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    sizes = np.diff(first_of_class, append=len(labels))
-    ranks = np.empty(len(labels), dtype=np.int64)
-    ranks[order] = np.arange(len(labels)) - np.repeat(first_of_class, sizes)
-    return ranks
+def lowest_of_class(values: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """True for the `kept[c]` lowest values of every class c, bool (N,); of equal ones the first rows."""
+    sizes = np.bincount(labels)
+    ends = np.cumsum(sizes) - sizes + kept
+    lowest = np.empty(len(labels), np.bool_)
+    lowest[order_within_classes(values, labels)] = np.arange(len(labels)) < np.repeat(ends, sizes)
+    return lowest
 
 
 def credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool = False) -> np.ndarray:
@@ -43,7 +42,7 @@ def credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool = F
     labels = np.asarray(store.labels())
     counts = np.bincount(labels)
     kept = np.ceil(np.round(keep * counts, 9)).astype(np.int64)  # rounded first: 0.7 * 10 is not quite 7
-    return per_class_rank(distances, labels) < kept[labels]
+    return lowest_of_class(distances, labels, kept)
 
 
 def prepare_credible_mask(store: EmbeddingStore, keep: float, scale_dimensions: bool, ranks: Ranks) -> np.ndarray:

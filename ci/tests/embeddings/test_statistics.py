@@ -18,7 +18,7 @@ from core.embeddings.credible_rows import (
     credible_mask,
     credible_mask_path,
     dimension_scale,
-    per_class_rank,
+    lowest_of_class,
     prepare_credible_mask,
 )
 from core.embeddings.statistics import class_means, prepare_class_means
@@ -111,9 +111,14 @@ def test_equally_near_rows_are_kept_in_row_order(tmp_path):
     assert credible_mask(store, 0.5).tolist() == [True, True, False, False] * 2
 
 
-def test_rank_within_class_counts_from_the_smallest():
-    values = np.array([5.0, 1.0, 3.0, 2.0, 2.0, 9.0])
-    assert per_class_rank(values, np.array([2, 0, 2, 0, 2, 2])).tolist() == [2, 0, 1, 1, 0, 3]
+def test_lowest_of_a_class_are_those_of_its_own_rows():
+    values, labels = np.array([5.0, 1.0, 3.0, 2.0, 2.0, 9.0]), np.array([3, 0, 3, 0, 3, 3])
+    for kept, expected in (
+        ([2, 0, 0, 3], [True, True, True, True, True, False]),
+        ([1, 0, 0, 1], [False, True, False, False, True, False]),
+        ([0, 0, 0, 4], [True, False, True, False, True, True]),
+    ):
+        assert lowest_of_class(values, labels, np.array(kept)).tolist() == expected
 
 
 def test_scaled_dimensions_have_unit_norm_over_the_data_and_change_the_mask_as_a_loop_says(tmp_path, block_rows):
