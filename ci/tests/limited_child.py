@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from core.errors import UserError
 
 __all__ = ["limited", "line_of", "outcome"]
@@ -26,6 +28,7 @@ def outcome(call: Callable[[], Any], megabytes: int = 1024, seconds: int = 30) -
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(seconds)
+            torch.set_num_threads(1)  # OpenMP's others stayed in the parent: the child would wait for them
             try:
                 with limited(megabytes):
                     found = call()
