@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import write_records
 
 from core.parallel import threads
@@ -23,6 +24,17 @@ def tiny_settings() -> list[str]:
         "network=r18", "network_options.width=8", "network_options.depth=1", "embedding_size=8", "batch_size=16",
         "num_epoch=2", "lr=0.02", "num_workers=0", "device=cpu", "precision=fp32", "frequent=2", "margin_scale=16",
     ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def threads_restored() -> Iterator[None]:
+    """As many as before, also after a test that changes what PyTorch says of their number.
+
+    A child that a later test forks would wait for threads that stayed in the parent.
+    """
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
