@@ -23,7 +23,9 @@ def main() -> int:
     if unknown := set(args.readers) - set(READERS):
         parser.error(f"no readers: {', '.join(sorted(unknown))}")
     whole = 10**9 if args.count is None else args.count
-    seconds = args.seconds or (60.0 if args.count is None else math.inf)
+    seconds = args.seconds
+    if seconds is None:
+        seconds = 60.0 if args.count is None else math.inf
     logging.disable()
     readers = [READERS[name] for name in args.readers or READERS]
     if args.input is not None:

@@ -1,4 +1,4 @@
-"""What the compiler of PyTorch cannot do, in a line."""
+"""A network that PyTorch cannot compile is reported in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ __all__ = ["compiling"]
 
 @contextmanager
 def compiling(compile: bool) -> Iterator[None]:
-    """`UserError` where a compiled network is to run, for the first time, and the machine has no compiler for it.
+    """`UserError` if the network that runs here for the first time is to be compiled (`compile`) and cannot be.
 
-    `compile`: whether it is compiled at all.
+    PyTorch compiles at the first forward and backward pass, not before.
     """
     try:
         yield
