@@ -4,13 +4,14 @@ Embeddings are L2-normalised first, unless a function says otherwise. Memory: a 
 rows. The rows need not be sorted by class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from core.arrays import open_array, read_array
+from core.embeddings.class_chunks import ClassChunk, work_by_class
 from core.embeddings.row_blocks import normalized_blocks
 from core.embeddings.store import EmbeddingStore
 from core.errors import UserError
@@ -51,10 +52,16 @@ def class_means(
     """
     sums = empty_means(store)
     counts = np.bincount(store.labels(), minlength=len(sums))
-    table, blocks = torch.from_numpy(sums), normalized_blocks(store, normalized)
-    with one_thread():
-        for _, block, labels in blocks:
-            table.index_add_(0, torch.from_numpy(labels), torch.from_numpy(block))
+
+    def fill(most: int, chunks: Iterator[ClassChunk]) -> None:
+        for chunk in chunks:
+            sums[chunk.classes] = chunk.sums
+
+    if not work_by_class(store, fill, normalized):
+        table, blocks = torch.from_numpy(sums), normalized_blocks(store, normalized)
+        with one_thread():
+            for _, block, labels in blocks:
+                table.index_add_(0, torch.from_numpy(labels), torch.from_numpy(block))
     if scale is not None:
         sums *= scale
     return sums / np.maximum(counts, 1)[:, None], counts

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import core.embeddings.class_chunks as class_chunks
 import core.embeddings.class_values as class_values
 from core.embeddings.class_radii import VALUES, class_radii, largest_without_outliers
 from core.embeddings.class_values import means_and_values, order_within_classes
@@ -49,8 +50,9 @@ def store() -> Rows:
 def test_one_pass_gives_the_bits_of_means_first_and_values_then(
     store, monkeypatch, most, threads, measure, scaled, dtype
 ):
-    monkeypatch.setattr(class_values, "CHUNKS", 2)
-    monkeypatch.setattr(class_values, "MOST_ROWS", most)
+    monkeypatch.setattr(class_chunks, "CHUNKS", 2)
+    monkeypatch.setattr(class_chunks, "CHUNK_ROWS", 128)
+    monkeypatch.setattr(class_chunks, "MOST_ROWS", most)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     scale = dimension_scale(store) if scaled else None
     expected = class_means(store, scale)[0].astype(dtype)
