@@ -79,7 +79,7 @@ FAULTS = (
         ("test_collectives.py", "test_partial_fc_ranks.py"),
         (
             {
-                "dist.reduce_scatter_tensor(own, gradient.contiguous(), group=ctx.group)": (
+                "_reduce_scatter_single(own, gradient.contiguous(), group=ctx.group)": (
                     "own = gradient.split(largest)[rank(ctx.group)].contiguous()"
                 )
             },

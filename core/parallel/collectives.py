@@ -26,6 +26,10 @@ __all__ = [
     "world_size",
 ]
 
+# PyTorch 2.14 has new names for both and warns of the old ones
+_all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
     """The number of ranks in the group; 1 without a process group."""
@@ -71,7 +75,7 @@ def row_counts(num_rows: int, device: torch.device, group: dist.ProcessGroup | N
     if "cpu:" in dist.get_backend_config(group):
         device = torch.device("cpu")
     counts = torch.empty(size, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(counts, torch.tensor([num_rows], device=device), group)
+    _all_gather_single(counts, torch.tensor([num_rows], device=device), group)
     return counts.tolist()
 
 
@@ -121,7 +125,7 @@ class _GatherRows(torch.autograd.Function):
         largest = max(counts)
         blocks = tensor.new_empty(len(counts) * largest, *tensor.shape[1:])
         if largest > 0:
-            dist.all_gather_into_tensor(blocks, _padded(tensor, largest), group)
+            _all_gather_single(blocks, _padded(tensor, largest), group)
         if min(counts) == largest:
             return blocks
         return torch.cat([block[:count] for block, count in zip(blocks.split(largest), counts)])
@@ -134,7 +138,7 @@ class _GatherRows(torch.autograd.Function):
         if largest > 0:
             if min(ctx.counts) < largest:
                 gradient = torch.cat([_padded(block, largest) for block in gradient.split(ctx.counts)])
-            dist.reduce_scatter_tensor(own, gradient.contiguous(), group=ctx.group)
+            _reduce_scatter_single(own, gradient.contiguous(), group=ctx.group)
         return own[: ctx.counts[rank(ctx.group)]], None, None
 
 
