@@ -44,6 +44,7 @@ from core.evaluation.tables import format_table
 from core.heads import PartialFC
 from core.heads.margins import ArcFace
 from core.json_files import read_json
+from core.parallel.collectives import all_reduce_
 
 FLOAT = 4
 LOGIT_PASSES = 15
@@ -281,7 +282,10 @@ SMALL = 10_000
 
 
 def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each work, all done in turn, after a round to warm up; all ranks begin each together."""
+    """Median seconds of each work, all done in turn, after a round to warm up.
+
+    All ranks begin each together, and what counts is the slowest of them, for which the others wait in a step.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats + 1):
         for name, work in works.items():
@@ -289,8 +293,9 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
                 dist.barrier()
             started = time.perf_counter()
             work()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+            taken = all_reduce_(torch.tensor(time.perf_counter() - started), "max")
+            seconds[name].append(taken.item())
+    return {name: statistics.median(rounds[1:]) for name, rounds in seconds.items()}
 
 
 class Training:
