@@ -26,10 +26,14 @@ def write_tree(revision: str | None, folder: Path) -> Path:
     return folder
 
 
-def start(tree: Path, log: Path, *words: object, folder: str = ".") -> subprocess.Popen:
-    """Start `python words` in a folder of the tree, with the tree's own `core`, one thread and no GPU."""
+def start(tree: Path, log: Path, *words: object, folder: str = ".", threads: int | None = 1) -> subprocess.Popen:
+    """Start `python words` in a folder of the tree, with the tree's own `core`, `threads` (None: as many as by itself)
+    and no GPU.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": ""}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with open(log, "w") as output:
         return subprocess.Popen(
             [sys.executable, *map(str, words)],
