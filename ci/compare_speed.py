@@ -3,13 +3,13 @@
     python ci/compare_speed.py 71db8f1                     a revision, and the working tree as it is
     python ci/compare_speed.py 71db8f1 b80fded --rounds 5
     python ci/compare_speed.py main --works class_means pair_file partial_fc
-    python ci/compare_speed.py main --works class_means_from_disk --folder /scratch     10.6 GB
+    python ci/compare_speed.py main --works class_means_from_disk --folder /scratch     10.6 GB more
 
 Each work of each round runs in a process of its own, first with one revision, then with the other, and in the next
-round the other way about. Times are those of a first call in a process: files are opened and data prepared before, what
-a library does at its first call is in it. Whatever a revision gives is compared with the other's, number by number.
-Data at the size of real ones take 5 GB; works from disk need 10.6 GB more and run only if they are named. A table and
-`work_dirs/compare_speed.json` at the end; status 1 if a work fails.
+round in the other order. Times are those of a first call in a process: files are opened and data prepared before it,
+what a library does at its first call is included. The results of the two revisions are compared number by number. The
+data, of real size, take 5 GB; works from disk need 10.6 GB more and run only if they are named. Ends with a table and
+`work_dirs/compare_speed.json`; with status 2, and without either, as soon as a work fails.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from core.data.recordio import RecordWriter  # noqa: E402
 from core.data.records import write_image_records  # noqa: E402
 from core.errors import UserError, run_program  # noqa: E402
 from core.evaluation.tables import format_table  # noqa: E402
-from core.outputs import replaced_atomically, require_replaceable  # noqa: E402
+from core.outputs import make_folder, replaced_atomically, require_replaceable  # noqa: E402
 
 SIDES = ("before", "after")
 OUT = ROOT / "work_dirs" / "compare_speed.json"
@@ -77,6 +77,7 @@ class Timed:
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the works, print the table and keep it."""
     args = parse_arguments(argv)
+    make_folder(args.out.parent)
     require_replaceable(args.out)
     where, made_of = machine(), versions()
     print(in_words(where, made_of), flush=True)
@@ -150,7 +151,7 @@ def runs(folder: Path, works: Sequence[str], rounds: int) -> Iterator[tuple[str,
                 log, result = folder / "log.txt", folder / f"{name}_{side}.npz"
                 words = (ROOT / "ci" / "timed_works.py", name, folder / "data", result)
                 if start(folder / side, log, *words, threads=None).wait():
-                    raise UserError(f"{name} failed, {side}: {log.read_text(errors='replace').strip()[-2000:]}")
+                    raise UserError(f"{name} failed with the revision {side}: {last_line(log)}")
                 yield name, side, float(load(folder, name, side)["seconds"])
 
 
@@ -160,14 +161,22 @@ def load(folder: Path, name: str, side: str) -> dict[str, np.ndarray]:
         return {key: arrays[key] for key in ("seconds", "value")}
 
 
+def last_line(log: Path) -> str:
+    """Of what a work printed, the last line that is not empty: the error."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
+
+
 def difference(before: np.ndarray, after: np.ndarray) -> str:
-    """How two results compare."""
+    """How two results compare; a number and none (NaN) are infinitely far apart."""
     if before.shape != after.shape:
         return f"{before.shape} and {after.shape} numbers"
-    if np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
+    before, after = before.astype(np.float64), after.astype(np.float64)
+    unequal = ~((before == after) | (np.isnan(before) & np.isnan(after)))
+    if not unequal.any():
         return "the same"
-    apart = np.abs(before.astype(np.float64) - after.astype(np.float64))
-    return f"differ in {np.count_nonzero(apart):,} of {before.size:,} numbers, by up to {np.nanmax(apart):.1e}"
+    apart = np.nan_to_num(np.abs(before[unequal] - after[unequal]), nan=np.inf, posinf=np.inf)
+    return f"differ in {np.count_nonzero(unequal):,} of {before.size:,} numbers, by up to {apart.max():.1e}"
 
 
 def table(timed: Mapping[str, Timed]) -> str:

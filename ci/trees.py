@@ -27,7 +27,7 @@ def write_tree(revision: str | None, folder: Path) -> Path:
 
 
 def start(tree: Path, log: Path, *words: object, folder: str = ".", threads: int | None = 1) -> subprocess.Popen:
-    """Start `python words` in a folder of the tree, with the tree's own `core`, `threads` (None: as many as by itself)
+    """Start `python words` in a folder of the tree, with the tree's own `core`, `threads` (None: PyTorch's default)
     and no GPU.
     """
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from ci.benchmarks.ijb_scoring import NUM_PAIRS
 from ci.compare_speed import QUICK, Timed, difference, table
 from ci.timed_works import WORKS
 from core.embeddings.store import EmbeddingStore
+from core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +67,13 @@ def test_the_loss_falls_where_the_same_batch_is_trained_on(data, name):
 
 
 def test_differences_are_reported():
-    numbers = np.array([1.0, np.nan, 3.0])
+    numbers = np.array([1.0, np.nan, 3.0, np.inf])
     assert difference(numbers, numbers.copy()) == "the same"
-    assert difference(numbers, np.array([1.0, np.nan, 3.5])).endswith("of 3 numbers, by up to 5.0e-01")
-    assert difference(numbers, numbers[:2]) == "(3,) and (2,) numbers"
+    other = np.array([1.0, np.nan, 3.5, np.inf])
+    assert difference(numbers, other) == "differ in 1 of 4 numbers, by up to 5.0e-01"
+    none = np.array([np.nan, np.nan, 3.5, np.inf])
+    assert difference(numbers, none) == "differ in 2 of 4 numbers, by up to inf"
+    assert difference(numbers, numbers[:2]) == "(4,) and (2,) numbers"
     assert difference(np.array([True, False]), np.array([True, True])) == "differ in 1 of 2 numbers, by up to 1.0e+00"
 
 
@@ -91,3 +95,10 @@ def test_a_revision_beside_the_working_tree(tmp_path, capsys):
         assert len(work["before"]) == len(work["after"]) == 1 and min(*work["before"], *work["after"]) > 0
         assert name in printed and work["results"] in printed
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_a_work_that_fails_is_named_with_its_error(data, tmp_path):
+    (tmp_path / "before" / "core").mkdir(parents=True)  # a revision that lacks what the works call
+    (tmp_path / "before" / "core" / "__init__.py").write_text("raise ImportError('no such thing')")
+    with pytest.raises(UserError, match="pair_file failed with the revision before: ImportError: no such thing"):
+        next(compare_speed.runs(tmp_path, ["pair_file"], 1))

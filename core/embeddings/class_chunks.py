@@ -16,10 +16,10 @@ from core.parallel.threads import in_order, one_thread
 __all__ = ["ClassChunk", "chunk_bounds", "first_rows", "work_by_class"]
 
 CHUNK_ROWS = 256
-"""Rows whose float64 copies stay in a core's caches, and enough that Python's part is small; a chunk goes on to the end
-of its last class."""
+"""Few enough rows that their float64 copies stay in a core's caches, many enough that Python's overhead is small. A
+chunk goes on to the end of its last class."""
 MOST_ROWS = 8192
-"""In a chunk."""
+"""The most rows of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ClassChunk:
     features: np.ndarray
     """Float64 (n, D). May be overwritten: the next chunk is read into the same memory."""
     classes: np.ndarray
-    """Labels (k,) that have rows, in order."""
+    """The labels (k,) of these classes, ascending."""
     counts: np.ndarray
     """Rows of each (k,)."""
     sums: np.ndarray
@@ -41,10 +41,11 @@ class ClassChunk:
 def work_by_class(
     store: EmbeddingStore, work: Callable[[int, Iterator[ClassChunk]], None], normalized: bool = True
 ) -> bool:
-    """Call `work(most, chunks)` on several threads; together they get all chunks, of at most `most` rows in each call.
+    """Call `work(most, chunks)` on several threads; together the calls get every chunk once.
 
-    Rows are of unit length if `normalized`. Returns False, and has done nothing, if the store is not sorted by class or
-    a class has more than `MOST_ROWS` rows. Memory: a chunk of rows a thread, and 8 bytes a row.
+    No chunk of a call has more than `most` rows. They are of unit length if `normalized`. Returns False, and has done
+    nothing, if the store is not sorted by class or a chunk would have more than `MOST_ROWS` rows. Memory: a chunk a
+    thread, and 8 bytes a row.
     """
     labels = np.asarray(store.labels())
     first = first_rows(labels)

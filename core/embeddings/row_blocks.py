@@ -13,7 +13,7 @@ __all__ = ["CHUNKS", "float64_rows", "normalized_blocks", "row_values", "slices"
 BLOCK_ROWS = 512
 """Rows that are handed over together."""
 CHUNK_ROWS = 256
-"""Rows whose float64 copies stay in a core's caches, and enough that Python's part is small."""
+"""Few enough rows that their float64 copies stay in a core's caches, many enough that Python's overhead is small."""
 CHUNKS = 64
 """That a thread works on before it takes the next ones."""
 

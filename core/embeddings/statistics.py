@@ -1,7 +1,8 @@
 """Class means of an embedding store, computed block by block, and files that keep statistics beside it.
 
 Embeddings are L2-normalised first, unless a function says otherwise. Memory: a (C, D) float64 table and a few blocks of
-rows. The rows need not be sorted by class.
+rows a thread. The rows need not be sorted by class; of sorted ones all threads add up the classes, with 8 bytes a row
+and a chunk a thread (`core.embeddings.class_chunks`).
 """
 
 from collections.abc import Callable, Iterator

@@ -20,8 +20,8 @@ from core.parallel.threads import in_order, one_thread
 __all__ = ["evaluate_1_1", "pair_scores", "template_features", "template_means"]
 
 MEMBER_BLOCK, ROW_BLOCK = 512, 128
-"""Images, and first templates of pairs, that are taken together. IJB-C's first templates are its 3,531 galleries: every
-thread gets several blocks."""
+"""Images, and first templates of pairs, that are taken together. IJB-C's first templates are the 3,531 of its
+galleries: 28 blocks to share out."""
 RELEASED_BLOCKS = 64
 """Of images, after which what was read of the embeddings' file no longer counts as the program's memory."""
 

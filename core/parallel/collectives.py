@@ -26,9 +26,10 @@ __all__ = [
     "world_size",
 ]
 
-# PyTorch 2.14 has new names for both and warns of the old ones
-_all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-_reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+# PyTorch 2.14 renamed both and warns about the old names
+_HAS_NEW_NAMES = hasattr(dist, "all_gather_single")
+_all_gather_single = dist.all_gather_single if _HAS_NEW_NAMES else dist.all_gather_into_tensor
+_reduce_scatter_single = dist.reduce_scatter_single if _HAS_NEW_NAMES else dist.reduce_scatter_tensor
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
