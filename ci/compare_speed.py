@@ -55,9 +55,11 @@ class Sizes:
     """IJB-C's numbers are divided by it."""
     records: int = 10_000
     head_classes: int = 500_000
+    image_size: int = 112
+    step_images: int = 32
 
 
-QUICK = Sizes(2_000, 40, 32, 4_000, 80, 2_000, 200, 500)
+QUICK = Sizes(2_000, 40, 32, 4_000, 80, 2_000, 200, 500, 16, 4)
 
 
 @dataclass

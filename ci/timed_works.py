@@ -19,7 +19,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch.nn.utils import clip_grad_norm_
 
+from core.backbones import build_backbone
 from core.data.records import RecordDataset
 from core.embeddings.class_radii import prepare_class_radii
 from core.embeddings.statistics import class_means
@@ -164,6 +166,34 @@ def partial_fc(data: Path, rate: float) -> Work:
     return last
 
 
+def training_step(data: Path) -> Work:
+    """A step of r18 on the CPU in the precision that is the revision's default, after one that is not timed."""
+    sizes = json.loads((data / "sizes.json").read_text())
+    side, count = sizes["image_size"], sizes["step_images"]
+    backbone = build_backbone("r18", sizes["size"], image_size=side).to(memory_format=torch.channels_last)
+    half = None  # before there was a choice, trainings on CPUs computed in float32
+    if find_spec("core.engine.precision"):
+        precision = import_module("core.engine.precision")
+        half = precision.PRECISIONS[precision.choose_precision("auto", backbone, side, ONE_RANK)]
+    head = PartialFC(ArcFace(), sizes["size"], sizes["classes"])
+    optimizer = build_optimizer(Settings(lr=0.1), [*backbone.parameters(), *head.parameters()])
+    images = torch.randn(count, 3, side, side).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(count) % sizes["classes"]
+
+    def step() -> float:
+        with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
+            embeddings = backbone(images)
+        loss = head(embeddings.float(), labels)
+        loss.backward()
+        clip_grad_norm_(backbone.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    before = step()
+    return lambda: np.array([before, step()])
+
+
 WORKS: dict[str, Callable[[Path], Work]] = {
     **{name: functools.partial(statistic, name) for name in STATISTICS},
     "ijb_test": functools.partial(ijb_test, with_files=True),
@@ -171,6 +201,7 @@ WORKS: dict[str, Callable[[Path], Work]] = {
     "pair_file": pair_file,
     "records": functools.partial(records, to_network=False),
     "records_to_network": functools.partial(records, to_network=True),
+    "training_step": training_step,
     "partial_fc": functools.partial(partial_fc, rate=1.0),
     "partial_fc_0.1": functools.partial(partial_fc, rate=0.1),
     "partial_fc_0.01": functools.partial(partial_fc, rate=0.01),

@@ -60,6 +60,11 @@ def test_images_for_a_network_are_the_bytes_normalised_and_mirrored(data):
     assert (mirrored ^ as_stored).all() and mirrored.any() and as_stored.any()
 
 
+def test_the_loss_of_a_network_falls_too(data):
+    first, second = result("training_step", data)
+    assert first > second
+
+
 @pytest.mark.parametrize("name", ["partial_fc", "partial_fc_0.1", "partial_fc_0.01"])
 def test_the_loss_falls_where_the_same_batch_is_trained_on(data, name):
     first, second, third = result(name, data)[:3]
