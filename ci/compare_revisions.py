@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trees import start, write_tree
+from trees import last_line, start, write_tree
 
 METHODS = ("advbct", "bct", "hot_refresh", "l2", "lce", "mixbct", "nccl", "unibct")
 SIDES = ("first", "second")
@@ -254,12 +254,6 @@ def summary(values: dict[str, object]) -> str:
         return f"{len(values)} files"
     losses = [value for name, value in values.items() if name.endswith(" loss")]
     return f"{len(values)} numbers" + (f", {len(losses)} steps, last loss {losses[-1]:.4f}" if losses else "")
-
-
-def last_line(log: Path) -> str:
-    """The last line of a program's output that is not empty."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
 
 
 def print_table(outcomes: list[Outcome]) -> None:

@@ -1,4 +1,4 @@
-"""Time the same works with two revisions of this repository in turn, and compare what comes of them.
+"""Time the same works with two revisions of this repository in turn, and compare their results.
 
     python ci/compare_speed.py 71db8f1                     a revision, and the working tree as it is
     python ci/compare_speed.py 71db8f1 b80fded --rounds 5
@@ -8,8 +8,8 @@
 Each work of each round runs in a process of its own, first with one revision, then with the other, and in the next
 round in the other order. Times are those of a first call in a process: files are opened and data prepared before it,
 what a library does at its first call is included. The results of the two revisions are compared number by number. The
-data, of real size, take 5 GB; works from disk need 10.6 GB more and run only if they are named. Ends with a table and
-`work_dirs/compare_speed.json`; with status 2, and without either, as soon as a work fails.
+data, of real size, take up to 5 GB; works from disk need 10.6 GB more and run only if they are named. At the end there
+are a table and `work_dirs/compare_speed.json`. If a work fails, the program stops with status 2 and keeps nothing.
 """
 
 import argparse
@@ -28,18 +28,21 @@ sys.path[:0] = [str(ROOT)]
 
 from ci.benchmarks import class_statistics, ijb_scoring, records  # noqa: E402
 from ci.benchmarks.harness.machine import busy, in_words, machine, versions  # noqa: E402
-from ci.timed_works import WORKS  # noqa: E402
-from ci.trees import start, write_tree  # noqa: E402
-from core.data.recordio import RecordWriter  # noqa: E402
-from core.data.records import write_image_records  # noqa: E402
+from ci.timed_works import STATISTICS, WORKS  # noqa: E402
+from ci.trees import last_line, start, write_tree  # noqa: E402
 from core.errors import UserError, run_program  # noqa: E402
 from core.evaluation.tables import format_table  # noqa: E402
 from core.outputs import make_folder, replaced_atomically, require_replaceable  # noqa: E402
 
 SIDES = ("before", "after")
 OUT = ROOT / "work_dirs" / "compare_speed.json"
-LARGE = "_from_disk"
-"""Works of this ending read the large store."""
+READ_BY = {
+    "store": (*STATISTICS,),
+    "large": tuple(f"{name}_from_disk" for name in STATISTICS),
+    "IJBC": ("ijb_test", "ijb_stored", "pair_file"),
+    "train": ("records", "records_to_network"),
+}
+"""Data, and the works that read them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Sizes:
     step_images: int = 32
 
 
-QUICK = Sizes(2_000, 40, 32, 4_000, 80, 2_000, 200, 500, 16, 4)
+QUICK = Sizes(
+    images=2_000, classes=40, size=32, large_images=4_000, large_classes=80, shrink=2_000, records=200,
+    head_classes=500, image_size=16, step_images=4,
+)  # fmt: skip
 
 
 @dataclass
@@ -111,7 +117,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", help="a git revision, 71db8f1 or later")
     parser.add_argument("after", nargs="?", help="another one (default: the working tree as it is)")
-    default = [name for name in WORKS if not name.endswith(LARGE)]
+    default = [name for name in WORKS if name not in READ_BY["large"]]
     parser.add_argument(
         "--works", nargs="+", choices=list(WORKS), default=default, metavar="WORK", help=f"of {', '.join(WORKS)}"
     )
@@ -126,23 +132,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write_data(data: Path, sizes: Sizes, works: Sequence[str]) -> None:
-    """What the works read, by the working tree."""
+    """What these works read; made by the working tree."""
     data.mkdir()
     (data / "sizes.json").write_text(json.dumps(vars(sizes)))
-    if any(name.endswith(LARGE) for name in works):
+    wanted = {name for name, readers in READ_BY.items() if not set(readers).isdisjoint(works)}
+    if "store" in wanted:
+        class_statistics.write_store(data / "store", sizes.images, sizes.classes, sizes.size, False)
+    if "large" in wanted:
         class_statistics.write_store(data / "large", sizes.large_images, sizes.large_classes, sizes.size, False)
-    class_statistics.write_store(data / "store", sizes.images, sizes.classes, sizes.size, False)
-    ijb_scoring.write_meta(data / "IJBC", sizes.shrink)
-    ijb_scoring.write_embeddings(data, ijb_scoring.NUM_IMAGES // sizes.shrink)
-    lists = ijb_scoring.make_lists(
-        ijb_scoring.NUM_TEMPLATES // sizes.shrink, max(ijb_scoring.NUM_SUBJECTS // sizes.shrink, 2)
-    )
-    for name, part in {**lists.galleries, "probes": lists.probes}.items():
-        np.save(data / f"{name}.npy", np.stack([part.templates, part.subjects]))
-    drawn = records.draw_images(np.random.default_rng(0), min(sizes.records, records.NUM_DISTINCT))
-    with RecordWriter(data / "train") as writer:
-        images = ((0, drawn[i % len(drawn)]) for i in range(sizes.records))
-        write_image_records(writer, sizes.records, 1, images)
+    if "IJBC" in wanted:
+        ijb_scoring.write_meta(data / "IJBC", sizes.shrink)
+        ijb_scoring.write_embeddings(data, ijb_scoring.NUM_IMAGES // sizes.shrink)
+        lists = ijb_scoring.make_lists(sizes.shrink)
+        for name, part in {**lists.galleries, "probes": lists.probes}.items():
+            np.save(data / f"{name}.npy", np.stack([part.templates, part.subjects]))
+    if "train" in wanted:
+        records.write_images(data / "train", sizes.records)
 
 
 def runs(folder: Path, works: Sequence[str], rounds: int) -> Iterator[tuple[str, str, float]]:
@@ -161,12 +166,6 @@ def load(folder: Path, name: str, side: str) -> dict[str, np.ndarray]:
     """What the last run of a work left."""
     with np.load(folder / f"{name}_{side}.npz") as arrays:
         return {key: arrays[key] for key in ("seconds", "value")}
-
-
-def last_line(log: Path) -> str:
-    """Of what a work printed, the last line that is not empty: the error."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> str:

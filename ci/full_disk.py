@@ -40,6 +40,7 @@ from kill_gallery import faults_of, write_story  # noqa: E402
 from landmark_trees import write_revisited_tree  # noqa: E402
 from launching import free_port, run_program_file  # noqa: E402
 from tiny import noise, write_map_run, write_records, write_run_folder, write_verification_set  # noqa: E402
+from trees import last_line  # noqa: E402
 
 from core.models.weights import fingerprint  # noqa: E402
 from core.room import require_room  # noqa: E402
@@ -339,11 +340,6 @@ def check(case: Case, disk: SmallDisk, folder: Path, shares: Sequence[int]) -> I
 
 def kept_name(case: Case, path: str) -> bool:
     return any(re.fullmatch(pattern, path) for pattern in case.keeps)
-
-
-def last_line(log: Path) -> str:
-    """Of what a program said."""
-    return (log.read_text(errors="replace").splitlines() or [""])[-1]
 
 
 def faults(case: Case, statuses: list[int], line: str, text: str, place: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One work, done once and timed, by whatever revision's `core` is imported: `compare_speed.py` starts this file.
+"""Do one work once, with the `core` of the revision on the path, and time it: `compare_speed.py` starts this file.
 
     PYTHONPATH=<a revision's folder> python ci/timed_works.py class_means DATA RESULT.npz
 

@@ -44,6 +44,12 @@ def start(tree: Path, log: Path, *words: object, folder: str = ".", threads: int
         )
 
 
+def last_line(log: Path) -> str:
+    """The last line of a program's output that is not empty."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
 def _git(*words: str) -> bytes:
     result = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
     if result.returncode:

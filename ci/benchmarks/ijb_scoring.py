@@ -3,6 +3,8 @@
     python -m ci.benchmarks ijb_scoring                469,375 images x 512, 23,124 templates, 15,658,489 pairs
     python -m ci.benchmarks ijb_scoring --shrink 20    a twentieth of it
 
+As in the real list, pairs are of a gallery's template and a probe's, and those of one gallery template come together.
+
 The plain way is that of insightface's script: templates in a loop, scores of 100,000 pairs at a time, scikit-learn's
 curve. 3 GB of disk. Of the same scores both ways must give the same rates; in the test as a whole, where features
 differ by float32's rounding, they may differ by three pairs or probes.
@@ -30,10 +32,16 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 """scikit-learn's: FPR, TPR and thresholds."""
 
 
+def num_subjects(shrink: int) -> int:
+    """As many are in the galleries, with a template each."""
+    return max(NUM_SUBJECTS // shrink, 2)
+
+
 def write_meta(root: Path, shrink: int) -> None:
     """Meta files with IJB-C's numbers divided by `shrink`; no images."""
     rng = np.random.default_rng(0)
     num_images, num_templates, num_pairs = (n // shrink for n in (NUM_IMAGES, NUM_TEMPLATES, NUM_PAIRS))
+    num_galleries = num_subjects(shrink)
     (root / "meta").mkdir(parents=True)
     names = pl.int_range(1, num_images + 1, eager=True).cast(pl.String) + ".jpg"
     template = np.sort(
@@ -48,8 +56,8 @@ def write_meta(root: Path, shrink: int) -> None:
         },
         "name_5pts_score": {"name": names, **points, "score": rng.uniform(0.1, 1, num_images).round(3)},
         "template_pair_label": {
-            "first": np.sort(rng.integers(1, num_templates + 1, num_pairs)),
-            "second": rng.integers(1, num_templates + 1, num_pairs),
+            "first": np.sort(rng.integers(1, num_galleries + 1, num_pairs)),
+            "second": rng.integers(num_galleries + 1, num_templates + 1, num_pairs),
             "same": (rng.random(num_pairs) < 0.00125).astype(np.int8),
         },
     }
@@ -87,11 +95,12 @@ def write_embeddings(folder: Path, count: int) -> ImageEmbeddings:
     return ImageEmbeddings(*(open_array(folder / f"{name}.npy") for name in ("plain", "mirrored")))
 
 
-def make_lists(num_templates: int, num_subjects: int) -> IdentificationLists:
+def make_lists(shrink: int) -> IdentificationLists:
     """Two galleries of a template a subject, and probes."""
+    num_templates, enrolled = NUM_TEMPLATES // shrink, num_subjects(shrink)
     chosen = np.random.default_rng(2).permutation(num_templates)
-    subjects, half = np.arange(num_templates) % num_subjects, num_subjects // 2
-    parts = {"g1": slice(0, half), "g2": slice(half, num_subjects), "probes": slice(num_subjects, None)}
+    subjects, half = np.arange(num_templates) % enrolled, enrolled // 2
+    parts = {"g1": slice(0, half), "g2": slice(half, enrolled), "probes": slice(enrolled, None)}
     made = {name: Subjects(chosen[part], subjects[part]) for name, part in parts.items()}
     return IdentificationLists({name: made[name] for name in ("g1", "g2")}, made["probes"])
 
@@ -183,7 +192,7 @@ def run(bench: Bench, *, shrink: int = 1) -> None:
     num_impostors = int((~pairs.same).sum())
     check_pair_rates(rates, curve, num_impostors, 1e-9)
 
-    lists = make_lists(images.num_templates, max(NUM_SUBJECTS // shrink, 2))
+    lists = make_lists(shrink)
     ways = {
         "evaluate_1_n": partial(evaluate_1_n, templates, templates, lists),
         "NumPy": partial(plain_1_n, templates, lists),

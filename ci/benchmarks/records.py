@@ -37,6 +37,14 @@ def draw_images(rng: np.random.Generator, count: int) -> list[bytes]:
     return images
 
 
+def write_images(prefix: Path, count: int) -> list[bytes]:
+    """A record file of `count` images, of which at most `NUM_DISTINCT` differ; returns these."""
+    drawn = draw_images(np.random.default_rng(0), min(count, NUM_DISTINCT))
+    with RecordWriter(prefix) as writer:
+        write_image_records(writer, count, 1, ((0, drawn[i % len(drawn)]) for i in range(count)))
+    return drawn
+
+
 def by_batch(prefix: Path, count: int) -> np.ndarray:
     """The last batch of all images."""
     data = RecordDataset(prefix)
@@ -86,10 +94,8 @@ def with_pil(data: bytes) -> np.ndarray:
 
 
 def run(bench: Bench, *, images: int = 10_000) -> None:
-    drawn = draw_images(np.random.default_rng(0), min(images, NUM_DISTINCT))
     prefix = bench.folder / "train"
-    with RecordWriter(prefix) as writer:
-        write_image_records(writer, images, 1, ((0, drawn[i % len(drawn)]) for i in range(images)))
+    drawn = write_images(prefix, images)
     bench.note(f"JPEGs of {SIZE}x{SIZE}, {np.mean([len(image) for image in drawn]):.0f} bytes each, one thread")
     ways = {
         "RecordDataset.batch": partial(by_batch, prefix, images),

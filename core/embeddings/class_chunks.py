@@ -51,15 +51,15 @@ def work_by_class(
     first = first_rows(labels)
     if first is None:
         return False
-    # Of all chunks at once: for each of thousands of chunks it would take a sixth of the time.
+    # For all chunks together: done in each of thousands of chunks, this would take a sixth of the time.
     bounds, counts, present = chunk_bounds(first, CHUNK_ROWS), np.diff(first), labels[first[:-1]]
     if np.diff(first[bounds]).max(initial=0) > MOST_ROWS:
         return False
     number = np.repeat(np.arange(len(counts)), counts)
 
-    def read(bounds: np.ndarray, most: int) -> Iterator[ClassChunk]:
+    def read(own: np.ndarray, most: int) -> Iterator[ClassChunk]:
         buffer = np.empty((most, store.info.embedding_size))
-        for low, high, start, end in zip(bounds[:-1], bounds[1:], first[bounds[:-1]], first[bounds[1:]]):
+        for low, high, start, end in zip(own[:-1], own[1:], first[own[:-1]], first[own[1:]]):
             features = float64_rows(store.features[start:end], normalized, out=buffer[: end - start])
             sums = np.zeros((high - low, features.shape[1]))
             of_rows = torch.from_numpy(number[start:end] - low)
