@@ -19,9 +19,8 @@ from core.parallel.threads import in_order, one_thread
 
 __all__ = ["evaluate_1_1", "pair_scores", "template_features", "template_means"]
 
-MEMBER_BLOCK, ROW_BLOCK = 512, 128
-"""Images, and first templates of pairs, that are taken together. IJB-C's first templates are the 3,531 of its
-galleries: 28 blocks to share out."""
+MEMBER_BLOCK, ROW_BLOCK = 512, 512
+"""Images, and first templates of pairs, that are taken together."""
 RELEASED_BLOCKS = 64
 """Of images, after which what was read of the embeddings' file no longer counts as the program's memory."""
 
@@ -99,7 +98,7 @@ def pair_scores(first_templates: np.ndarray, second_templates: np.ndarray, pairs
 
     Pairs with one first template, which follow one another in IJB's lists, are a row of a sparse matrix, and their
     cosines the entries of a product that PyTorch computes: no feature but the first templates' is copied. Equal
-    templates have equal scores wherever they are in the list. Memory: 4 P bytes, and for each thread 128 features and
+    templates have equal scores wherever they are in the list. Memory: 4 P bytes, and for each thread 512 features and
     about 50 bytes for each of the pairs that these are the first of.
     """
     scores = np.empty(len(pairs.first), dtype=np.float32)
